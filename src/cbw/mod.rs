@@ -1,0 +1,167 @@
+//! Which clusters of an image the snapshot has: two bits a cluster, so that memory does not grow with the extent count.
+//!
+//! Guarantees: a cluster only goes forward, pending to cloning to done. Leaves to others what moves it. Pure.
+
+use crate::range::{ByteRange, PowerOfTwo};
+
+/// The state of one cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cluster {
+    /// Not in the snapshot: must stay as it was at T0.
+    Pending,
+    /// A clone of it was begun: its bytes in the snapshot are unknown until it has ended.
+    Cloning,
+    /// In the snapshot.
+    Done,
+}
+
+/// The states of all clusters of an image.
+pub struct Clusters {
+    /// 32 clusters a word, two bits each: 0 pending, 1 cloning, 2 done.
+    words: Vec<u64>,
+    count: u64,
+    size: u64,
+    cluster: PowerOfTwo,
+    done_bytes: u64,
+}
+
+impl Clusters {
+    /// All clusters of an image of `size` bytes, pending.
+    pub fn new(size: u64, cluster: PowerOfTwo) -> Self {
+        let count = size.div_ceil(cluster.get());
+        let words = usize::try_from(count.div_ceil(32)).expect("an image's cluster states fit the address space");
+        Self { words: vec![0; words], count, size, cluster, done_bytes: 0 }
+    }
+
+    /// The state of the cluster that has the byte at `offset`.
+    pub fn at(&self, offset: u64) -> Cluster {
+        match self.get(offset / self.cluster.get()) {
+            0 => Cluster::Pending,
+            1 => Cluster::Cloning,
+            _ => Cluster::Done,
+        }
+    }
+
+    /// Marks every pending cluster that the range touches as being cloned.
+    pub fn begin(&mut self, range: ByteRange) {
+        for index in self.touched(range) {
+            if self.get(index) == 0 {
+                self.set(index, 1);
+            }
+        }
+    }
+
+    /// Marks as done the clusters that lie whole in the range (the last may be cut by the end of the image).
+    pub fn finish(&mut self, range: ByteRange) {
+        let first = range.start().div_ceil(self.cluster.get());
+        let last = if range.end() >= self.size { self.count } else { range.end() / self.cluster.get() };
+        for index in first..last {
+            if self.get(index) != 2 {
+                self.set(index, 2);
+                self.done_bytes += self.bytes(index).len();
+            }
+        }
+    }
+
+    /// The first range from `from` on that is not done, whole clusters, at most `limit` bytes but one cluster at least.
+    pub fn next_open(&self, from: u64, limit: u64) -> Option<ByteRange> {
+        let first = self.first_open(from.div_ceil(self.cluster.get()))?;
+        let most = (limit / self.cluster.get()).max(1);
+        let last = (first + 1..(first + most).min(self.count)).find(|&i| self.get(i) == 2);
+        let end = last.unwrap_or((first + most).min(self.count));
+        ByteRange::new(first * self.cluster.get(), (end * self.cluster.get()).min(self.size))
+    }
+
+    /// Bytes of the image that are done.
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes
+    }
+
+    /// Whether everything is done.
+    pub fn all_done(&self) -> bool {
+        self.done_bytes == self.size
+    }
+
+    fn first_open(&self, from: u64) -> Option<u64> {
+        const ALL_DONE: u64 = 0xAAAA_AAAA_AAAA_AAAA;
+        let mut index = from;
+        while index < self.count {
+            if index % 32 == 0 && self.words[(index / 32) as usize] == ALL_DONE {
+                index += 32;
+            } else if self.get(index) == 2 {
+                index += 1;
+            } else {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    fn bytes(&self, index: u64) -> ByteRange {
+        let start = index * self.cluster.get();
+        ByteRange::new(start, (start + self.cluster.get()).min(self.size)).expect("a cluster has bytes")
+    }
+
+    fn touched(&self, range: ByteRange) -> std::ops::Range<u64> {
+        range.start() / self.cluster.get()..range.end().min(self.size).div_ceil(self.cluster.get())
+    }
+
+    fn get(&self, index: u64) -> u64 {
+        self.words[(index / 32) as usize] >> (index % 32 * 2) & 3
+    }
+
+    fn set(&mut self, index: u64, state: u64) {
+        let word = &mut self.words[(index / 32) as usize];
+        let shift = index % 32 * 2;
+        *word = *word & !(3 << shift) | state << shift;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start, end).expect("not empty")
+    }
+
+    fn clusters(size: u64) -> Clusters {
+        Clusters::new(size, PowerOfTwo::new(4096).expect("a power of two"))
+    }
+
+    #[test]
+    fn only_whole_clusters_are_done_and_the_last_may_be_short() {
+        let mut c = clusters(4096 * 3 + 10);
+        c.begin(range(100, 5000));
+        assert_eq!((c.at(0), c.at(4096), c.at(8192)), (Cluster::Cloning, Cluster::Cloning, Cluster::Pending));
+        c.finish(range(100, 8192));
+        assert_eq!((c.at(0), c.at(4096)), (Cluster::Cloning, Cluster::Done));
+        c.finish(range(8192, 4096 * 3 + 10));
+        assert_eq!(c.done_bytes(), 4096 * 2 + 10);
+        assert!(!c.all_done());
+        c.finish(range(0, 4096));
+        assert!(c.all_done());
+    }
+
+    #[test]
+    fn next_open_finds_gaps_and_honours_the_limit() {
+        let mut c = clusters(4096 * 100);
+        assert_eq!(c.next_open(0, 8192), Some(range(0, 8192)));
+        assert_eq!(c.next_open(0, 1), Some(range(0, 4096)));
+        c.finish(range(0, 4096 * 70));
+        c.finish(range(4096 * 72, 4096 * 99));
+        assert_eq!(c.next_open(0, u64::MAX / 2), Some(range(4096 * 70, 4096 * 72)));
+        assert_eq!(c.next_open(4096 * 72, 1 << 30), Some(range(4096 * 99, 4096 * 100)));
+        c.finish(range(4096 * 99, 4096 * 100));
+        assert_eq!(c.next_open(4096 * 72, 1 << 30), None);
+    }
+
+    #[test]
+    fn done_never_goes_back() {
+        let mut c = clusters(8192);
+        c.finish(range(0, 8192));
+        c.begin(range(0, 8192));
+        assert!(c.all_done());
+        assert_eq!(c.at(0), Cluster::Done);
+    }
+}

@@ -1,0 +1,28 @@
+//! `rclone-img` snapshots a running VM's raw disk image on XFS or Btrfs in pieces that the guest does not notice.
+//!
+//! The modules, in reading order; `docs/ARCHITECTURE.md` has the bird's eye view and the invariants.
+//!
+//! - [`range`]: byte offsets and ranges as types. Pure.
+//! - [`extent`]: block maps and their comparison. Pure.
+//! - [`plan`]: chunks and pacing. Pure.
+//! - [`cbw`]: the states of the clusters of an image. Pure.
+//! - [`journal`]: the on-disk state of a job: format (pure) and file.
+//! - [`record`]: what a finished snapshot carries about itself. Pure.
+//! - [`disk`]: what the engine asks of files; the kernel's, and a simulated one.
+//! - [`sys`]: system calls; the only `unsafe`.
+//! - [`hold`]: how every byte not yet cloned stays as it was at T0.
+//! - [`engine`]: one job from begin to rename.
+//! - [`cli`]: arguments, reports, exit codes; one file per verb.
+
+pub mod cbw;
+pub mod cli;
+pub mod disk;
+pub mod engine;
+pub mod error;
+pub mod extent;
+pub mod hold;
+pub mod journal;
+pub mod plan;
+pub mod range;
+pub mod record;
+pub mod sys;
