@@ -1,0 +1,96 @@
+//! What a job tells whoever watches it, as plain data. The engine never formats and never blocks on a watcher.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::hold::HoldKind;
+
+/// What a job is, once T0 is set.
+#[derive(Clone, Debug)]
+pub struct Started {
+    /// The job's id.
+    pub job: [u8; 16],
+    /// The instant the snapshot shows.
+    pub t0: Timestamp,
+    /// How T0 is kept.
+    pub hold: HoldKind,
+    /// Why this hold, in words.
+    pub why: String,
+    /// The job took up a partial file but the T0 is a new one.
+    pub new_t0: bool,
+    /// The job goes on from a journal at the same T0.
+    pub resumed: bool,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Bytes already done when the job started.
+    pub done_bytes: u64,
+    /// Extents of the image, where the file system tells at once.
+    pub extents: Option<u64>,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Extents seen so far, where they were counted.
+    pub extents: u64,
+    /// FICLONERANGE calls so far.
+    pub calls: u64,
+    /// The longest of them.
+    pub longest_call: Duration,
+    /// Time since the job started.
+    pub elapsed: Duration,
+}
+
+/// What a finished job did.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// As it started.
+    pub started: Started,
+    /// Extents of the image; `None` where nobody counted them because no call could exceed its budget.
+    pub extents: Option<u64>,
+    /// FICLONERANGE calls.
+    pub calls: u64,
+    /// The longest of them.
+    pub longest_call: Duration,
+    /// The longest that a guest's access waited on the program.
+    pub longest_guest_wait: Duration,
+    /// Clusters cloned out of turn.
+    pub promoted: u64,
+    /// Bytes that a refresh did not clone, because both files share the blocks.
+    pub skipped_bytes: u64,
+    /// Bytes that were copied because the kernel refused to share them.
+    pub copied_bytes: u64,
+    /// From the start to the renamed snapshot.
+    pub elapsed: Duration,
+}
+
+/// One thing that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// T0 is set.
+    Started(Started),
+    /// Some work was done.
+    Progress(Progress),
+    /// The file system is asked to make the finished snapshot durable.
+    Syncing,
+    /// Something the user should know; the job goes on.
+    Warning(String),
+}
+
+/// Who watches a job. Calls come from the engine's thread and must not block.
+pub trait Observer {
+    /// Something happened.
+    fn on(&self, event: Event);
+}
+
+/// Watches nothing.
+pub struct Nobody;
+
+impl Observer for Nobody {
+    fn on(&self, _: Event) {}
+}
