@@ -21,8 +21,8 @@ pub mod engine;
 pub mod error;
 pub mod extent;
 pub mod hold;
-
+pub mod journal;
+pub mod plan;
 
 pub mod range;
-
-
+pub mod record;
