@@ -125,6 +125,13 @@ pub fn t0_lost(header: &Header, here: &Here<'_>) -> Option<String> {
 /// # Errors
 /// Refused, with words, where something is in the way; broken where `resume` cannot have its T0.
 pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
+    for existing in [&found.dst, &found.partial].into_iter().flatten() {
+        // Through a hard link as well: whatever a job may replace or remove, it must not be the image.
+        if (existing.stat.dev, existing.stat.ino) == (here.image.dev, here.image.ino) {
+            let what = "the snapshot's name, or that of its partial file, is the image itself";
+            return Err(Error::new(Kind::Refused, what, "use another name"));
+        }
+    }
     match &found.journal {
         None if wish.same_t0_only => Err(Error::new(
             Kind::Refused,
@@ -154,6 +161,11 @@ fn without_journal(found: &Found, wish: Wish) -> Result<Start> {
     let discard = found.partial.is_some();
     match &found.dst {
         None => Ok(Start::Fresh { discard }),
+        Some(dst) if !dst.stat.regular => Err(Error::new(
+            Kind::Refused,
+            "the snapshot's name is taken by something that is not a regular file (a directory, a link, a device)",
+            "use another name",
+        )),
         Some(dst) if wish.refresh => {
             may_be_refreshed(dst, wish.force)?;
             Ok(Start::Refresh)
@@ -170,9 +182,6 @@ fn without_journal(found: &Found, wish: Wish) -> Result<Start> {
 /// A refresh destroys what the file held, so it must be ours and nobody else's.
 fn may_be_refreshed(dst: &Existing, force: bool) -> Result<()> {
     let refuse = |what: &str, hint: &str| Err(Error::new(Kind::Refused, what.to_owned(), hint));
-    if !dst.stat.regular {
-        return refuse("what is to be refreshed is not a regular file", "use another name");
-    }
     if dst.stat.nlink != 1 {
         return refuse("what is to be refreshed has other hard links, which would change with it", "use another name");
     }

@@ -4,12 +4,19 @@
 //! [`Hold::demand`] after every call, and [`Hold::end`]. The engine is the same for all of them; what differs is the order
 //! what the hold demands between two calls, and whether a T0 outlives the run that set it ([`HoldKind::keeps_t0`]).
 
+pub mod choose;
+pub mod frozen;
+pub mod holders;
+pub mod live;
+
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::disk::Stat;
-use crate::error::Result;
+use crate::disk::real::RealFile;
+use crate::disk::{DiskFile, Stat};
+use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
 
 /// The instant that a snapshot shows, and the image at that instant.
@@ -124,4 +131,16 @@ impl HoldKind {
     pub fn has_guests(self) -> bool {
         self != Self::Frozen
     }
+}
+
+/// Whether `path` still names the file that was cloned: a snapshot of a file that was replaced meanwhile would pass for one
+/// of its successor.
+fn still_at(image: &RealFile, path: &Path) -> Result<()> {
+    let cannot = |e| Error::io(Kind::Failed, format!("cannot look at '{}'", path.display()), "check the path", e);
+    let cloned = image.stat().map_err(cannot)?;
+    let hint = "run the same command again: it takes a new point in time";
+    let lost = || Error::new(Kind::Broken, format!("'{}' was replaced or removed during the job", path.display()), hint);
+    let named = std::fs::metadata(path).map_err(|_| lost())?;
+    use std::os::unix::fs::MetadataExt;
+    if (named.dev(), named.ino()) == (cloned.dev, cloned.ino) { Ok(()) } else { Err(lost()) }
 }
