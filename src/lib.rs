@@ -16,7 +16,6 @@
 
 pub mod cbw;
 pub mod cli;
-
 pub mod disk;
 pub mod engine;
 pub mod error;
@@ -24,6 +23,6 @@ pub mod extent;
 pub mod hold;
 pub mod journal;
 pub mod plan;
-
 pub mod range;
 pub mod record;
+pub mod sys;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{json, words};
+use super::args::MapArgs;
+use super::{json, place, words};
 use crate::disk::{DiskFile, FsKind};
 use crate::error::{Error, Kind, Result};
 use crate::extent::Extent;
@@ -21,6 +22,16 @@ const BAR: u64 = 32;
 /// Eighths of a block, from none.
 const LEVELS: [char; 9] =
     [' ', '\u{2581}', '\u{2582}', '\u{2583}', '\u{2584}', '\u{2585}', '\u{2586}', '\u{2587}', '\u{2588}'];
+
+/// Runs `map`.
+///
+/// # Errors
+/// As [`show`].
+pub fn run(args: &MapArgs) -> Result<u8> {
+    let image = place::open_image(&args.file)?;
+    show(&*image.file, &args.file, args.json, &mut io::BufWriter::new(io::stdout()))?;
+    Ok(0)
+}
 
 /// Walks over the map of `file` and shows it on `out`. A reader that went away is no error.
 ///

@@ -4,13 +4,18 @@
 //! written to standard error at the end is written in a thread that is waited for a bounded time: a pipe that nobody
 //! drains keeps no process alive. A closed standard output or error is neither a panic nor a failure.
 
+pub mod abort;
 pub mod args;
+pub mod check;
 pub mod json;
 pub mod map;
 pub mod metrics;
+pub mod place;
 pub mod progress;
 pub mod report;
 pub mod signals;
+pub mod snapshot;
+pub mod status;
 pub mod summary;
 pub mod values;
 pub mod words;
@@ -48,17 +53,13 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
 
 fn dispatch(verb: &Verb) -> Result<u8> {
     match verb {
-        Verb::Snapshot(_) => unwired("snapshot"),
-        Verb::Resume(_) => unwired("resume"),
-        Verb::Status(_) => unwired("status"),
-        Verb::Abort(_) => unwired("abort"),
-        Verb::Map(_) => unwired("map"),
-        Verb::Check(_) => unwired("check"),
+        Verb::Snapshot(args) => snapshot::snapshot(args),
+        Verb::Resume(args) => snapshot::resume(args),
+        Verb::Status(args) => status::run(args),
+        Verb::Abort(args) => abort::run(args),
+        Verb::Map(args) => map::run(args),
+        Verb::Check(args) => check::run(args),
     }
-}
-
-fn unwired(verb: &str) -> Result<u8> {
-    Err(Error::new(Kind::Failed, format!("{verb} is not joined to the engine yet"), "wait for the next commit"))
 }
 
 /// What became of an answer on standard output: a reader that went away has heard enough and is no error.

@@ -4,6 +4,10 @@
 //! that fails, answers short and crashes from a seed. The engine knows neither. Errors are `io::Error` with the kernel's
 //! errno on both, because the errno is what the engine decides by.
 
+pub mod process;
+pub mod real;
+pub mod sim;
+
 use std::ffi::OsStr;
 use std::io;
 use std::time::Duration;
@@ -82,6 +86,15 @@ impl FsKind {
         match self {
             Self::Xfs | Self::Other => Duration::from_micros(11),
             Self::Btrfs => Duration::from_micros(5),
+        }
+    }
+
+    /// The name that people know it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xfs => "XFS",
+            Self::Btrfs => "Btrfs",
+            Self::Other => "this file system",
         }
     }
 }
