@@ -72,6 +72,16 @@ impl Clusters {
         ByteRange::new(first * self.cluster.get(), (end * self.cluster.get()).min(self.size))
     }
 
+    /// The first part of `range` whose clusters are not done; begins where the range does if that lies within a cluster that
+    /// is not done.
+    pub fn open_part(&self, range: ByteRange) -> Option<ByteRange> {
+        let cluster = self.cluster.get();
+        let last = range.end().min(self.size).div_ceil(cluster);
+        let first = self.first_open(range.start() / cluster).filter(|&i| i < last)?;
+        let end = (first + 1..last).find(|&i| self.get(i) == 2).unwrap_or(last);
+        ByteRange::new(first * cluster, end * cluster)?.intersect(range)
+    }
+
     /// Bytes of the image that are done.
     pub fn done_bytes(&self) -> u64 {
         self.done_bytes
@@ -154,6 +164,19 @@ mod tests {
         assert_eq!(c.next_open(4096 * 72, 1 << 30), Some(range(4096 * 99, 4096 * 100)));
         c.finish(range(4096 * 99, 4096 * 100));
         assert_eq!(c.next_open(4096 * 72, 1 << 30), None);
+    }
+
+    #[test]
+    fn open_part_skips_what_is_done_and_keeps_odd_ends() {
+        let mut c = clusters(4096 * 10);
+        assert_eq!(c.open_part(range(100, 9000)), Some(range(100, 9000)));
+        c.finish(range(0, 4096));
+        assert_eq!(c.open_part(range(100, 9000)), Some(range(4096, 9000)));
+        c.finish(range(8192, 12288));
+        assert_eq!(c.open_part(range(100, 9000)), Some(range(4096, 8192)));
+        assert_eq!(c.open_part(range(5000, 20000)), Some(range(5000, 8192)));
+        assert_eq!(c.open_part(range(8192, 12288)), None);
+        assert_eq!(c.open_part(range(8192, 12289)), Some(range(12288, 12289)));
     }
 
     #[test]

@@ -30,9 +30,13 @@ pub fn run(args: &AbortArgs) -> Result<u8> {
         .map_err(|e| place::on(&args.dst, e))?;
     let name = words::name(&args.dst);
     let (event, text) = match aborted {
-        Aborted::Removed => ("removed", format!("{name}: the unfinished job's files are gone; the image was not touched")),
+        Aborted::Removed => {
+            ("removed", format!("{name}: the unfinished job's files are gone; the image was not touched"))
+        }
         Aborted::PutBack => ("put-back", format!("{name}: the snapshot is back as it was before the refresh")),
-        Aborted::WasFinished => ("was-finished", format!("{name}: the snapshot was complete and is in place; nothing was undone")),
+        Aborted::WasFinished => {
+            ("was-finished", format!("{name}: the snapshot was complete and is in place; nothing was undone"))
+        }
         Aborted::RemovedRefreshed => (
             "removed",
             format!("{name}: the unfinished refresh is gone, and with it the snapshot that it had begun to overwrite"),
@@ -53,7 +57,8 @@ fn stop_live(place: &Place) -> Result<()> {
     loop {
         let Condition::Running(job) = inspect(&place.disk, &place.names)? else { return Ok(()) };
         if !told {
-            let cannot = |e| Error::io(Kind::Busy, format!("cannot stop process {}", job.header.pid), "stop it yourself", e);
+            let cannot =
+                |e| Error::io(Kind::Busy, format!("cannot stop process {}", job.header.pid), "stop it yourself", e);
             // A job whose journal is not written yet has no pid there; it is looked at again.
             if job.header.pid != 0 {
                 told = process::terminate(job.header.pid, job.header.pid_start, Signal::SIGTERM).map_err(cannot)?;

@@ -89,9 +89,8 @@ fn under_watch(
         metrics::refuse_foreign(file)?;
     }
     let stop = Stop::on_signals()?;
-    let result = Reporter::watch(args.output, src, dst, |reporter| {
-        work(&stop, reporter).map_err(|error| place::on(dst, error))
-    });
+    let result =
+        Reporter::watch(args.output, src, dst, |reporter| work(&stop, reporter).map_err(|error| place::on(dst, error)));
     if let Some(file) = &args.metrics {
         let run = metrics::Run {
             src: src.unwrap_or(Path::new("")),

@@ -77,7 +77,11 @@ fn person(path: &Path, condition: &Condition) -> String {
     let (name, shell) = (words::name(path), words::shell(path));
     let job = |state: &str, job: &Unfinished, next: &str| {
         let image = OsString::from_vec(job.header.image_path.clone());
-        let why = if job.header.reason.is_empty() { String::new() } else { format!(" ({})", words::line(&job.header.reason)) };
+        let why = if job.header.reason.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", words::line(&job.header.reason))
+        };
         format!(
             "{name}: {state}{why}; T0 {:.0} of {}, hold {}, {} of {} claimed; {next}\n",
             job.header.t0,
@@ -98,7 +102,9 @@ fn person(path: &Path, condition: &Condition) -> String {
             job("broken", j, "the same snapshot command takes a new point in time and keeps the finished work")
         }
         Condition::Unreadable(why) => {
-            format!("{name}: its journal cannot be used: {why}; rclone-img abort --force {shell} removes the job's files\n")
+            format!(
+                "{name}: its journal cannot be used: {why}; rclone-img abort --force {shell} removes the job's files\n"
+            )
         }
     }
 }

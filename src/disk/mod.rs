@@ -6,7 +6,7 @@
 
 pub mod process;
 pub mod real;
-
+pub mod sim;
 
 use std::ffi::OsStr;
 use std::io;

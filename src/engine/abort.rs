@@ -72,8 +72,7 @@ fn undo<D: Disk>(disk: &D, names: &Names, header: &Header, force: bool) -> Resul
 fn abort_unreadable<D: Disk>(disk: &D, names: &Names, error: FormatError, force: bool) -> Result<Aborted> {
     let partial = disk.stat(&names.partial).map_err(|e| cannot("look at the partial file", e))?;
     let removable = match error {
-        FormatError::NeverBegun => partial.is_none() || force,
-        FormatError::Damaged => force,
+        FormatError::NeverBegun | FormatError::Damaged => partial.is_none() || force,
         FormatError::Version(_) | FormatError::Foreign => false,
     };
     if !removable {

@@ -139,7 +139,8 @@ pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
             "start one with 'rclone-img snapshot'",
         )),
         None => without_journal(found, wish),
-        Some(Err(FormatError::NeverBegun)) if found.partial.is_none() => {
+        // Without a partial file nothing is lost with a journal: its first write was torn, or its job had ended.
+        Some(Err(FormatError::NeverBegun | FormatError::Damaged)) if found.partial.is_none() => {
             if wish.same_t0_only {
                 return Err(lost("the job was stopped before it began"));
             }

@@ -180,6 +180,7 @@ fn begin<D: Disk>(
 fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, claims) = adopt(job, locked)?;
     let partial = open_partial(job)?;
+    names_are_durable(job)?;
     let mut t0 = hold.begin()?;
     // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
     t0.at = journal.header().t0;
@@ -204,6 +205,7 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
 fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, _) = adopt(job, locked)?;
     let partial = open_partial(job)?;
+    names_are_durable(job)?;
     // A kill may have come between the rename and the record.
     invalidate(job, journal.header(), &partial)?;
     let t0 = set_t0(job, hold, &mut journal)?;
@@ -224,6 +226,12 @@ fn adopt<D: Disk>(
     let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
     let claims = loaded.claims.clone();
     Ok((Journal::adopt(file, &loaded), claims))
+}
+
+/// The run before may have been killed between a rename and its sync. Without this a power cut could bring the snapshot's
+/// name back to a file that a refresh has begun to change.
+fn names_are_durable<D: Disk>(job: &Job<'_, D>) -> Result<()> {
+    job.disk.sync_names().map_err(|e| failed("cannot make the directory durable", e))
 }
 
 fn open_partial<D: Disk>(job: &Job<'_, D>) -> Result<D::File> {

@@ -132,7 +132,7 @@ impl<'a, D: Disk> Window<'a, D> {
             if self.compare {
                 self.refresh(open, claims)?
             } else {
-                self.pieces(open, open.start(), claims)?
+                self.runs(open, claims, Some(open.start()))?
             }
             from = open.end();
         }
@@ -170,6 +170,7 @@ impl<'a, D: Disk> Window<'a, D> {
 
     /// Compares the maps of `open` and clones what they do not prove equal.
     fn refresh(&mut self, open: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        self.step(claims)?;
         let mut differing = Vec::new();
         {
             let mut image = MapWalk::new(&*self.job.image, open, WALK_BATCH);
@@ -192,29 +193,30 @@ impl<'a, D: Disk> Window<'a, D> {
             let Some(range) = self.geometry.cover(range) else { continue };
             self.runs(range.bytes(), claims, None)?;
         }
-        self.done(open, claims)?;
-        self.step(claims)
-    }
-
-    fn pieces(&mut self, open: ByteRange, from: u64, claims: &mut dyn Claims<D::File>) -> Result<()> {
-        debug_assert!(open.start() <= from);
-        self.runs(open, claims, Some(open.start()))
+        self.done(open, claims)
     }
 
     /// Clones a range call by call. With `claim_from` everything from there to a call's end is done after it.
     fn runs(&mut self, range: ByteRange, claims: &mut dyn Claims<D::File>, claim_from: Option<u64>) -> Result<()> {
         let mut rest = Some(range);
         let mut claimed = claim_from;
-        while let Some(open) = rest {
-            let (piece, extents) = self.plan(open)?;
+        while rest.is_some() {
             self.step(claims)?;
+            // What was promoted meanwhile is in the snapshot, and its writer was let go: a second clone would take what it
+            // wrote. From here to the end of the call nobody is let go.
+            let Some(open) = rest.and_then(|r| self.clusters.open_part(r)) else { break };
+            let (piece, extents) = self.plan(open)?;
             self.clone_piece(piece, extents)?;
-            rest = open.split(piece.end()).1;
+            rest = range.split(piece.end()).1;
             if let Some(from) = claimed {
                 claimed = Some(self.claim_up_to(from, piece.end(), claims)?);
             }
         }
-        Ok(())
+        // The rest, if any, was promoted.
+        match claimed {
+            Some(from) => self.claim_up_to(from, range.end(), claims).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Claims the whole clusters of `from..end`; where the next claim begins.

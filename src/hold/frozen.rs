@@ -133,7 +133,9 @@ impl Hold for Frozen {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image", "check the kernel's log", e);
         // What was written before the lease and is still dirty: on disk first, so that no clone call has to wait for it.
         self.image.sync_data().map_err(|e| match e.raw_os_error() {
-            Some(libc::EIO) => Error::io(Kind::Broken, "the image's dirty data cannot be written", "check its device", e),
+            Some(libc::EIO) => {
+                Error::io(Kind::Broken, "the image's dirty data cannot be written", "check its device", e)
+            }
             _ => cannot(e),
         })?;
         let mut image = self.image.stat().map_err(cannot)?;
@@ -148,9 +150,9 @@ impl Hold for Frozen {
     fn demand(&mut self) -> Demand {
         match self.waiting() {
             Ok(()) => Demand::Nothing,
-            Err(waited) if self.may_be_broken(waited) => {
-                Demand::Broken("a writer may have been let in: the job stood still for longer than the lease lasts".into())
-            }
+            Err(waited) if self.may_be_broken(waited) => Demand::Broken(
+                "a writer may have been let in: the job stood still for longer than the lease lasts".into(),
+            ),
             Err(_) => Demand::Leave(FINISH_WITHIN),
         }
     }

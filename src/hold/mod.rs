@@ -139,7 +139,8 @@ fn still_at(image: &RealFile, path: &Path) -> Result<()> {
     let cannot = |e| Error::io(Kind::Failed, format!("cannot look at '{}'", path.display()), "check the path", e);
     let cloned = image.stat().map_err(cannot)?;
     let hint = "run the same command again: it takes a new point in time";
-    let lost = || Error::new(Kind::Broken, format!("'{}' was replaced or removed during the job", path.display()), hint);
+    let lost =
+        || Error::new(Kind::Broken, format!("'{}' was replaced or removed during the job", path.display()), hint);
     let named = std::fs::metadata(path).map_err(|_| lost())?;
     use std::os::unix::fs::MetadataExt;
     if (named.dev(), named.ino()) == (cloned.dev, cloned.ino) { Ok(()) } else { Err(lost()) }

@@ -38,6 +38,9 @@ impl<F: DiskFile> Journal<F> {
         let mut bytes = format::encode_slot(&header, 1);
         bytes.extend(format::encode_slot(&header, 2));
         file.set_len(0)?;
+        // The magic first, alone: a journal whose first write is torn can then be told from somebody else's file.
+        file.write_at(0, &format::MAGIC)?;
+        file.sync_data()?;
         file.write_at(0, &bytes)?;
         file.sync_data()?;
         Ok(Self { file, header, generation: 2, log_end: LOG as u64 })

@@ -185,10 +185,10 @@ const _: () = assert!(size_of::<Claim>() == CLAIM);
 /// Why a journal cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FormatError {
-    /// It was never completed, so no job ever began: empty, all zeros, or cut off within the two slots.
+    /// It was never completed, so no job ever began: empty, all zeros, or a part of the magic alone.
     #[error("it was never completed")]
     NeverBegun,
-    /// Neither slot is valid.
+    /// Neither slot is valid. Without a partial file no job ever began: its first write was torn.
     #[error("both of its headers are damaged")]
     Damaged,
     /// A version that this program does not know.
@@ -301,17 +301,18 @@ pub fn load(bytes: &[u8]) -> Result<Loaded, FormatError> {
 
 /// Why there is no valid slot.
 fn unusable(bytes: &[u8]) -> FormatError {
-    let start = &bytes[..bytes.len().min(MAGIC.len())];
-    if bytes.len() < LOG && MAGIC.starts_with(start) || bytes.iter().all(|&b| b == 0) {
+    // The magic is written and synced before anything else; a torn write of it has some of its bytes, and zeros.
+    let torn_magic = bytes.len() <= MAGIC.len() && bytes.iter().zip(MAGIC).all(|(&b, m)| b == m || b == 0);
+    if torn_magic || bytes.iter().all(|&b| b == 0) {
         return FormatError::NeverBegun;
     }
-    let versions = [0, SLOT].iter().filter_map(|&at| Fixed::read_from_prefix(bytes.get(at..)?).ok());
-    let ours: Vec<Fixed> = versions.map(|(f, _)| f).filter(|f| f.magic == MAGIC).collect();
-    match ours.iter().find(|f| f.version.get() > VERSION) {
-        Some(newer) => FormatError::Version(newer.version.get()),
-        None if ours.is_empty() => FormatError::Foreign,
-        None => FormatError::Damaged,
+    let slots = [0, SLOT].iter().filter_map(|&at| bytes.get(at..).filter(|b| b.starts_with(&MAGIC)));
+    let mut ours = slots.peekable();
+    if ours.peek().is_none() {
+        return FormatError::Foreign;
     }
+    let versions = ours.filter_map(|slot| Fixed::read_from_prefix(slot).ok()).map(|(fixed, _)| fixed.version.get());
+    versions.filter(|&v| v > VERSION).max().map_or(FormatError::Damaged, FormatError::Version)
 }
 
 fn slot(bytes: &[u8], at: usize) -> Option<(Header, u64)> {

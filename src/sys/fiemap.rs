@@ -64,13 +64,7 @@ mod raw {
 ///
 /// # Errors
 /// What FS_IOC_FIEMAP says; `InvalidData` where the answer makes no sense. `into` may then have got a part.
-pub fn walk(
-    fd: BorrowedFd<'_>,
-    range: ByteRange,
-    max: usize,
-    flush: bool,
-    into: &mut Vec<Extent>,
-) -> io::Result<()> {
+pub fn walk(fd: BorrowedFd<'_>, range: ByteRange, max: usize, flush: bool, into: &mut Vec<Extent>) -> io::Result<()> {
     let mut rest = Some(range);
     let mut wanted = max;
     let mut flags = if flush { SYNC } else { 0 };
