@@ -1,6 +1,5 @@
 //! Writing and cloning, block by block.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -45,8 +44,7 @@ impl World {
         {
             return self.store.overwrite(address, Rc::from(bytes));
         }
-        let kind =
-            if self.rng.per_mille(self.faults.encoded) { BlockKind::Encoded } else { BlockKind::Plain };
+        let kind = if self.rng.per_mille(self.faults.encoded) { BlockKind::Encoded } else { BlockKind::Plain };
         let to = Some(Mapped { address: self.allocate(bytes), kind });
         if self.rng.per_mille(self.faults.stale_maps) {
             self.inode_mut(ino).stale.entry(index).or_insert(old);
@@ -110,10 +108,9 @@ impl World {
         let mut result = fate.result();
         for index in first..stop {
             let from = self.inode(source).now.blocks.get(&index).copied();
-            if from.is_some_and(|m| self.never_shares(m.address)) && result.is_ok() {
-                result = Err(io::Error::from_raw_os_error(libc::ENOSPC));
-            }
             if from.is_some_and(|m| self.never_shares(m.address)) {
+                // The machine's stop is the stronger answer.
+                result = result.and(Err(io::Error::from_raw_os_error(libc::ENOSPC)));
                 break;
             }
             self.make_grow(target, ((index + 1) * block).min(range.end()));
@@ -157,10 +154,10 @@ impl World {
             return;
         }
         let lost = Mapped { address: self.allocate(&zeros), kind: BlockKind::Plain };
-        let replace = |blocks: &mut BTreeMap<u64, Mapped>| blocks.entry(index).and_modify(|m| *m = lost);
         let inode = self.inode_mut(ino);
-        replace(&mut inode.now.blocks);
-        replace(&mut inode.durable.blocks);
+        for blocks in [&mut inode.now.blocks, &mut inode.durable.blocks] {
+            blocks.entry(index).and_modify(|m| *m = lost);
+        }
         inode.pending.retain(|op| !matches!(op, Op::Map { index: i, .. } if *i == index));
         self.note(format!("      inode {ino} block {index} lost"));
     }

@@ -84,7 +84,9 @@ impl World {
             BlockKind::Unwritten => (address, shared.with(ExtentFlags::UNWRITTEN)),
             BlockKind::Inline => (0, ExtentFlags::DATA_INLINE.with(ExtentFlags::NOT_ALIGNED)),
             // The start of the encoded extent, which several blocks with different content have in common.
-            BlockKind::Encoded => (address / (4 * self.block()) * (4 * self.block()), shared.with(ExtentFlags::ENCODED)),
+            BlockKind::Encoded => {
+                (address / (4 * self.block()) * (4 * self.block()), shared.with(ExtentFlags::ENCODED))
+            }
         }
     }
 }

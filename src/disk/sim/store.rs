@@ -78,11 +78,6 @@ impl Store {
         self.blocks.retain(|address, _| used.contains(address));
         assert_eq!(self.blocks.len(), used.len(), "a file maps a block that is not there");
     }
-
-    /// Bytes allocated.
-    pub(super) fn used(&self) -> u64 {
-        self.blocks.len() as u64 * self.block
-    }
 }
 
 /// The first `cut` bytes of `new`, and the rest of `old`.
