@@ -22,7 +22,6 @@ pub mod error;
 pub mod extent;
 pub mod hold;
 
-
 pub mod range;
 
-
+pub mod sys;

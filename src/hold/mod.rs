@@ -4,9 +4,7 @@
 //! [`Hold::demand`] after every call, and [`Hold::end`]. The engine is the same for all of them; what differs is the order
 //! in which a claim is journalled ([`Order`]) and what the hold demands between two calls.
 
-
-
-
+pub mod holders;
 
 /// Which hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
