@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -23,6 +24,9 @@ use support::{FsType, LEAST, Sandbox, make_fragmented, sync_counts};
 
 /// Set for the child that maps a file; the value is its path.
 const CHILD_MAPS: &str = "RCLIMG_TEST_CHILD_MAPS";
+
+/// Set for the child that looks for holders as an unprivileged user; the value is the file's path.
+const CHILD_SEARCHES: &str = "RCLIMG_TEST_CHILD_SEARCHES";
 
 fn on_both(test: impl Fn(FsType, &Sandbox)) {
     for kind in FsType::ALL {
@@ -256,6 +260,32 @@ fn child_that_maps_a_file() {
 }
 
 #[test]
+fn somebody_elses_processes_are_counted_where_they_cannot_be_seen() {
+    let Some(sandbox) = Sandbox::new(FsType::Xfs, LEAST) else { return };
+    let path = sandbox.path().join("image");
+    fs::write(&path, [0; 4096]).expect("write");
+    // Where the test was built need not be open to that user.
+    let itself = sandbox.path().join("search");
+    fs::copy(std::env::current_exe().expect("this test"), &itself).expect("copy");
+    let _writer = Other::opens("<>", &path);
+    let mut command = Command::new(itself);
+    command.args(["--exact", "child_that_searches", "--nocapture"]).env(CHILD_SEARCHES, &path).uid(65_534);
+    Other::start(&mut command, "found nobody");
+}
+
+/// Not a test: what the one above starts.
+#[test]
+fn child_that_searches() {
+    let Some(path) = std::env::var_os(CHILD_SEARCHES) else { return };
+    let image = RealFile::open_image(Path::new(&path)).expect("open");
+    let seen = holders(image.as_fd()).expect("search");
+    assert!(seen.hidden > 0);
+    assert_eq!(seen.found, []);
+    assert_eq!(seen.insist().found[0].what, Holding::Unknown);
+    println!("found nobody");
+}
+
+#[test]
 fn qemus_lock_is_seen() {
     on_both(|kind, sandbox| {
         let path = sandbox.path().join("image");
@@ -342,7 +372,8 @@ fn a_protected_snapshot_of_ones_own_can_be_opened_for_writing() {
         let file = disk.open(name, Access::Write).expect("open for writing");
         file.write_at(0, b"x").expect("write");
         assert_eq!(file.stat().expect("stat").mode, 0o644);
-        assert!(file.try_own().expect("the first descriptor is closed"));
+        // Once the first descriptor is closed, also in a process that another test is just starting.
+        assert!((0..1_000_000).any(|_| file.try_own().expect("ask")));
     });
     user.join().expect("the user's thread");
 }

@@ -84,7 +84,9 @@ impl Sandbox {
 
     /// Unmounts it; everything on it must be closed.
     pub fn unmount(&self) {
-        run(Command::new("umount").arg(self.path()));
+        let once = || Command::new("umount").arg(self.path()).stderr(Stdio::null()).status().expect("umount");
+        // A process that another test is just starting has our descriptors until it has begun its program.
+        assert!((0..1000).any(|_| once().success()), "{} stays busy", self.path().display());
     }
 
     fn loop_file(&self) -> PathBuf {
