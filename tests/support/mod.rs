@@ -5,6 +5,8 @@
 
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub mod other;
+
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -97,6 +99,15 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         dismantle(&self.dir);
+    }
+}
+
+/// Runs a test on a fresh file system of each kind that this machine can make.
+pub fn on_both(test: impl Fn(FsType, &Sandbox)) {
+    for kind in FsType::ALL {
+        if let Some(sandbox) = Sandbox::new(kind, LEAST) {
+            test(kind, &sandbox);
+        }
     }
 }
 
