@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{Demand, Hold, HoldKind, T0, holders};
+use super::holders::{self, Holders};
+use super::{Demand, Hold, HoldKind, T0};
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
@@ -66,13 +67,30 @@ impl Frozen {
         self.break_time.is_some_and(|limit| waited > limit * 9 / 10)
     }
 
-    fn in_use(&self, source: std::io::Error) -> Error {
-        let report = holders::describe(&self.image);
-        let what = format!("the image '{}' is in use: {report}", self.path.display());
+    fn in_use(&self) -> Error {
+        let name = self.path.display();
+        let who = match holders::holders(self.image.as_fd()) {
+            Ok(holders) => describe(&holders.insist()),
+            Err(e) => format!("who has it cannot be found out: {e}"),
+        };
         let hint = "shut the VM down (or end what has the image open), or take a snapshot that is not of one instant with \
                     --consistency none";
-        Error::io(Kind::Refused, what, hint, source)
+        Error::new(Kind::Refused, format!("the image '{name}' is in use: {who}"), hint)
     }
+}
+
+/// How many holders are named; a busy host may have more.
+const NAMED: usize = 5;
+
+fn describe(holders: &Holders) -> String {
+    let mut words: Vec<String> = holders.found.iter().take(NAMED).map(ToString::to_string).collect();
+    if holders.found.len() > NAMED {
+        words.push(format!("and {} more", holders.found.len() - NAMED));
+    }
+    if holders.hidden > 0 {
+        words.push(format!("{} processes could not be looked into (run as root to see them)", holders.hidden));
+    }
+    words.join("; ")
 }
 
 fn byte(offset: u64) -> ByteRange {
@@ -98,7 +116,7 @@ impl Hold for Frozen {
     fn prepare(&mut self) -> Result<()> {
         if let Err(error) = lease::take(self.image.as_fd(), lease::Lease::Read) {
             return Err(match error.raw_os_error() {
-                Some(libc::EAGAIN) => self.in_use(error),
+                Some(libc::EAGAIN) => self.in_use(),
                 Some(libc::EACCES) => {
                     let what = format!("no lease on '{}': it belongs to another user", self.path.display());
                     Error::io(Kind::Refused, what, "run as its owner, as root, or with CAP_LEASE", error)
@@ -124,7 +142,7 @@ impl Hold for Frozen {
             }
             _ => {
                 self.release();
-                Err(self.in_use(std::io::Error::from_raw_os_error(libc::EAGAIN)))
+                Err(self.in_use())
             }
         }
     }

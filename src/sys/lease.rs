@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// `asm-generic/fcntl.h`; the libc crate has it for Android alone.
+/// `F_SETSIG` of `asm-generic/fcntl.h`, the same on every architecture; libc has it for none.
 const F_SETSIG: libc::c_int = 10;
 
 /// A lease, or none.

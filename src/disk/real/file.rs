@@ -1,52 +1,45 @@
-//! An open file of the kernel's.
+//! [`RealFile`]: an open file of the kernel's.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::time::Instant;
 
 use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::stat::{Mode, fstat};
 use xattr::FileExt as _;
 
+use super::{ALWAYS, convert};
 use crate::disk::{CallCost, DiskFile, FsFacts, FsKind, Stat};
 use crate::extent::Extent;
 use crate::range::{ByteRange, CloneRange};
-use crate::record::ATTRIBUTE;
 use crate::sys::lease::{self, Lease};
 use crate::sys::ofd::{self, Lock};
 use crate::sys::{clone, cpu, fiemap, fs, inode};
 
-/// A file.
+/// The attribute that carries a finished snapshot's record.
+const RECORD: &str = "user.reflink-img";
+
+/// An open file.
+#[derive(Debug)]
 pub struct RealFile {
     file: File,
 }
 
-impl From<OwnedFd> for RealFile {
-    fn from(fd: OwnedFd) -> Self {
-        Self { file: File::from(fd) }
-    }
-}
-
-impl AsFd for RealFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
-    }
-}
-
 impl RealFile {
-    /// Opens an image for reading; links are followed, and a FIFO or a lease does not block.
+    /// Opens an image for reading, following symbolic links; it never waits, not for a pipe's other end and not for
+    /// somebody's write lease (EAGAIN). Whether it is a regular file is for the caller to look at.
     ///
     /// # Errors
-    /// What open(2) says; EAGAIN where somebody has a write lease on it.
+    /// What open(2) says.
     pub fn open_image(path: &Path) -> io::Result<Self> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        Ok(Self::from(open(path, flags, Mode::empty())?))
+        Ok(Self::from(File::from(open(path, ALWAYS | OFlag::O_RDONLY, Mode::empty())?)))
     }
 
-    /// Takes the image's job lock (flock(2)) for as long as the file is open; false where somebody else has it.
+    /// Takes the image's job lock (flock(2), which needs no write permission) for as long as the file is open; false where
+    /// somebody else has it.
     ///
     /// # Errors
     /// What flock(2) says.
@@ -59,36 +52,31 @@ impl RealFile {
     }
 }
 
-/// What stat(2) alone tells.
-pub(super) fn plain_stat(stat: &FileStat) -> Stat {
-    let ns = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
-    Stat {
-        dev: stat.st_dev,
-        ino: stat.st_ino,
-        generation: 0,
-        subvolume: 0,
-        size: stat.st_size.cast_unsigned(),
-        ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
-        mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
-        mode: stat.st_mode & 0o7777,
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        nlink: stat.st_nlink,
-        regular: SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG,
+impl From<File> for RealFile {
+    fn from(file: File) -> Self {
+        Self { file }
     }
 }
 
-/// The lock is on the first byte, which every descriptor of the file has in common.
-fn first_byte() -> ByteRange {
-    ByteRange::at(0, 1).expect("one byte is not empty")
+impl AsFd for RealFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl DiskFile for RealFile {
     fn stat(&self) -> io::Result<Stat> {
-        let stat = plain_stat(&fstat(self)?);
-        let generation = inode::generation(self.as_fd())?.unwrap_or(0);
-        let subvolume = inode::subvolume(self.as_fd()).unwrap_or(0); // ENOTTY: not Btrfs.
-        Ok(Stat { generation, subvolume, ..stat })
+        let mut stat = convert(&fstat(&self.file)?);
+        // A device would take the ioctl for one of its own.
+        if stat.regular {
+            stat.generation = inode::generation(self.as_fd())?.unwrap_or(0);
+            stat.subvolume = match inode::subvolume(self.as_fd()) {
+                Ok(id) => id,
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTTY | libc::EOPNOTSUPP | libc::EINVAL)) => 0,
+                Err(e) => return Err(e),
+            };
+        }
+        Ok(stat)
     }
 
     fn fs(&self) -> io::Result<FsFacts> {
@@ -100,28 +88,28 @@ impl DiskFile for RealFile {
     }
 
     fn extent_count(&self) -> Option<u64> {
-        let xfs = self.fs().is_ok_and(|f| f.kind == FsKind::Xfs);
+        let xfs = self.fs().ok()?.kind == FsKind::Xfs;
         xfs.then(|| inode::extent_count(self.as_fd()).ok().map(u64::from)).flatten()
     }
 
     fn clone_range(&self, source: &Self, range: CloneRange) -> io::Result<CallCost> {
-        let (wall, before) = (Instant::now(), cpu::thread_time()?);
+        let (cpu, wall) = (cpu::thread_time()?, Instant::now());
         clone::clone_range(source.as_fd(), self.as_fd(), range)?;
-        let cpu = cpu::thread_time()?.saturating_sub(before);
-        Ok(CallCost { cpu, wall: wall.elapsed() })
+        let wall = wall.elapsed();
+        Ok(CallCost { cpu: cpu::thread_time()?.saturating_sub(cpu), wall })
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        let mut got = 0;
-        while got < into.len() {
-            match self.file.read_at(&mut into[got..], offset + got as u64) {
+        let mut done = 0;
+        while done < into.len() {
+            match self.file.read_at(&mut into[done..], offset + done as u64) {
                 Ok(0) => break,
-                Ok(n) => got += n,
+                Ok(more) => done += more,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
-        Ok(got)
+        Ok(done)
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -141,20 +129,21 @@ impl DiskFile for RealFile {
     }
 
     fn record(&self) -> io::Result<Option<Vec<u8>>> {
-        match self.file.get_xattr(ATTRIBUTE) {
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+        match self.file.get_xattr(RECORD) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOTSUP) => Ok(None),
             other => other,
         }
     }
 
+    /// As the trait says; not durable before [`DiskFile::sync_all`].
     fn set_record(&self, record: Option<&[u8]>) -> io::Result<()> {
-        match record {
-            Some(value) => self.file.set_xattr(ATTRIBUTE, value),
-            None => match self.file.remove_xattr(ATTRIBUTE) {
-                Err(e) if e.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+        let Some(record) = record else {
+            return match self.file.remove_xattr(RECORD) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP)) => Ok(()),
                 other => other,
-            },
-        }
+            };
+        };
+        self.file.set_xattr(RECORD, record)
     }
 
     fn set_mode(&self, mode: u32) -> io::Result<()> {
@@ -173,14 +162,16 @@ impl DiskFile for RealFile {
         inode::set_no_cow(self.as_fd(), on)
     }
 
+    /// As the trait says, by an OFD write lock on byte 0: the file must be open for writing, else EBADF.
     fn try_lock(&self) -> io::Result<bool> {
-        ofd::try_lock(self.as_fd(), first_byte(), Lock::Write)
+        ofd::try_lock(self.as_fd(), job_byte()?, Lock::Write)
     }
 
     fn is_locked(&self) -> io::Result<bool> {
-        Ok(ofd::conflict(self.as_fd(), first_byte(), Lock::Write)?.is_some())
+        Ok(ofd::conflict(self.as_fd(), job_byte()?, Lock::Write)?.is_some())
     }
 
+    /// As the trait says. A second descriptor of this process counts as somebody.
     fn try_own(&self) -> io::Result<bool> {
         match lease::take(self.as_fd(), Lease::Write) {
             Ok(()) => Ok(true),
@@ -191,5 +182,57 @@ impl DiskFile for RealFile {
 
     fn disown(&self) -> io::Result<()> {
         lease::release(self.as_fd())
+    }
+}
+
+/// The byte that stands for the job.
+fn job_byte() -> io::Result<ByteRange> {
+    ByteRange::at(0, 1).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::RealFile;
+    use crate::disk::DiskFile;
+
+    fn file() -> (tempfile::NamedTempFile, RealFile) {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let real = RealFile::from(file.reopen().expect("the same file again"));
+        (file, real)
+    }
+
+    #[test]
+    fn reads_stop_at_the_end_of_the_file() {
+        let (_name, file) = file();
+        file.write_at(3, b"abc").expect("write");
+        let mut into = [1; 8];
+        assert_eq!(file.read_at(0, &mut into).expect("read"), 6);
+        assert_eq!(&into[..6], b"\0\0\0abc");
+        assert_eq!(file.read_at(6, &mut into).expect("read"), 0);
+    }
+
+    #[test]
+    fn the_lock_is_seen_by_others_and_goes_with_the_file() {
+        let (name, one) = file();
+        let two = RealFile::from(name.reopen().expect("the same file again"));
+        assert!(!two.is_locked().expect("ask"));
+        assert!(one.try_lock().expect("lock"));
+        assert!(!one.is_locked().expect("one's own lock is not somebody else's"));
+        assert!(two.is_locked().expect("ask"));
+        assert!(!two.try_lock().expect("lock"));
+        drop(one);
+        assert!(two.try_lock().expect("lock"));
+    }
+
+    #[test]
+    fn opening_an_image_does_not_wait_for_a_pipe() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let pipe = dir.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        let pipe = RealFile::open_image(&pipe).expect("opens at once");
+        assert!(!pipe.stat().expect("stat").regular);
+        assert!(RealFile::open_image(Path::new("/no/such/image")).is_err());
     }
 }
