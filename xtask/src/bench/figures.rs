@@ -156,7 +156,7 @@ impl Spread {
         sorted.sort_unstable_by(f64::total_cmp);
         let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else { return Self::default() };
         let middle = sorted.len() / 2;
-        let even = sorted.len() % 2 == 0;
+        let even = sorted.len().is_multiple_of(2);
         let median = if even { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] };
         Self { min: *min, median, max: *max }
     }
@@ -177,7 +177,9 @@ mod tests {
     fn a_goal_is_met_by_the_median_and_differs_by_file_system() {
         for (file_system, met) in [("XFS", false), ("Btrfs", true)] {
             let mut figures = Figures::new(file_system, 1 << 30);
-            [0.5, 0.4, 0.9].map(|value| figures.add(Measure::Refresh, value));
+            for value in [0.5, 0.4, 0.9] {
+                figures.add(Measure::Refresh, value);
+            }
             assert_eq!(figures.json()["measures"][0]["met"], met);
             assert_eq!(figures.text().contains("MISSED"), !met);
         }

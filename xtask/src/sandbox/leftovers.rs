@@ -69,7 +69,7 @@ fn maker(name: &str) -> Option<Pid> {
     let _number: u32 = parts.next()?.parse().ok()?;
     let pid: i32 = parts.next()?.parse().ok()?;
     let word = parts.next()?;
-    (pid > 0 && !word.is_empty()).then(|| Pid::from_raw(pid))
+    (pid > 0 && !word.is_empty() && !word.ends_with('-')).then(|| Pid::from_raw(pid))
 }
 
 /// Unmounts, detaches and removes everything under `sandbox`, which ends whatever still uses it.
