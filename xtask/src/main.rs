@@ -47,7 +47,10 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    match verb(Arguments::parse().verb) {
+    let ended = verb(Arguments::parse().verb);
+    // What failed because of an interruption is not worth a word, and the thread that cleans up ends the process.
+    run::park_if_stopping();
+    match ended {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -101,6 +101,14 @@ pub fn stop_all() {
     }
 }
 
+/// Never returns once [`stop_all`] was called.
+pub fn park_if_stopping() {
+    let stopping = children().stopping;
+    while stopping {
+        thread::park();
+    }
+}
+
 /// Runs a command with this process's own output, to its end.
 pub fn attached(command: &mut Command) -> Result<ExitStatus> {
     let mut running = Running::start(command)?;
