@@ -15,14 +15,14 @@
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
 
 pub mod cbw;
-
+pub mod cli;
 pub mod disk;
 pub mod engine;
 pub mod error;
 pub mod extent;
 pub mod hold;
-
-
+pub mod journal;
+pub mod plan;
 pub mod range;
-
-
+pub mod record;
+pub mod sys;

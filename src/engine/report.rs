@@ -57,6 +57,8 @@ pub struct Finished {
     pub calls: u64,
     /// The longest of them.
     pub longest_call: Duration,
+    /// What 99 % of the calls stayed within.
+    pub call_p99: Duration,
     /// The longest that a guest's access waited on the program.
     pub longest_guest_wait: Duration,
     /// Clusters cloned out of turn.

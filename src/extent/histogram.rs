@@ -121,7 +121,9 @@ mod tests {
     #[test]
     fn counts_holes_classes_and_columns() {
         let mut shape = Shape::new(64 * 4096);
-        for (start, blocks, flags) in [(1, 1, ExtentFlags::SHARED), (2, 4, ExtentFlags::default()), (63, 1, ExtentFlags::UNWRITTEN)] {
+        for (start, blocks, flags) in
+            [(1, 1, ExtentFlags::SHARED), (2, 4, ExtentFlags::default()), (63, 1, ExtentFlags::UNWRITTEN)]
+        {
             let logical = ByteRange::at(start * 4096, blocks * 4096).expect("not empty");
             shape.add(&Extent { logical, physical: 0, flags });
         }

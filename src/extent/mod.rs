@@ -8,6 +8,7 @@ pub mod delta;
 pub mod histogram;
 pub mod lockstep;
 pub mod segments;
+pub mod walk;
 
 use crate::range::ByteRange;
 

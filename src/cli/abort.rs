@@ -1,0 +1,68 @@
+//! `abort DST`: stops a live job, then takes back what it made.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::args::AbortArgs;
+use super::place::{self, Place};
+use super::{last_words, words};
+use crate::disk::process;
+use crate::engine::abort::{Aborted, abort};
+use crate::engine::inspect::{Condition, inspect};
+use crate::error::{Error, Kind, Result};
+
+/// How long a job that was told to stop may take: a call of 10 s, the most that `--latency` allows, and a sync.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs `abort`.
+///
+/// # Errors
+/// Refused where there is nothing to abort; busy where the job does not stop.
+pub fn run(args: &AbortArgs) -> Result<u8> {
+    let place = place::place(&args.dst)?;
+    let aborted = stop_live(&place)
+        .and_then(|()| abort(&place.disk, &place.names, args.force))
+        .map_err(|e| place::on(&args.dst, e))?;
+    let name = words::name(&args.dst);
+    let (event, text) = match aborted {
+        Aborted::Removed => ("removed", format!("{name}: the unfinished job's files are gone; the image was not touched")),
+        Aborted::PutBack => ("put-back", format!("{name}: the snapshot is back as it was before the refresh")),
+        Aborted::WasFinished => ("was-finished", format!("{name}: the snapshot was complete and is in place; nothing was undone")),
+        Aborted::RemovedRefreshed => (
+            "removed",
+            format!("{name}: the unfinished refresh is gone, and with it the snapshot that it had begun to overwrite"),
+        ),
+    };
+    if args.output.json {
+        let object = json!({"v": 1, "event": "aborted", "dst": args.dst.to_string_lossy(), "what": event});
+        super::written(std::io::Write::write_all(&mut std::io::stdout(), format!("{object}\n").as_bytes()))?;
+    } else if !args.output.quiet {
+        last_words(format!("{text}; 'rclone-img snapshot' makes a new one\n"));
+    }
+    Ok(0)
+}
+
+fn stop_live(place: &Place) -> Result<()> {
+    let until = Instant::now() + STOP_LIMIT;
+    let mut told = false;
+    loop {
+        let Condition::Running(job) = inspect(&place.disk, &place.names)? else { return Ok(()) };
+        if !told {
+            let cannot = |e| Error::io(Kind::Busy, format!("cannot stop process {}", job.header.pid), "stop it yourself", e);
+            // A job whose journal is not written yet has no pid there; it is looked at again.
+            if job.header.pid != 0 {
+                told = process::terminate(job.header.pid, job.header.pid_start, Signal::SIGTERM).map_err(cannot)?;
+            }
+        }
+        if Instant::now() >= until {
+            let what = format!("process {} was told to stop and runs on", job.header.pid);
+            return Err(Error::new(Kind::Busy, what, "wait for it, then abort again"));
+        }
+        std::thread::sleep(LOOK);
+    }
+}

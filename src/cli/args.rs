@@ -1,0 +1,329 @@
+//! The command line: every verb and flag once. Help, man pages and completions are made from [`command`].
+//!
+//! [`parse`] turns arguments into plain data before anything happens; what it hands on is in range. Only what is built
+//! is accepted. Paths are taken as bytes: any name that the kernel accepts works.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use super::values::{self, MinFree};
+use crate::hold::HoldKind;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; the hint says what is left and how to go on
+  2  usage
+  3  refused, nothing was touched
+  4  interrupted, can be resumed
+  5  another job has the image or the snapshot (--wait waits)
+  6  broken, or the point in time is lost: there is no snapshot
+
+Examples:
+  rclone-img check vm.img
+  rclone-img snapshot vm.img vm.snap
+  rclone-img resume vm.snap";
+
+const SNAPSHOT_EXAMPLES: &str = "\
+A file at DST is complete, synced and of one instant, or it is not there. Until then the work is in
+DST.partial and DST.journal; the same command, or resume, goes on from them. SIGINT, SIGTERM and
+SIGHUP end the job after the clone call that is running, with a checkpoint (exit 4).
+
+Examples:
+  rclone-img snapshot vm.img vm.snap
+  rclone-img snapshot --latency 5ms --wait 10m vm.img vm.snap
+  rclone-img snapshot --refresh --metrics /var/lib/node_exporter/vm.prom vm.img vm.snap
+  rclone-img snapshot --dry-run vm.img vm.snap";
+
+const RESUME_EXAMPLES: &str = "\
+Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To take
+a new one from what is there, run snapshot again.
+
+Example:
+  rclone-img resume vm.snap";
+
+const STATUS_EXAMPLES: &str = "\
+Takes no lock and disturbs no job. With one PATH, exits with 0 (finished), 4 (under way or can be
+resumed) or 6 (broken).
+
+Examples:
+  rclone-img status
+  rclone-img status --json /var/lib/libvirt/images/vm.snap";
+
+const ABORT_EXAMPLES: &str = "\
+A job that is running is stopped first. A finished snapshot is never touched; a refresh that has
+cloned nothing yet is put back as it was.
+
+Example:
+  rclone-img abort vm.snap";
+
+const MAP_EXAMPLES: &str = "\
+Flushes nothing and changes nothing; data that has no blocks yet is shown as the kernel shows it.
+
+Examples:
+  rclone-img map vm.img
+  rclone-img map --json vm.img";
+
+const CHECK_EXAMPLES: &str = "\
+Exits with 0 if a snapshot now would be of one instant, else with 3.
+
+Example:
+  rclone-img check vm.img";
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "rclone-img",
+    version,
+    about = "Snapshot a VM's raw disk image on XFS or Btrfs in pieces the guest does not notice",
+    after_help = EXIT_CODES,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What to do, with everything that was said about it.
+#[derive(Subcommand, Clone, PartialEq, Eq, Debug)]
+pub enum Verb {
+    /// Make a reflink snapshot DST of the image SRC
+    #[command(after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(SnapshotArgs),
+    /// Go on with the interrupted job of DST
+    #[command(after_help = RESUME_EXAMPLES)]
+    Resume(ResumeArgs),
+    /// Show jobs and snapshots
+    #[command(after_help = STATUS_EXAMPLES)]
+    Status(StatusArgs),
+    /// Stop the job of DST and remove its partial file and journal
+    #[command(after_help = ABORT_EXAMPLES)]
+    Abort(AbortArgs),
+    /// Show how fragmented a file is, and how long a clone of it takes here
+    #[command(after_help = MAP_EXAMPLES)]
+    Map(MapArgs),
+    /// Say which holds apply to the image SRC, and why not
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(CheckArgs),
+}
+
+/// `--consistency`: how the point in time is to be kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Consistency {
+    /// The first hold that applies; refused where none does.
+    Auto,
+    /// This one; refused where it does not apply.
+    Hold(HoldKind),
+}
+
+/// What is said of progress, and where.
+#[derive(Args, Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Output {
+    /// One JSON object a line on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Nothing but errors on standard error
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What `snapshot` and `resume` have in common.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct JobArgs {
+    /// The longest a clone call should take, 1ms to 10s [default: 5ms where a guest may be running, else 100ms]
+    #[arg(long, value_name = "TIME", value_parser = values::latency)]
+    pub latency: Option<Duration>,
+    /// Free space below which no job starts and a running one stops: 0% to 99%, or a size
+    #[arg(long, value_name = "FREE", default_value = "5%", value_parser = values::min_free)]
+    pub min_free: MinFree,
+    /// How long to wait for another job on the image or on DST, 0s to 24h
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = values::wait)]
+    pub wait: Duration,
+    /// Write a Prometheus text file at the end, however the job ends
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// Where reports go.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `snapshot SRC DST`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotArgs {
+    /// The image: a regular file, or a symbolic link to one
+    #[arg(value_name = "SRC")]
+    pub src: PathBuf,
+    /// The snapshot to make, on the same file system; must not exist
+    #[arg(value_name = "DST")]
+    pub dst: PathBuf,
+    /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
+    pub chunk: u64,
+    /// The unit of copy-before-write, a power of two from 4K to 64M, at most --chunk
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = values::cluster)]
+    pub cluster: u64,
+    /// How the point in time is kept; none keeps nothing, and its copy is marked as no point in time
+    #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
+    pub consistency: Consistency,
+    /// Bring the older snapshot DST to a new point in time, cloning only what differs
+    #[arg(long)]
+    pub refresh: bool,
+    /// Start over even if a partial file could be used
+    #[arg(long, conflicts_with = "refresh")]
+    pub restart: bool,
+    /// Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal
+    #[arg(long)]
+    pub force: bool,
+    /// Leave the snapshot writable
+    #[arg(long)]
+    pub writable: bool,
+    /// Say what would be done; touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What the job verbs share.
+    #[command(flatten)]
+    pub job: JobArgs,
+}
+
+/// `resume DST`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct ResumeArgs {
+    /// The snapshot whose job was interrupted
+    #[arg(value_name = "DST")]
+    pub dst: PathBuf,
+    /// What the job verbs share.
+    #[command(flatten)]
+    pub job: JobArgs,
+}
+
+/// `status [PATH...]`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct StatusArgs {
+    /// Snapshots, or directories to look for jobs in [default: the current directory]
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// One JSON object a job, one a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `abort DST`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct AbortArgs {
+    /// The snapshot whose job is to end
+    #[arg(value_name = "DST")]
+    pub dst: PathBuf,
+    /// Remove the partial file and the journal even if they cannot be recognised as ours
+    #[arg(long)]
+    pub force: bool,
+    /// Where reports go.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// `map FILE`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct MapArgs {
+    /// A regular file, or a symbolic link to one
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `check SRC`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct CheckArgs {
+    /// The image
+    #[arg(value_name = "SRC")]
+    pub src: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The definition of the command line, for man pages and completions.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses a command line, the program's name first.
+///
+/// # Errors
+/// Usage errors, and the requests for help and for the version, as clap has them.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Error> {
+    let verb = Cli::try_parse_from(args)?.verb;
+    match &verb {
+        Verb::Snapshot(args) if args.cluster > args.chunk => {
+            let what = format!("--cluster is {} bytes, more than --chunk, {}", args.cluster, args.chunk);
+            Err(command().error(ErrorKind::ValueValidation, format!("{what}: a cluster is at most a chunk")))
+        }
+        _ => Ok(verb),
+    }
+}
+
+fn consistency() -> impl TypedValueParser<Value = Consistency> {
+    let names = ["auto"].into_iter().chain(HoldKind::ALL.map(HoldKind::name));
+    PossibleValuesParser::new(names).map(|name| {
+        let hold = HoldKind::ALL.into_iter().find(|hold| hold.name() == name);
+        hold.map_or(Consistency::Auto, Consistency::Hold)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::{Consistency, Duration, HoldKind, MinFree, OsString, SnapshotArgs, Verb, command, parse};
+
+    fn snapshot(args: &[&str]) -> SnapshotArgs {
+        let line = ["rclone-img", "snapshot"].iter().chain(args).map(OsString::from);
+        match parse(line).expect("a good command line") {
+            Verb::Snapshot(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_design() {
+        let args = snapshot(&["a", "b"]);
+        assert_eq!((args.chunk, args.cluster, args.consistency), (64 << 20, 64 << 10, Consistency::Auto));
+        assert_eq!((args.job.latency, args.job.wait), (None, Duration::ZERO));
+        assert_eq!((args.job.min_free, args.job.metrics), (MinFree::Percent(5), None));
+        assert!(!(args.refresh || args.restart || args.force || args.writable || args.dry_run));
+    }
+
+    #[test]
+    fn every_hold_that_is_built_can_be_named() {
+        for hold in HoldKind::ALL {
+            assert_eq!(snapshot(&["a", "b", "--consistency", hold.name()]).consistency, Consistency::Hold(hold));
+        }
+        assert_eq!(snapshot(&["a", "b", "--consistency", "auto"]).consistency, Consistency::Auto);
+    }
+
+    #[test]
+    fn names_may_have_any_bytes() {
+        let name = OsString::from_vec(b"vm \n\xff.img".to_vec());
+        let verb = parse(["rclone-img".into(), "map".into(), name.clone()]).expect("a good command line");
+        assert!(matches!(verb, Verb::Map(args) if args.file.as_os_str() == name));
+    }
+
+    #[test]
+    fn a_cluster_is_at_most_a_chunk() {
+        assert_eq!(snapshot(&["a", "b", "--chunk", "64K"]).chunk, 64 << 10);
+        let line = ["rclone-img", "snapshot", "a", "b", "--chunk", "32K"].map(OsString::from);
+        let error = parse(line).expect_err("the default cluster is 64K").to_string();
+        assert!(error.contains("a cluster is at most a chunk"), "{error}");
+    }
+}

@@ -1,0 +1,96 @@
+//! From paths to open things: the directory of a snapshot and the names in it, the image.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::cli::words;
+use crate::disk::DiskFile;
+use crate::disk::real::{RealDisk, RealFile};
+use crate::engine::names::Names;
+use crate::error::{Error, Kind, Result};
+
+/// A snapshot's directory, open, and the names that its job uses in it.
+pub struct Place {
+    /// The directory.
+    pub disk: RealDisk,
+    /// The names.
+    pub names: Names,
+}
+
+/// The place of a snapshot.
+///
+/// # Errors
+/// Refused where the directory cannot be opened, or the path has no name.
+pub fn place(dst: &Path) -> Result<Place> {
+    let (dir, name) = split(dst)?;
+    let disk = RealDisk::open_dir(&dir).map_err(|e| {
+        let what = format!("cannot open the directory {}", words::name(&dir));
+        Error::io(Kind::Refused, what, "it must exist already", e)
+    })?;
+    Ok(Place { disk, names: Names::new(name)? })
+}
+
+fn split(dst: &Path) -> Result<(PathBuf, &OsStr)> {
+    let Some(name) = dst.file_name() else {
+        let what = format!("{} does not name a file", words::name(dst));
+        return Err(Error::new(Kind::Refused, what, "name the snapshot's file"));
+    };
+    let dir = dst.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok((dir.to_owned(), name))
+}
+
+/// An image, open for reading, with the image's lock.
+pub struct Image {
+    /// The file.
+    pub file: Arc<RealFile>,
+    /// Its path, absolute and without links.
+    pub path: PathBuf,
+}
+
+/// Opens an image; follows links.
+///
+/// # Errors
+/// Refused where it cannot be opened or is no regular file.
+pub fn open_image(path: &Path) -> Result<Image> {
+    let refused = |e| {
+        let hint = "check the path and its permissions";
+        Error::io(Kind::Refused, format!("cannot open the image {}", words::name(path)), hint, e)
+    };
+    let real = std::fs::canonicalize(path).map_err(refused)?;
+    // Looked at before it is opened: opening a FIFO or a device has effects of its own.
+    let not_regular = || {
+        let what = format!("the image {} is not a regular file", words::name(path));
+        Error::new(Kind::Refused, what, "name a raw disk image; block devices cannot be reflinked")
+    };
+    if !std::fs::metadata(&real).map_err(refused)?.is_file() {
+        return Err(not_regular());
+    }
+    let file = RealFile::open_image(&real).map_err(refused)?;
+    if !file.stat().map_err(refused)?.regular {
+        return Err(not_regular());
+    }
+    Ok(Image { file: Arc::new(file), path: real })
+}
+
+/// Takes the one job's lock on an image (flock(2), which QEMU and libvirt do not use).
+///
+/// # Errors
+/// Busy where another job has it.
+pub fn lock_image(image: &Image) -> Result<()> {
+    let name = words::name(&image.path);
+    match image.file.try_flock() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::new(
+            Kind::Busy,
+            format!("another job has the image {name}"),
+            "wait for it (--wait), or look at it with 'rclone-img status'",
+        )),
+        Err(e) => Err(Error::io(Kind::Refused, format!("cannot lock the image {name}"), "check the file system", e)),
+    }
+}
+
+/// Adds the snapshot's name to an error of the engine, which knows no paths.
+pub fn on(dst: &Path, error: Error) -> Error {
+    Error { what: format!("{}: {}", words::name(dst), error.what), ..error }
+}

@@ -1,0 +1,163 @@
+//! `status [PATH...]`: jobs and snapshots, looked at without their lock.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::args::StatusArgs;
+use super::{place, words};
+use crate::engine::inspect::{Condition, Unfinished, inspect};
+use crate::engine::names::JOURNAL;
+use crate::error::{Error, Kind, Result};
+use crate::record::{Record, Verdict};
+
+/// Runs `status`: for one path 0, 4 or 6; for several the worst of them.
+///
+/// # Errors
+/// Refused where a path is not there, or a directory cannot be read.
+pub fn run(args: &StatusArgs) -> Result<u8> {
+    let here = [PathBuf::from(".")];
+    let paths = if args.paths.is_empty() { &here[..] } else { &args.paths };
+    let mut snapshots = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            snapshots.extend(jobs_in(path)?);
+        } else {
+            snapshots.push(path.clone());
+        }
+    }
+    let mut worst = 0;
+    let mut out = std::io::stdout().lock();
+    for path in &snapshots {
+        let place = place::place(path)?;
+        let condition = inspect(&place.disk, &place.names).map_err(|e| place::on(path, e))?;
+        if let Condition::Nothing = condition {
+            let hint = "check the path; 'rclone-img status DIR' lists the jobs of a directory";
+            return Err(Error::new(Kind::Refused, format!("{}: no job and no snapshot", words::name(path)), hint));
+        }
+        worst = worst.max(exit_code(&condition));
+        let text = if args.json { format!("{}\n", object(path, &condition)) } else { person(path, &condition) };
+        super::written(out.write_all(text.as_bytes()))?;
+    }
+    if snapshots.is_empty() && !args.json {
+        super::written(out.write_all(b"no jobs here; 'rclone-img status DST' looks at one snapshot\n"))?;
+    }
+    Ok(worst)
+}
+
+/// The snapshots that have a journal in a directory.
+fn jobs_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let cannot = |e| {
+        Error::io(Kind::Refused, format!("cannot list {}", words::name(dir)), "check the directory's permissions", e)
+    };
+    let mut jobs = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(cannot)? {
+        let name = entry.map_err(cannot)?.file_name();
+        if let Some(stem) = name.as_bytes().strip_suffix(JOURNAL.as_bytes()).filter(|s| !s.is_empty()) {
+            jobs.push(dir.join(OsStr::from_bytes(stem)));
+        }
+    }
+    jobs.sort();
+    Ok(jobs)
+}
+
+fn exit_code(condition: &Condition) -> u8 {
+    match condition {
+        Condition::Nothing | Condition::NotOurs | Condition::Snapshot(..) | Condition::Running(_) => 0,
+        Condition::Interrupted(_) | Condition::Complete(_) => Kind::Interrupted.exit_code(),
+        Condition::Broken(_) | Condition::Unreadable(_) => Kind::Broken.exit_code(),
+    }
+}
+
+fn person(path: &Path, condition: &Condition) -> String {
+    let (name, shell) = (words::name(path), words::shell(path));
+    let job = |state: &str, job: &Unfinished, next: &str| {
+        let image = OsString::from_vec(job.header.image_path.clone());
+        let why = if job.header.reason.is_empty() { String::new() } else { format!(" ({})", words::line(&job.header.reason)) };
+        format!(
+            "{name}: {state}{why}; T0 {:.0} of {}, hold {}, {} of {} claimed; {next}\n",
+            job.header.t0,
+            words::name(image),
+            job.header.hold.name(),
+            words::bytes(job.done_bytes),
+            words::bytes(job.header.image.size),
+        )
+    };
+    match condition {
+        Condition::Nothing => String::new(),
+        Condition::NotOurs => format!("{name}: a file without a record of rclone-img; not a snapshot of ours\n"),
+        Condition::Snapshot(record, verdict) => format!("{name}: {}\n", snapshot(record, *verdict)),
+        Condition::Running(j) => job(&format!("running as process {}", j.header.pid), j, "nothing is to be done"),
+        Condition::Interrupted(j) => job("interrupted", j, &format!("rclone-img resume {shell} goes on")),
+        Condition::Complete(j) => job("complete, but not renamed", j, &format!("rclone-img resume {shell} ends it")),
+        Condition::Broken(j) => {
+            job("broken", j, "the same snapshot command takes a new point in time and keeps the finished work")
+        }
+        Condition::Unreadable(why) => {
+            format!("{name}: its journal cannot be used: {why}; rclone-img abort --force {shell} removes the job's files\n")
+        }
+    }
+}
+
+fn snapshot(record: &Record, verdict: Verdict) -> String {
+    let instant = if record.point_in_time { "one point in time" } else { "NOT A POINT IN TIME" };
+    let what = match verdict {
+        Verdict::Valid => "snapshot",
+        Verdict::Modified => "MODIFIED since it was made as a snapshot",
+        Verdict::Copy => "a copy of a snapshot, not the snapshot itself;",
+        Verdict::InProgress => "a job's unfinished work without its journal;",
+    };
+    format!("{what} of T0 {:.0}, hold {}, {instant}, {}", record.t0, record.hold, words::bytes(record.size))
+}
+
+fn object(path: &Path, condition: &Condition) -> Value {
+    let (name, raw) = super::json::path(path);
+    let mut object = json!({"v": 1, "event": "status", "dst": name, "state": state(condition)});
+    if let Some(raw) = raw {
+        object["dst_bytes"] = raw.into();
+    }
+    match condition {
+        Condition::Running(j) | Condition::Interrupted(j) | Condition::Broken(j) | Condition::Complete(j) => {
+            object["job"] = Uuid::from_bytes(j.header.job).to_string().into();
+            object["src"] = String::from_utf8_lossy(&j.header.image_path).into();
+            object["t0"] = j.header.t0.to_string().into();
+            object["hold"] = j.header.hold.name().into();
+            object["point_in_time"] = j.header.hold.point_in_time().into();
+            object["bytes"] = j.header.image.size.into();
+            object["done_bytes"] = j.done_bytes.into();
+            object["pid"] = j.header.pid.into();
+            object["reason"] = j.header.reason.clone().into();
+        }
+        Condition::Snapshot(record, _) => {
+            object["job"] = record.job.to_string().into();
+            object["t0"] = record.t0.to_string().into();
+            object["hold"] = record.hold.clone().into();
+            object["point_in_time"] = record.point_in_time.into();
+            object["quiesced"] = record.quiesced.into();
+            object["bytes"] = record.size.into();
+        }
+        Condition::Unreadable(why) => object["reason"] = why.clone().into(),
+        Condition::Nothing | Condition::NotOurs => {}
+    }
+    object
+}
+
+fn state(condition: &Condition) -> &'static str {
+    match condition {
+        Condition::Nothing => "nothing",
+        Condition::NotOurs => "not-ours",
+        Condition::Snapshot(_, Verdict::Valid) => "finished",
+        Condition::Snapshot(_, Verdict::Modified) => "modified",
+        Condition::Snapshot(_, Verdict::Copy) => "copy",
+        Condition::Snapshot(_, Verdict::InProgress) => "orphaned",
+        Condition::Running(_) => "running",
+        Condition::Interrupted(_) => "interrupted",
+        Condition::Broken(_) => "broken",
+        Condition::Complete(_) => "complete",
+        Condition::Unreadable(_) => "unreadable",
+    }
+}

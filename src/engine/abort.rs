@@ -1,0 +1,98 @@
+//! Takes an unfinished job back: what it made goes, a snapshot that it has not touched yet returns.
+
+use super::job;
+use super::names::Names;
+use super::start::put_back;
+use crate::disk::{Access, Disk, DiskFile};
+use crate::error::{Error, Kind, Result};
+use crate::journal::file as journal_file;
+use crate::journal::format::{FormatError, Header, State};
+
+/// What an abort did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Aborted {
+    /// Partial file and journal are gone.
+    Removed,
+    /// The snapshot that was to be refreshed is back as it was.
+    PutBack,
+    /// The snapshot was in place already; only the journal was left to remove.
+    WasFinished,
+    /// The job had destroyed the snapshot that it refreshed: its remains are gone.
+    RemovedRefreshed,
+}
+
+/// Aborts the job of `names`, which no process may have: the caller stops a live one first.
+///
+/// # Errors
+/// Refused where there is no job, or what is there is not provably a job's; busy where a process has it.
+pub fn abort<D: Disk>(disk: &D, names: &Names, force: bool) -> Result<Aborted> {
+    let file = match disk.open(&names.journal, Access::Write) {
+        Ok(file) => file,
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
+            return Err(Error::new(Kind::Refused, "there is no job to abort: no journal", "nothing is to be done"));
+        }
+        Err(e) => return Err(cannot("open the journal", e)),
+    };
+    if !file.try_lock().map_err(|e| cannot("lock the journal", e))? {
+        return Err(Error::new(Kind::Busy, "the job is running", "stop it first"));
+    }
+    let header = match journal_file::read(&file).map_err(|e| cannot("read the journal", e))? {
+        Ok(loaded) => loaded.header,
+        Err(error) => return abort_unreadable(disk, names, error, force),
+    };
+    let aborted = undo(disk, names, &header, force);
+    drop(file);
+    aborted
+}
+
+fn undo<D: Disk>(disk: &D, names: &Names, header: &Header, force: bool) -> Result<Aborted> {
+    let found = job::find(disk, names)?;
+    let partial = found.partial.map(|p| p.stat);
+    if let Some(partial) = partial
+        && header.partial_ino != 0
+        && partial.ino != header.partial_ino
+        && !force
+    {
+        let hint = "move it away, or use --force to remove it";
+        return Err(Error::new(Kind::Refused, "the partial file is not the one that the journal speaks of", hint));
+    }
+    if header.state == State::Committing && partial.is_none() {
+        remove_journal(disk, names)?;
+        return Ok(Aborted::WasFinished);
+    }
+    if header.state == State::Preparing && header.refreshes {
+        put_back(disk, names, header).map_err(|e| cannot("put the snapshot back", e))?;
+        return Ok(Aborted::PutBack);
+    }
+    disk.unlink(&names.partial).and_then(|()| disk.sync_names()).map_err(|e| cannot("remove the partial file", e))?;
+    remove_journal(disk, names)?;
+    Ok(if header.refreshes { Aborted::RemovedRefreshed } else { Aborted::Removed })
+}
+
+fn abort_unreadable<D: Disk>(disk: &D, names: &Names, error: FormatError, force: bool) -> Result<Aborted> {
+    let partial = disk.stat(&names.partial).map_err(|e| cannot("look at the partial file", e))?;
+    let removable = match error {
+        FormatError::NeverBegun => partial.is_none() || force,
+        FormatError::Damaged => force,
+        FormatError::Version(_) | FormatError::Foreign => false,
+    };
+    if !removable {
+        let hint = match error {
+            FormatError::Version(_) => "use the version of rclone-img that wrote it",
+            FormatError::Foreign => "that file is not ours: move it away yourself",
+            _ => "use --force to remove it and the partial file",
+        };
+        return Err(Error::new(Kind::Refused, format!("the journal cannot be used: {error}"), hint));
+    }
+    disk.unlink(&names.partial).and_then(|()| disk.sync_names()).map_err(|e| cannot("remove the partial file", e))?;
+    remove_journal(disk, names)?;
+    Ok(Aborted::Removed)
+}
+
+fn remove_journal<D: Disk>(disk: &D, names: &Names) -> Result<()> {
+    disk.unlink(&names.journal).and_then(|()| disk.sync_names()).map_err(|e| cannot("remove the journal", e))
+}
+
+fn cannot(what: &str, error: std::io::Error) -> Error {
+    Error::io(Kind::Failed, format!("cannot {what}"), "check the directory, then abort again", error)
+}

@@ -1,0 +1,137 @@
+//! From a complete partial file to a snapshot: sync, record, rename. Each step may be the last one of this process.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::job::Job;
+use super::report::{Event, Finished, Started};
+use super::start::Locked;
+use crate::disk::{Access, Disk, DiskFile};
+use crate::error::{Error, Kind, Result};
+use crate::hold::T0;
+use crate::journal::file::{self as journal_file, Journal};
+use crate::journal::format::{Header, State};
+use crate::record::{self, ImageId, Record};
+
+/// Permission bits that let somebody write.
+const WRITE_BITS: u32 = 0o222;
+
+/// Makes the partial file the snapshot. `t0` is the image as it was: its owner and mode become the snapshot's.
+///
+/// # Errors
+/// Failed where a step did not succeed: the same command goes on. Broken where the file is not what was cloned.
+pub fn commit<D: Disk>(
+    job: &Job<'_, D>,
+    journal: &mut Journal<D::File>,
+    partial: &Arc<D::File>,
+    t0: &T0,
+) -> Result<()> {
+    let cannot = |e| failed("cannot make the snapshot durable", e);
+    partial.sync_all().map_err(cannot)?;
+    let header = journal.header().clone();
+    // An image may belong to somebody whose name this user may not give; the snapshot is then the user's own.
+    let _ = partial.set_owner(t0.image.uid, t0.image.gid);
+    let mode = t0.image.mode & 0o777;
+    partial.set_mode(if header.writable { mode } else { mode & !WRITE_BITS }).map_err(cannot)?;
+    let stat = partial.stat().map_err(cannot)?;
+    if stat.size != header.image.size {
+        // Until 2024 a clone of the whole file could end short and report success (KERNEL.md).
+        let what = format!("the snapshot has {} bytes, and the image had {}", stat.size, header.image.size);
+        let error = Error::new(Kind::Broken, what, "run the same command again: it takes a new point in time");
+        let _ = journal.update(|h| (h.state, h.reason) = (State::Broken, error.to_string()));
+        return Err(error);
+    }
+    let record = Record {
+        v: record::VERSION,
+        state: record::State::Finished,
+        job: Uuid::from_bytes(header.job),
+        t0: header.t0,
+        hold: header.hold.name().to_owned(),
+        point_in_time: header.hold.point_in_time(),
+        quiesced: false,
+        image: ImageId {
+            ino: header.image.ino,
+            generation: header.image.generation,
+            subvolume: header.image.subvolume,
+        },
+        fs: Uuid::from_bytes(header.fs),
+        ino: stat.ino,
+        size: stat.size,
+        mtime_ns: stat.mtime_ns.to_string(),
+    };
+    partial.set_record(Some(&record.to_bytes())).and_then(|()| partial.sync_all()).map_err(cannot)?;
+    journal.update(|h| h.state = State::Committing).map_err(|e| failed("cannot write the journal", e))?;
+    rename_and_clean(job, &header)
+}
+
+/// Goes on where a job that was complete was stopped: the rename, and the journal's end.
+///
+/// # Errors
+/// As [`commit`].
+pub fn roll_forward<D: Disk>(job: &Job<'_, D>, locked: Locked<D::File>, began: Instant) -> Result<Finished> {
+    let file = locked.into_file();
+    let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
+    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
+    let header = loaded.header;
+    let started = Started {
+        job: header.job,
+        t0: header.t0,
+        hold: header.hold,
+        why: "the job was complete but for its last steps".into(),
+        new_t0: false,
+        resumed: true,
+        bytes: header.image.size,
+        done_bytes: header.image.size,
+        extents: None,
+    };
+    job.observer.on(Event::Started(started.clone()));
+    if job.disk.stat(&job.names.partial).map_err(|e| failed("cannot look at the partial file", e))?.is_some() {
+        let partial = job.disk.open(&job.names.partial, Access::Read);
+        let synced = partial.and_then(|p| p.sync_all());
+        synced.map_err(|e| failed("cannot make the snapshot durable", e))?;
+        rename_and_clean(job, &header)?;
+    } else {
+        clean(job)?;
+    }
+    Ok(Finished {
+        started,
+        extents: None,
+        calls: 0,
+        longest_call: Duration::ZERO,
+        call_p99: Duration::ZERO,
+        longest_guest_wait: Duration::ZERO,
+        promoted: 0,
+        skipped_bytes: 0,
+        copied_bytes: 0,
+        elapsed: began.elapsed(),
+    })
+}
+
+fn rename_and_clean<D: Disk>(job: &Job<'_, D>, header: &Header) -> Result<()> {
+    let replace = header.replace || job.options.wish.force;
+    let renamed = job.disk.rename(&job.names.partial, &job.names.dst, replace).and_then(|()| job.disk.sync_names());
+    renamed.map_err(|e| match e.raw_os_error() {
+        Some(libc::EEXIST) => Error::io(
+            Kind::Failed,
+            "the snapshot is complete, but a file of its name appeared meanwhile",
+            "move that file away and run 'rclone-img resume', or use --force to replace it",
+            e,
+        ),
+        _ => failed("cannot rename the complete snapshot into place", e),
+    })?;
+    clean(job)
+}
+
+/// The snapshot is in place: a journal that is left is rolled forward by the next run.
+fn clean<D: Disk>(job: &Job<'_, D>) -> Result<()> {
+    let gone =
+        job.disk.sync_names().and_then(|()| job.disk.unlink(&job.names.journal)).and_then(|()| job.disk.sync_names());
+    gone.map_err(|e| failed("the snapshot is in place, but its journal cannot be removed", e))
+}
+
+fn failed(what: &str, error: std::io::Error) -> Error {
+    let hint = "mend the cause, then run the same command again: it goes on from here";
+    Error::io(Kind::Failed, what.to_owned(), hint, error)
+}

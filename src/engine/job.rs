@@ -1,0 +1,324 @@
+//! A job from its first look to the renamed snapshot.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::claims::{MakeClaims, Recorder};
+use super::names::Names;
+use super::recover::{self, Existing, Found, Here, Start, Wish};
+use super::report::{Event, Finished, Observer, Started};
+use super::start::{self, Locked, Prepared};
+use super::{commit, window};
+use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
+use crate::error::{Error, Kind, Result};
+use crate::hold::Hold;
+use crate::journal::file as journal_file;
+use crate::journal::format::State;
+use crate::range::{ByteRange, Geometry, PowerOfTwo};
+use crate::record::Record;
+
+/// Space that a job leaves to the guests.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum MinFree {
+    /// Part of the file system, in per cent.
+    Percent(f64),
+    /// Bytes.
+    Bytes(u64),
+}
+
+/// What a user may choose; see the command line's help for each.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The most bytes that one call clones.
+    pub chunk: u64,
+    /// What one call may take; `None` for the hold's default.
+    pub latency: Option<Duration>,
+    /// The unit of the done map.
+    pub cluster: PowerOfTwo,
+    /// What may happen to what is there already.
+    pub wish: Wish,
+    /// The snapshot keeps its write permission.
+    pub writable: bool,
+    /// Below this no job starts or goes on.
+    pub min_free: MinFree,
+}
+
+/// What one call may take where guests use the image (DESIGN section 6).
+pub const LATENCY_GUESTS: Duration = Duration::from_millis(5);
+
+/// What one call may take where nobody does: an interrupt is answered after it.
+pub const LATENCY_FROZEN: Duration = Duration::from_millis(100);
+
+/// A job that is about to run.
+pub struct Job<'a, D: Disk> {
+    /// The directory of the snapshot.
+    pub disk: &'a D,
+    /// The names in it.
+    pub names: &'a Names,
+    /// The image, open for reading.
+    pub image: Arc<D::File>,
+    /// Its absolute path.
+    pub image_path: &'a [u8],
+    /// What the user chose.
+    pub options: &'a Options,
+    /// Why this hold, in words.
+    pub why: &'a str,
+    /// Who watches.
+    pub observer: &'a dyn Observer,
+    /// Whether somebody asked the job to stop.
+    pub stop: &'a dyn Fn() -> bool,
+    /// Where claims go.
+    pub make_claims: MakeClaims<'a, D::File>,
+}
+
+/// What a job would do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where it would start.
+    pub start: Start,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Extents, where the file system tells at once.
+    pub extents: Option<u64>,
+}
+
+/// Looks at everything that could refuse the job, and touches nothing. The hold is let go again.
+///
+/// # Errors
+/// As [`run`] would refuse.
+pub fn dry_run<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Plan> {
+    let start = first_look(job, hold)?;
+    let prepared = hold.prepare();
+    hold.release();
+    prepared?;
+    let bytes = stat_image(job)?.size;
+    Ok(Plan { start, bytes, extents: job.image.extent_count() })
+}
+
+/// Runs the job: when it returns, the snapshot is complete, durable and in place.
+///
+/// # Errors
+/// [`Kind::Refused`] with nothing touched, [`Kind::Busy`], [`Kind::Interrupted`] with a checkpoint, [`Kind::Broken`] with the
+/// reason in the journal, [`Kind::Failed`]; after the last three the same command goes on from what is there.
+pub fn run<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Finished> {
+    let result = run_held(job, hold);
+    hold.release();
+    result
+}
+
+fn run_held<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Finished> {
+    let began = Instant::now();
+    let first = first_look(job, hold)?;
+    // What is complete needs no hold: the image may be in use again by now.
+    if first != Start::RollForward {
+        hold.prepare()?;
+    }
+    let locked = start::lock(job)?;
+    // Everything may have changed until the lock was had, and nothing can any more.
+    let decided = look(job).and_then(|(found, here)| decide(job, hold, &found, &here));
+    let decision = match decided {
+        Ok(decision) => decision,
+        Err(error) => return Err(locked.give_up(job, error)),
+    };
+    if decision == Start::RollForward {
+        return commit::roll_forward(job, locked, began);
+    }
+    if first == Start::RollForward {
+        return Err(locked.give_up(job, changed_meanwhile()));
+    }
+    clone_and_commit(job, hold, locked, &decision, began)
+}
+
+fn clone_and_commit<D: Disk>(
+    job: &Job<'_, D>,
+    hold: &mut dyn Hold,
+    locked: Locked<D::File>,
+    decision: &Start,
+    began: Instant,
+) -> Result<Finished> {
+    let Prepared { mut journal, partial, clusters, compare, t0 } = start::prepare(job, hold, locked, decision)?;
+    let started = Started {
+        job: journal.header().job,
+        t0: t0.at,
+        hold: hold.kind(),
+        why: job.why.to_owned(),
+        new_t0: matches!(decision, Start::Renew(_)),
+        resumed: *decision == Start::Continue,
+        bytes: t0.image.size,
+        done_bytes: clusters.done_bytes(),
+        extents: job.image.extent_count(),
+    };
+    job.observer.on(Event::Started(started.clone()));
+
+    let mut claims = (job.make_claims)(Recorder::new(journal, Arc::clone(&partial)));
+    let mut window = window::Window::new(job, hold, &*partial, clusters, compare, &t0, began)?;
+    let ended = window.run(claims.as_mut()).and_then(|()| window.hold.end());
+    let work = window.into_work();
+    // Whatever happened, the image is let go before anything is synced: a writer may wait for it.
+    hold.release();
+    let (returned, synced) = claims.finish(ended.is_err());
+    journal = returned;
+    let synced = synced.map_err(|e| {
+        let hint = "check the kernel's log: the device may have lost data; then run the same command again";
+        Error::io(Kind::Broken, "cannot make the cloned data durable", hint, e)
+    });
+    if let Err(error) = ended.and(synced) {
+        // A state that cannot be written is no loss: a job without a live process counts as interrupted, and a broken
+        // one is told by its image or its boot.
+        let _ = journal.update(|h| {
+            h.state = if error.kind == Kind::Broken { State::Broken } else { State::Interrupted };
+            h.reason = error.to_string();
+        });
+        return Err(error);
+    }
+    job.observer.on(Event::Syncing);
+    commit::commit(job, &mut journal, &partial, &t0)?;
+    Ok(work.finished(started, began))
+}
+
+/// The first look, without a lock: refuses early, before anything is touched.
+fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
+    let (found, here) = look(job)?;
+    if !here.image.regular {
+        return Err(Error::new(Kind::Refused, "the image is not a regular file", "name a raw disk image"));
+    }
+    if here.image.size == 0 {
+        let hint = "check that this is the right file";
+        return Err(Error::new(Kind::Refused, "the image is empty: there is nothing to snapshot", hint));
+    }
+    let decision = decide(job, hold, &found, &here)?;
+    if decision != Start::RollForward {
+        enough_space(job)?;
+        try_cloning(job, &here)?;
+    }
+    Ok(decision)
+}
+
+/// The image, its file system and the host, as they are now.
+pub struct Now {
+    /// The image.
+    pub image: Stat,
+    /// Its file system.
+    pub fs: FsFacts,
+    /// The host.
+    pub host: HostFacts,
+}
+
+impl std::ops::Deref for Now {
+    type Target = Stat;
+
+    fn deref(&self) -> &Stat {
+        &self.image
+    }
+}
+
+fn stat_image<D: Disk>(job: &Job<'_, D>) -> Result<Stat> {
+    job.image.stat().map_err(|e| Error::io(Kind::Refused, "cannot look at the image", "check the path", e))
+}
+
+fn look<D: Disk>(job: &Job<'_, D>) -> Result<(Found, Now)> {
+    let image = stat_image(job)?;
+    let cannot = |e| Error::io(Kind::Refused, "cannot look at the image's file system", "check the path", e);
+    let now = Now { image, fs: job.image.fs().map_err(cannot)?, host: job.disk.host() };
+    Ok((find(job.disk, job.names)?, now))
+}
+
+fn decide<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold, found: &Found, now: &Now) -> Result<Start> {
+    let here = Here { image: &now.image, image_path: job.image_path, fs: &now.fs, host: &now.host, hold: hold.kind() };
+    recover::decide(found, job.options.wish, &here)
+}
+
+/// What is in the directory under the job's names.
+///
+/// # Errors
+/// Refused where it cannot be looked at.
+pub fn find<D: Disk>(disk: &D, names: &Names) -> Result<Found> {
+    let journal = match disk.open(&names.journal, Access::Read) {
+        Ok(file) => Some(journal_file::read(&file).map_err(|e| cannot_look("the journal", e))?),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => None,
+        Err(e) => return Err(cannot_look("the journal", e)),
+    };
+    Ok(Found { dst: existing(disk, &names.dst)?, partial: existing(disk, &names.partial)?, journal })
+}
+
+fn existing<D: Disk>(disk: &D, name: &std::ffi::OsStr) -> Result<Option<Existing>> {
+    let what = || format!("'{}'", name.to_string_lossy().escape_debug());
+    let Some(stat) = disk.stat(name).map_err(|e| cannot_look(&what(), e))? else { return Ok(None) };
+    // A file that cannot be opened, or is none, has no record that counts.
+    let bytes =
+        if stat.regular { disk.open(name, Access::Read).ok().and_then(|f| f.record().ok().flatten()) } else { None };
+    Ok(Some(Existing { stat, record: bytes.and_then(|b| Record::from_bytes(&b)) }))
+}
+
+fn cannot_look(what: &str, error: std::io::Error) -> Error {
+    Error::io(Kind::Refused, format!("cannot look at {what}"), "check the directory and its permissions", error)
+}
+
+fn changed_meanwhile() -> Error {
+    Error::new(Kind::Busy, "another job changed the snapshot meanwhile", "run the same command again")
+}
+
+/// Whether the file system has the space that is to be left to the guests.
+///
+/// # Errors
+/// Refused, with the figures.
+pub fn enough_space<D: Disk>(job: &Job<'_, D>) -> Result<()> {
+    let space = job.disk.space().map_err(|e| cannot_look("the free space", e))?;
+    let wanted = match job.options.min_free {
+        MinFree::Bytes(bytes) => bytes,
+        MinFree::Percent(percent) => (space.total as f64 * percent / 100.0) as u64,
+    };
+    if space.free >= wanted {
+        return Ok(());
+    }
+    let what = format!(
+        "the file system has {} free, and {} are to be left to the guests (--min-free)",
+        bytesize::ByteSize(space.free),
+        bytesize::ByteSize(wanted)
+    );
+    Err(Error::new(Kind::Refused, what, "free space or delete old snapshots first"))
+}
+
+/// Clones the first block into a file without a name: what the file system refuses it refuses here, with nothing left.
+fn try_cloning<D: Disk>(job: &Job<'_, D>, now: &Now) -> Result<()> {
+    let refuse = |what: &str, hint: &str, e| Err(Error::io(Kind::Refused, what.to_owned(), hint, e));
+    let probe = match job.disk.create_unnamed() {
+        Ok(probe) => probe,
+        Err(e) => return refuse("cannot make a file in the snapshot's directory", hint_for(&e), e),
+    };
+    let geometry = Geometry { size: now.image.size, block: now.fs.block };
+    let first = ByteRange::new(0, now.fs.block.get()).and_then(|block| geometry.cover(block));
+    let Some(first) = first else { return Ok(()) };
+    let tried = job
+        .image
+        .no_cow()
+        .and_then(|on| if on { probe.set_no_cow(true) } else { Ok(()) })
+        .and_then(|()| probe.set_len(now.image.size))
+        .and_then(|()| probe.clone_range(&job.image, first).map(|_| ()));
+    match tried {
+        Err(e) if e.raw_os_error() == Some(libc::EFBIG) => {
+            refuse("the image is larger than a file may be here (ulimit -f)", "raise the limit", e)
+        }
+        // These the window meets again, and knows what to do about them.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ENOSPC)) => Ok(()),
+        Err(e) => refuse("the first block of the image cannot be cloned to the snapshot's directory", hint_for(&e), e),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn hint_for(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EXDEV) => "a reflink cannot leave its file system: put the snapshot where the image is",
+        Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EISDIR) => {
+            "the file system has no reflinks: use XFS (made with reflink=1) or Btrfs"
+        }
+        Some(libc::EROFS) => "the file system is mounted read-only",
+        Some(libc::EACCES | libc::EPERM) => "the directory must be writable for you and not immutable (lsattr -d)",
+        Some(libc::ETXTBSY) => "an active swap file cannot be cloned: swapoff it",
+        Some(libc::ENOSPC | libc::EDQUOT) => "free space, or raise the quota",
+        Some(libc::EINVAL) => {
+            "image and directory differ in DAX or realtime, or the image has not the file system's block size"
+        }
+        _ => "check the directory and the kernel's log",
+    }
+}

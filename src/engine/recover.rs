@@ -1,0 +1,277 @@
+//! What is there already, and what it means for a job that is about to start. Decides, does nothing. Pure.
+
+use uuid::Uuid;
+
+use crate::disk::{FsFacts, HostFacts, Stat};
+use crate::error::{Error, Kind, Result};
+use crate::hold::HoldKind;
+use crate::journal::format::{FormatError, Header, Loaded, State};
+use crate::record::{Record, Verdict};
+
+/// The world as it is now.
+#[derive(Clone, Copy, Debug)]
+pub struct Here<'a> {
+    /// The image.
+    pub image: &'a Stat,
+    /// Its absolute path.
+    pub image_path: &'a [u8],
+    /// Its file system.
+    pub fs: &'a FsFacts,
+    /// The host.
+    pub host: &'a HostFacts,
+    /// The hold that this run would use.
+    pub hold: HoldKind,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wish {
+    /// `resume`: the same T0 or nothing.
+    pub same_t0_only: bool,
+    /// `--refresh`: an existing snapshot is brought up to date.
+    pub refresh: bool,
+    /// `--restart`: unfinished work is thrown away.
+    pub restart: bool,
+    /// `--force`: files that are not provably ours may be replaced.
+    pub force: bool,
+}
+
+/// A file that exists, with its record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Existing {
+    /// What it is.
+    pub stat: Stat,
+    /// The record it carries, if any.
+    pub record: Option<Record>,
+}
+
+impl Existing {
+    /// What the record says; `None` where there is none.
+    pub fn verdict(&self) -> Option<Verdict> {
+        Some(self.record.as_ref()?.verdict(self.stat.ino, self.stat.size, self.stat.mtime_ns))
+    }
+
+    fn is_of(&self, job: [u8; 16]) -> bool {
+        self.record.as_ref().is_some_and(|r| r.job == Uuid::from_bytes(job) && r.ino == self.stat.ino)
+    }
+}
+
+/// What the directory has under the job's names.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// DST.
+    pub dst: Option<Existing>,
+    /// DST.partial.
+    pub partial: Option<Existing>,
+    /// DST.journal.
+    pub journal: Option<std::result::Result<Loaded, FormatError>>,
+}
+
+/// Where the job starts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// Nothing is there that counts: make new files. `discard` what an old job left.
+    Fresh {
+        /// Remove the old job's partial file and journal first.
+        discard: bool,
+    },
+    /// Go on at the journal's T0.
+    Continue,
+    /// Take the partial file to a new T0 by refresh, for this reason.
+    Renew(String),
+    /// Take the snapshot at DST to a new T0 by refresh.
+    Refresh,
+    /// The job was complete but for its last steps: do them.
+    RollForward,
+}
+
+/// Why T0 cannot be kept, in words; `None` where it can.
+pub fn t0_lost(header: &Header, here: &Here<'_>) -> Option<String> {
+    let Here { image, fs, host, hold, .. } = *here;
+    let now = (image.ino, image.generation, image.subvolume, fs.uuid);
+    let then = (header.image.ino, header.image.generation, header.image.subvolume, header.fs);
+    if header.state == State::Preparing {
+        return Some("the job was stopped before it had a point in time".into());
+    }
+    if header.state == State::Broken {
+        return Some(header.reason.clone());
+    }
+    if header.hold != hold {
+        return Some(format!("it was kept by the hold '{}', and this run's is '{}'", header.hold.name(), hold.name()));
+    }
+    if !header.hold.keeps_t0() {
+        return Some(format!("under the hold '{}' a point in time does not outlive its run", header.hold.name()));
+    }
+    if now != then {
+        return Some("the image was replaced by another file".into());
+    }
+    if image.size != header.image.size {
+        return Some(format!("the image was resized, from {} to {} bytes", header.image.size, image.size));
+    }
+    if !header.hold.point_in_time() {
+        return None;
+    }
+    if header.boot != host.boot_id {
+        return Some("the host was rebooted".into());
+    }
+    if header.mount_instance == 0 || header.mount_instance != fs.mount_instance || header.image.dev != image.dev {
+        return Some("the file system was unmounted, or mounted elsewhere".into());
+    }
+    (image.ctime_ns != header.image.ctime_ns).then(|| "the image was changed".into())
+}
+
+/// Where a job starts, given what is there.
+///
+/// # Errors
+/// Refused, with words, where something is in the way; broken where `resume` cannot have its T0.
+pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
+    for existing in [&found.dst, &found.partial].into_iter().flatten() {
+        // Through a hard link as well: whatever a job may replace or remove, it must not be the image.
+        if (existing.stat.dev, existing.stat.ino) == (here.image.dev, here.image.ino) {
+            let what = "the snapshot's name, or that of its partial file, is the image itself";
+            return Err(Error::new(Kind::Refused, what, "use another name"));
+        }
+    }
+    match &found.journal {
+        None if wish.same_t0_only => Err(Error::new(
+            Kind::Refused,
+            "there is no job to resume: no journal".to_owned(),
+            "start one with 'rclone-img snapshot'",
+        )),
+        None => without_journal(found, wish),
+        Some(Err(FormatError::NeverBegun)) if found.partial.is_none() => {
+            if wish.same_t0_only {
+                return Err(lost("the job was stopped before it began"));
+            }
+            without_journal(found, wish).map(discarding)
+        }
+        Some(Err(error)) => unreadable(*error, wish),
+        Some(Ok(loaded)) => with_journal(&loaded.header, found, wish, here),
+    }
+}
+
+fn without_journal(found: &Found, wish: Wish) -> Result<Start> {
+    if found.partial.is_some() && !wish.force {
+        return Err(Error::new(
+            Kind::Refused,
+            "a partial file is there, and no journal says what it is".to_owned(),
+            "move it away, or use --force to replace it",
+        ));
+    }
+    let discard = found.partial.is_some();
+    match &found.dst {
+        None => Ok(Start::Fresh { discard }),
+        Some(dst) if !dst.stat.regular => Err(Error::new(
+            Kind::Refused,
+            "the snapshot's name is taken by something that is not a regular file (a directory, a link, a device)",
+            "use another name",
+        )),
+        Some(dst) if wish.refresh => {
+            may_be_refreshed(dst, wish.force)?;
+            Ok(Start::Refresh)
+        }
+        Some(_) if wish.force => Ok(Start::Fresh { discard }),
+        Some(_) => Err(Error::new(
+            Kind::Refused,
+            "the snapshot exists already".to_owned(),
+            "use another name, --refresh to bring it up to date, or --force to replace it",
+        )),
+    }
+}
+
+/// A refresh destroys what the file held, so it must be ours and nobody else's.
+fn may_be_refreshed(dst: &Existing, force: bool) -> Result<()> {
+    let refuse = |what: &str, hint: &str| Err(Error::new(Kind::Refused, what.to_owned(), hint));
+    if dst.stat.nlink != 1 {
+        return refuse("what is to be refreshed has other hard links, which would change with it", "use another name");
+    }
+    let why = match dst.verdict() {
+        Some(Verdict::Valid) => return Ok(()),
+        _ if force => return Ok(()),
+        None => "it has no record of a finished snapshot",
+        Some(Verdict::InProgress) => "its record says that it was never finished",
+        Some(Verdict::Copy) => "it is a copy of a snapshot, not the snapshot",
+        Some(Verdict::Modified) => "it was modified since it was made",
+    };
+    let what = format!("what is to be refreshed may not be ours to overwrite: {why}");
+    refuse(&what, "use --force if its content may be lost")
+}
+
+fn unreadable(error: FormatError, wish: Wish) -> Result<Start> {
+    let ours = !matches!(error, FormatError::Foreign | FormatError::Version(_));
+    if ours && wish.restart && wish.force {
+        return Ok(Start::Fresh { discard: true });
+    }
+    let kind = if wish.same_t0_only && ours { Kind::Broken } else { Kind::Refused };
+    let hint = match error {
+        FormatError::Version(_) => "use the version of rclone-img that wrote it",
+        FormatError::Foreign => "move that file away, or use another name",
+        _ => "use --restart --force to throw the unfinished work away",
+    };
+    Err(Error::new(kind, format!("the journal cannot be used: {error}"), hint))
+}
+
+fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
+    let finished = found.dst.as_ref().is_some_and(|d| d.is_of(header.job) && d.verdict() == Some(Verdict::Valid));
+    let partial_is_ours = match &found.partial {
+        None => true,
+        Some(p) if header.partial_ino == 0 => p.is_of(header.job) || p.stat.size == 0,
+        Some(p) => p.stat.ino == header.partial_ino,
+    };
+    if !partial_is_ours && !wish.force {
+        return Err(Error::new(
+            Kind::Refused,
+            "the partial file is not the one that the journal speaks of".to_owned(),
+            "move it away, or use --force to replace it",
+        ));
+    }
+    if header.state == State::Committing && (finished || found.partial.is_some() && partial_is_ours) && !wish.restart {
+        return Ok(Start::RollForward);
+    }
+    let then = (header.image.ino, header.image.generation, header.image.subvolume);
+    let same_file = (here.image.ino, here.image.generation, here.image.subvolume) == then;
+    // A replaced image keeps its path, and its job is taken to a new T0; another image's job is left alone.
+    if !same_file && here.image_path != header.image_path && !wish.restart {
+        return Err(Error::new(
+            Kind::Refused,
+            format!("the journal is of another image, {}", String::from_utf8_lossy(&header.image_path).escape_debug()),
+            "use another name for the snapshot, or --restart to throw that job's work away",
+        ));
+    }
+    if wish.restart || !partial_is_ours {
+        return Ok(Start::Fresh { discard: true });
+    }
+    if found.dst.is_some() && !header.replace && !wish.force && !(header.refreshes && found.partial.is_none()) {
+        return Err(Error::new(
+            Kind::Refused,
+            "an unfinished job is there, and a file of the snapshot's name as well".to_owned(),
+            "move that file away and resume, or use --force to replace it",
+        ));
+    }
+    match (t0_lost(header, here), &found.partial) {
+        (Some(why), _) if wish.same_t0_only => Err(lost(&why)),
+        (_, None) if wish.same_t0_only => Err(lost("the partial file is gone")),
+        (_, None) => without_journal(found, wish).map(discarding),
+        (Some(_), Some(_)) if header.state == State::Preparing && !header.refreshes => {
+            Ok(Start::Fresh { discard: true })
+        }
+        (None, Some(_)) => Ok(Start::Continue),
+        (Some(why), Some(_)) => Ok(Start::Renew(why)),
+    }
+}
+
+/// The start, with the old job's files removed first.
+fn discarding(start: Start) -> Start {
+    match start {
+        Start::Fresh { .. } => Start::Fresh { discard: true },
+        other => other,
+    }
+}
+
+fn lost(why: &str) -> Error {
+    Error::new(
+        Kind::Broken,
+        format!("the job's point in time is lost: {why}"),
+        "run the same 'rclone-img snapshot' again: it takes a new point in time and keeps the finished work",
+    )
+}

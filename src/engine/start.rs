@@ -1,0 +1,403 @@
+//! The lock, the files and T0: everything between the decision and the first clone.
+//!
+//! Order, and why: the journal is durable before there is a partial file, so that a partial file always has one; the record of
+//! a snapshot that is refreshed is invalid, durably, before its first byte changes; T0 is in the journal before the first
+//! clone. Until then [`put_back`] undoes everything.
+
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::job::Job;
+use super::recover::Start;
+use crate::cbw::Clusters;
+use crate::disk::{Access, Disk, DiskFile};
+use crate::error::{Error, Kind, Result};
+use crate::hold::{Hold, T0};
+use crate::journal::file::{self as journal_file, Journal};
+use crate::journal::format::{Header, Image, State};
+use crate::record::{self, ImageId, Record};
+
+/// The journal's file, with the job's lock.
+pub struct Locked<F> {
+    file: F,
+    created: bool,
+}
+
+impl<F: DiskFile> Locked<F> {
+    /// Gives the lock back, and takes away the file that was made for it.
+    pub fn give_up<D: Disk<File = F>>(self, job: &Job<'_, D>, error: Error) -> Error {
+        if self.created {
+            let _ = job.disk.unlink(&job.names.journal);
+        }
+        error
+    }
+
+    /// The file.
+    pub fn into_file(self) -> F {
+        self.file
+    }
+}
+
+/// Takes the lock of the snapshot's job; makes the journal's file where there is none.
+///
+/// # Errors
+/// Busy where another job has it; refused where the file cannot be made.
+pub fn lock<D: Disk>(job: &Job<'_, D>) -> Result<Locked<D::File>> {
+    const TRIES: u32 = 100;
+    let name = &job.names.journal;
+    let refused =
+        |e| Error::io(Kind::Refused, "cannot make the journal", "check the directory's permissions and space", e);
+    for _ in 0..TRIES {
+        let (file, created) = match job.disk.open(name, Access::Write) {
+            Ok(file) => (file, false),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => match job.disk.create_new(name) {
+                Ok(file) => (file, true),
+                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => continue,
+                Err(e) => return Err(refused(e)),
+            },
+            Err(e) => return Err(refused(e)),
+        };
+        if !file.try_lock().map_err(refused)? {
+            return Err(busy());
+        }
+        // The job that had the lock may have ended and removed the file between the opening and the lock.
+        let named = job.disk.stat(name).map_err(refused)?;
+        let ours = file.stat().map_err(refused)?;
+        if named.is_some_and(|n| n.ino == ours.ino) {
+            return Ok(Locked { file, created });
+        }
+    }
+    Err(busy())
+}
+
+fn busy() -> Error {
+    Error::new(
+        Kind::Busy,
+        "another job is making this snapshot",
+        "wait for it (--wait), or look at it with 'rclone-img status'",
+    )
+}
+
+/// Everything that the window needs.
+pub struct Prepared<F> {
+    /// The journal, with T0.
+    pub journal: Journal<F>,
+    /// The partial file, of the image's size.
+    pub partial: Arc<F>,
+    /// What is done.
+    pub clusters: Clusters,
+    /// Whether the maps are compared, to clone only what differs.
+    pub compare: bool,
+    /// The instant.
+    pub t0: T0,
+}
+
+/// Prepares the files and sets T0.
+///
+/// # Errors
+/// What failed; then a new job's files are gone again, a snapshot to be refreshed is back in its place, and an interrupted
+/// job's files are as they were.
+pub fn prepare<D: Disk>(
+    job: &Job<'_, D>,
+    hold: &mut dyn Hold,
+    locked: Locked<D::File>,
+    decision: &Start,
+) -> Result<Prepared<D::File>> {
+    match decision {
+        Start::Continue => carry_on(job, hold, locked),
+        Start::Renew(_) => renew(job, hold, locked),
+        Start::Fresh { discard } => {
+            if *discard {
+                discard_partial(job)?;
+            }
+            let header = blank(job, hold)?;
+            begin(job, hold, locked, header, Origin::New)
+        }
+        Start::Refresh => {
+            let header = blank(job, hold)?;
+            begin(job, hold, locked, header, Origin::Snapshot)
+        }
+        Start::RollForward => unreachable!("a job that is rolled forward is not prepared"),
+    }
+}
+
+/// Where the partial file comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    New,
+    Snapshot,
+}
+
+fn begin<D: Disk>(
+    job: &Job<'_, D>,
+    hold: &mut dyn Hold,
+    locked: Locked<D::File>,
+    mut header: Header,
+    origin: Origin,
+) -> Result<Prepared<D::File>> {
+    let snapshot = match origin {
+        Origin::New => None,
+        Origin::Snapshot => match own_snapshot(job, &mut header) {
+            Ok(file) => Some(file),
+            Err(error) => return Err(locked.give_up(job, error)),
+        },
+    };
+    let mut journal = match Journal::create(locked.into_file(), header).and_then(|j| job.disk.sync_names().map(|()| j))
+    {
+        Ok(journal) => journal,
+        Err(error) => {
+            let _ = job.disk.unlink(&job.names.journal);
+            return Err(failed("cannot write the journal", error));
+        }
+    };
+    let made = match snapshot {
+        Some(file) => take_snapshot(job, &journal, file),
+        None => make_partial(job, &mut journal),
+    };
+    let result = made.and_then(|partial| {
+        let t0 = set_t0(job, hold, &mut journal)?;
+        Ok((partial, t0))
+    });
+    let (partial, t0) = match result {
+        Ok(made) => made,
+        Err(error) => {
+            let _ = put_back(job.disk, job.names, journal.header());
+            return Err(error);
+        }
+    };
+    if let Err(error) = partial.set_len(t0.image.size) {
+        return Err(failed("cannot give the partial file the image's size", error));
+    }
+    let compare = origin == Origin::Snapshot && !hold.kind().one_call();
+    let clusters = Clusters::new(t0.image.size, job.options.cluster);
+    Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare, t0 })
+}
+
+fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
+    let (mut journal, claims) = adopt(job, locked)?;
+    let partial = open_partial(job)?;
+    let mut t0 = hold.begin()?;
+    // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
+    t0.at = journal.header().t0;
+    partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
+    let host = job.disk.host();
+    journal
+        .update(|h| {
+            h.state = State::Running;
+            h.reason.clear();
+            (h.pid, h.pid_start) = (host.pid, host.pid_start);
+        })
+        .map_err(|e| failed("cannot write the journal", e))?;
+    let mut clusters = Clusters::new(t0.image.size, job.options.cluster);
+    for claim in claims {
+        clusters.finish(claim);
+    }
+    // A refresh that was stopped has done ranges and old ones: those are compared again.
+    let compare = (journal.header().refreshes || journal.header().epoch > 1) && !hold.kind().one_call();
+    Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare, t0 })
+}
+
+fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
+    let (mut journal, _) = adopt(job, locked)?;
+    let partial = open_partial(job)?;
+    // A kill may have come between the rename and the record.
+    invalidate(job, journal.header(), &partial)?;
+    let t0 = set_t0(job, hold, &mut journal)?;
+    // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
+    journal.clear_log().map_err(|e| failed("cannot write the journal", e))?;
+    partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
+    let clusters = Clusters::new(t0.image.size, job.options.cluster);
+    Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare: !hold.kind().one_call(), t0 })
+}
+
+fn adopt<D: Disk>(
+    job: &Job<'_, D>,
+    locked: Locked<D::File>,
+) -> Result<(Journal<D::File>, Vec<crate::range::ByteRange>)> {
+    let _ = job;
+    let file = locked.into_file();
+    let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
+    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
+    let claims = loaded.claims.clone();
+    Ok((Journal::adopt(file, &loaded), claims))
+}
+
+fn open_partial<D: Disk>(job: &Job<'_, D>) -> Result<D::File> {
+    job.disk.open(&job.names.partial, Access::Write).map_err(|e| failed("cannot open the partial file", e))
+}
+
+/// T0, and its place in the journal.
+fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<D::File>) -> Result<T0> {
+    let t0 = hold.begin()?;
+    let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
+    let host = job.disk.host();
+    let options = job.options;
+    journal
+        .update(|h| {
+            h.epoch += 1;
+            h.state = State::Running;
+            h.reason.clear();
+            h.hold = hold.kind();
+            h.t0 = t0.at;
+            h.image = Image {
+                dev: t0.image.dev,
+                ino: t0.image.ino,
+                generation: t0.image.generation,
+                subvolume: t0.image.subvolume,
+                size: t0.image.size,
+                ctime_ns: t0.image.ctime_ns,
+            };
+            h.fs = fs.uuid;
+            h.mount_instance = fs.mount_instance;
+            h.boot = host.boot_id;
+            (h.pid, h.pid_start) = (host.pid, host.pid_start);
+            h.image_path = job.image_path.to_vec();
+            h.replace |= options.wish.force;
+            h.writable = options.writable;
+        })
+        .map_err(|e| failed("cannot write the journal", e))?;
+    Ok(t0)
+}
+
+/// The header of a job that has done nothing.
+fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
+    let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
+    let image = job.image.stat().map_err(|e| failed("cannot look at the image", e))?;
+    let host = job.disk.host();
+    Ok(Header {
+        job: job.disk.fresh_id(),
+        epoch: 0,
+        state: State::Preparing,
+        hold: hold.kind(),
+        replace: job.options.wish.force,
+        writable: job.options.writable,
+        refreshes: false,
+        t0: Timestamp::UNIX_EPOCH,
+        image: Image { ino: image.ino, generation: image.generation, subvolume: image.subvolume, ..Image::default() },
+        fs: fs.uuid,
+        boot: host.boot_id,
+        mount_instance: fs.mount_instance,
+        cluster: job.options.cluster.get(),
+        partial_ino: 0,
+        old_mode: 0,
+        pid: host.pid,
+        pid_start: host.pid_start,
+        image_path: job.image_path.to_vec(),
+        reason: String::new(),
+        old_record: Vec::new(),
+    })
+}
+
+/// Opens the snapshot that is to be refreshed, and makes sure that nobody else has it.
+fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Result<D::File> {
+    let refused =
+        |e| Error::io(Kind::Refused, "cannot open the snapshot that is to be refreshed", "check its permissions", e);
+    // Opening may change the mode, so it is looked at before.
+    let old_mode = job.disk.stat(&job.names.dst).map_err(refused)?.map_or(0o444, |s| s.mode);
+    let file = job.disk.open(&job.names.dst, Access::Write).map_err(refused)?;
+    if !file.try_own().map_err(refused)? {
+        let _ = file.set_mode(old_mode);
+        let hint = "close it first: a refresh changes the file under its readers (fuser -v names them)";
+        return Err(Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint));
+    }
+    header.refreshes = true;
+    header.old_mode = old_mode;
+    header.old_record = file.record().map_err(refused)?.unwrap_or_default();
+    header.partial_ino = file.stat().map_err(refused)?.ino;
+    Ok(file)
+}
+
+/// From a snapshot to a partial file.
+fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File>, file: D::File) -> Result<D::File> {
+    let renamed = job.disk.rename(&job.names.dst, &job.names.partial, false).and_then(|()| job.disk.sync_names());
+    renamed.map_err(|e| failed("cannot rename the snapshot to its partial name", e))?;
+    invalidate(job, journal.header(), &file)?;
+    file.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))?;
+    Ok(file)
+}
+
+fn make_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Result<D::File> {
+    let cannot = |e| failed("cannot make the partial file", e);
+    let file = job.disk.create_new(&job.names.partial).map_err(cannot)?;
+    if job.image.no_cow().map_err(cannot)? {
+        // Btrfs clones between files of one kind only, and the flag can be set on an empty file alone.
+        file.set_no_cow(true).map_err(cannot)?;
+    }
+    invalidate(job, journal.header(), &file)?;
+    let ino = file.stat().map_err(cannot)?.ino;
+    job.disk.sync_names().map_err(cannot)?;
+    journal.update(|h| h.partial_ino = ino).map_err(|e| failed("cannot write the journal", e))?;
+    Ok(file)
+}
+
+/// Says in the partial file's record, durably, that it is no snapshot.
+fn invalidate<D: Disk>(job: &Job<'_, D>, header: &Header, file: &D::File) -> Result<()> {
+    let cannot = |e| failed("cannot mark the partial file as unfinished", e);
+    let _ = job;
+    let ino = file.stat().map_err(cannot)?.ino;
+    let record = Record {
+        v: record::VERSION,
+        state: record::State::InProgress,
+        job: Uuid::from_bytes(header.job),
+        t0: Timestamp::UNIX_EPOCH,
+        hold: header.hold.name().to_owned(),
+        point_in_time: false,
+        quiesced: false,
+        image: ImageId {
+            ino: header.image.ino,
+            generation: header.image.generation,
+            subvolume: header.image.subvolume,
+        },
+        fs: Uuid::from_bytes(header.fs),
+        ino,
+        size: 0,
+        mtime_ns: String::new(),
+    };
+    file.set_record(Some(&record.to_bytes())).and_then(|()| file.sync_all()).map_err(cannot)
+}
+
+fn discard_partial<D: Disk>(job: &Job<'_, D>) -> Result<()> {
+    let gone = job.disk.unlink(&job.names.partial).and_then(|()| job.disk.sync_names());
+    gone.map_err(|e| failed("cannot remove the old partial file", e))
+}
+
+/// Undoes a job that has cloned nothing: a new partial file goes, a snapshot to be refreshed comes back as it was, and the
+/// journal goes last.
+///
+/// # Errors
+/// What renaming, syncing or removing said; calling it again goes on.
+pub fn put_back<D: Disk>(disk: &D, names: &super::names::Names, header: &Header) -> io::Result<()> {
+    if header.refreshes {
+        restore_snapshot(disk, &names.partial, &names.dst, header)?;
+    } else {
+        disk.unlink(&names.partial)?;
+    }
+    disk.sync_names()?;
+    disk.unlink(&names.journal)?;
+    disk.sync_names()
+}
+
+fn restore_snapshot<D: Disk>(disk: &D, partial: &OsStr, dst: &OsStr, header: &Header) -> io::Result<()> {
+    let name = if disk.stat(partial)?.is_some() { partial } else { dst };
+    let file = disk.open(name, Access::Write)?;
+    let old = Some(header.old_record.as_slice()).filter(|r| !r.is_empty());
+    file.set_record(old)?;
+    file.set_mode(header.old_mode)?;
+    file.sync_all()?;
+    if name == partial {
+        disk.rename(partial, dst, false)?;
+    }
+    Ok(())
+}
+
+fn failed(what: &str, error: io::Error) -> Error {
+    let hint = match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => "free space, then run the same command again",
+        _ => "mend the cause, then run the same command again",
+    };
+    Error::io(Kind::Failed, what.to_owned(), hint, error)
+}

@@ -1,0 +1,378 @@
+//! The window: from T0 to the last clone. Walks and clones on one thread, and does what the hold demands first.
+
+use std::time::{Duration, Instant};
+
+use super::claims::Claims;
+use super::clone::{Cloner, Tally};
+use super::job::{self, Job};
+use super::report::{Event, Finished, Progress, Started};
+use crate::cbw::Clusters;
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Error, Kind, Result};
+use crate::extent::delta::verdicts;
+use crate::extent::lockstep::lockstep;
+use crate::extent::segments::segments;
+use crate::extent::{Extent, walk::MapWalk};
+use crate::hold::{Demand, Hold, T0};
+use crate::plan::chunk::{Planner, Step, WALK_BATCH};
+use crate::plan::pacer::Pacer;
+use crate::range::{ByteRange, Geometry};
+
+/// How much of the image a refresh compares before it clones what differs: bounds the list of differences, at most one a
+/// block.
+const COMPARE: u64 = 64 << 20;
+
+/// How often progress is told and the free space is looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the window did.
+pub struct Work {
+    tally: Tally,
+    extents: u64,
+    every_extent_counted: bool,
+    skipped: u64,
+    promoted: u64,
+    copied_before: u64,
+}
+
+impl Work {
+    /// The report of a job that did this.
+    pub fn finished(self, started: Started, began: Instant) -> Finished {
+        let counted = self.every_extent_counted.then_some(self.extents);
+        Finished {
+            extents: started.extents.or(counted),
+            started,
+            calls: self.tally.calls,
+            longest_call: self.tally.longest,
+            call_p99: self.tally.p99(),
+            longest_guest_wait: Duration::ZERO,
+            promoted: self.promoted,
+            skipped_bytes: self.skipped,
+            copied_bytes: self.copied_before + self.tally.copied,
+            elapsed: began.elapsed(),
+        }
+    }
+}
+
+/// The window's state.
+pub struct Window<'a, D: Disk> {
+    job: &'a Job<'a, D>,
+    /// The hold.
+    pub hold: &'a mut dyn Hold,
+    partial: &'a D::File,
+    geometry: Geometry,
+    clusters: Clusters,
+    compare: bool,
+    planner: Planner,
+    pacer: Pacer,
+    work: Work,
+    began: Instant,
+    ticked: Instant,
+    leave_by: Option<Instant>,
+}
+
+impl<'a, D: Disk> Window<'a, D> {
+    /// A window over an image and a partial file of the same size.
+    ///
+    /// # Errors
+    /// Failed where the file system cannot be looked at.
+    pub fn new(
+        job: &'a Job<'a, D>,
+        hold: &'a mut dyn Hold,
+        partial: &'a D::File,
+        clusters: Clusters,
+        compare: bool,
+        t0: &T0,
+        began: Instant,
+    ) -> Result<Self> {
+        let fs =
+            job.image.fs().map_err(|e| Error::io(Kind::Failed, "cannot look at the image's file system", "", e))?;
+        let guests = hold.kind().has_guests();
+        let default = if guests { job::LATENCY_GUESTS } else { job::LATENCY_FROZEN };
+        let latency = job.options.latency.unwrap_or(default);
+        let resumed = clusters.done_bytes() > 0;
+        Ok(Self {
+            job,
+            hold,
+            partial,
+            geometry: Geometry { size: t0.image.size, block: fs.block },
+            clusters,
+            compare,
+            planner: Planner::new(fs.block),
+            pacer: Pacer::new(latency, fs.kind.clone_cost_per_extent(), guests),
+            work: Work {
+                tally: Tally::default(),
+                extents: 0,
+                every_extent_counted: !resumed,
+                skipped: 0,
+                promoted: 0,
+                copied_before: 0,
+            },
+            began,
+            ticked: began,
+            leave_by: None,
+        })
+    }
+
+    /// Clones until nothing is pending.
+    ///
+    /// # Errors
+    /// Interrupted, broken or failed, as [`job::run`] says.
+    pub fn run(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        if self.hold.kind().one_call() {
+            return self.whole_in_one_call(claims);
+        }
+        if self.compare {
+            self.flush()?;
+        }
+        let limit = if self.compare { self.job.options.chunk.min(COMPARE) } else { self.job.options.chunk };
+        let mut from = 0;
+        while let Some(open) = self.clusters.next_open(from, limit) {
+            self.clusters.begin(open);
+            if self.compare {
+                self.refresh(open, claims)?
+            } else {
+                self.pieces(open, open.start(), claims)?
+            }
+            from = open.end();
+        }
+        self.tick(true)
+    }
+
+    /// What the window did.
+    pub fn into_work(self) -> Work {
+        self.work
+    }
+
+    fn whole_in_one_call(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        let whole = self.geometry.whole().ok_or_else(|| Error::new(Kind::Refused, "the image is empty", ""))?;
+        // Any second call would show a second instant, so nothing is cut and nothing is copied.
+        let cloner = self.cloner(false);
+        let mut tally = std::mem::take(&mut self.work.tally);
+        let result = cloner.clone(whole, &mut tally);
+        self.work.tally = tally;
+        self.work.every_extent_counted = false;
+        result?;
+        self.clusters.finish(whole.bytes());
+        claims.done(whole.bytes());
+        self.tick(true)
+    }
+
+    /// Dirty data shows its old block in the map, without a flag (KERNEL.md): both files are flushed before the first
+    /// comparison.
+    fn flush(&self) -> Result<()> {
+        let first = ByteRange::new(0, self.geometry.block.get()).expect("a block has bytes");
+        for (file, name) in [(&*self.job.image, "image"), (self.partial, "partial file")] {
+            file.map(first, 1, true, &mut Vec::new()).map_err(|e| cannot_map(name, first, e))?;
+        }
+        Ok(())
+    }
+
+    /// Compares the maps of `open` and clones what they do not prove equal.
+    fn refresh(&mut self, open: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        let mut differing = Vec::new();
+        {
+            let mut image = MapWalk::new(&*self.job.image, open, WALK_BATCH);
+            let mut partial = MapWalk::new(self.partial, open, WALK_BATCH);
+            let sides = lockstep(
+                segments(&mut image, open.start(), open.end()),
+                segments(&mut partial, open.start(), open.end()),
+            );
+            for verdict in verdicts(sides) {
+                let verdict = verdict.map_err(|e| cannot_map("image or snapshot", open, e))?;
+                if verdict.equal {
+                    self.work.skipped += verdict.range.len();
+                } else {
+                    differing.push(verdict.range);
+                }
+            }
+            self.work.extents += image.seen();
+        }
+        for range in differing {
+            let Some(range) = self.geometry.cover(range) else { continue };
+            self.runs(range.bytes(), claims, None)?;
+        }
+        self.done(open, claims)?;
+        self.step(claims)
+    }
+
+    fn pieces(&mut self, open: ByteRange, from: u64, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        debug_assert!(open.start() <= from);
+        self.runs(open, claims, Some(open.start()))
+    }
+
+    /// Clones a range call by call. With `claim_from` everything from there to a call's end is done after it.
+    fn runs(&mut self, range: ByteRange, claims: &mut dyn Claims<D::File>, claim_from: Option<u64>) -> Result<()> {
+        let mut rest = Some(range);
+        let mut claimed = claim_from;
+        while let Some(open) = rest {
+            let (piece, extents) = self.plan(open)?;
+            self.step(claims)?;
+            self.clone_piece(piece, extents)?;
+            rest = open.split(piece.end()).1;
+            if let Some(from) = claimed {
+                claimed = Some(self.claim_up_to(from, piece.end(), claims)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims the whole clusters of `from..end`; where the next claim begins.
+    fn claim_up_to(&mut self, from: u64, end: u64, claims: &mut dyn Claims<D::File>) -> Result<u64> {
+        let cluster = self.job.options.cluster;
+        let up_to = if end >= self.geometry.size { end } else { cluster.align_down(end) };
+        match ByteRange::new(from, up_to) {
+            Some(range) => {
+                self.done(range, claims)?;
+                Ok(up_to)
+            }
+            None => Ok(from),
+        }
+    }
+
+    fn done(&mut self, range: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        self.clusters.finish(range);
+        claims.done(range);
+        if claims.failed() {
+            // The reason comes with the claims' end.
+            return Err(Error::new(Kind::Failed, "cannot make the cloned data durable", ""));
+        }
+        Ok(())
+    }
+
+    /// The next call's range, a prefix of `open`, and its extents where they are known.
+    fn plan(&mut self, open: ByteRange) -> Result<(ByteRange, Option<u64>)> {
+        loop {
+            match self.planner.step(open, self.pacer.budget()) {
+                Step::Clone { range, extents } => return Ok((range, extents)),
+                Step::Walk(range) => {
+                    let mut extents: Vec<Extent> = Vec::with_capacity(WALK_BATCH);
+                    let walked = self.job.image.map(range, WALK_BATCH, false, &mut extents);
+                    walked.map_err(|e| cannot_map("image", range, e))?;
+                    self.planner.feed(range, &extents);
+                }
+            }
+        }
+    }
+
+    fn clone_piece(&mut self, piece: ByteRange, extents: Option<u64>) -> Result<()> {
+        let Some(range) = self.geometry.cover(piece) else { return Ok(()) };
+        let cloner = self.cloner(true);
+        let mut tally = std::mem::take(&mut self.work.tally);
+        let cost = cloner.clone(range, &mut tally);
+        self.work.tally = tally;
+        let cost = cost?;
+        let blocks = range.bytes().len().div_ceil(self.geometry.block.get());
+        self.pacer.observe(extents, blocks, cost.cpu, cost.wall);
+        if !self.compare {
+            match extents {
+                Some(extents) => self.work.extents += extents,
+                None => self.work.every_extent_counted = false,
+            }
+        }
+        let pause = self.pacer.pause();
+        if !pause.is_zero() {
+            self.job.disk.wait(pause);
+        }
+        Ok(())
+    }
+
+    fn cloner(&self, may_copy: bool) -> Cloner<'a, D::File> {
+        let image = &*self.job.image;
+        let floor = self.job.options.cluster.get();
+        Cloner { image, partial: self.partial, geometry: self.geometry, floor, may_copy }
+    }
+
+    /// Between two calls: what the hold demands, whether to stop, and now and then the news.
+    fn step(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        loop {
+            match self.hold.demand() {
+                Demand::Nothing => break,
+                Demand::Promote(range) => self.promote(range, claims)?,
+                Demand::Leave(within) => {
+                    self.leave(within)?;
+                    break;
+                }
+                Demand::Broken(why) => {
+                    return Err(Error::new(
+                        Kind::Broken,
+                        why,
+                        "run the same command again: it takes a new point in time",
+                    ));
+                }
+            }
+        }
+        if (self.job.stop)() {
+            return Err(interrupted("the job was told to stop"));
+        }
+        self.tick(false)
+    }
+
+    fn promote(&mut self, range: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        if let Some(cover) = self.geometry.cover(range) {
+            let cluster = self.job.options.cluster;
+            let start = cluster.align_down(cover.bytes().start());
+            let end = cluster.align_up(cover.bytes().end()).min(self.geometry.size);
+            let mut at = start;
+            while let Some(open) = self.clusters.next_open(at, cluster.get()).filter(|o| o.start() < end) {
+                self.clone_piece(open, None)?;
+                self.done(open, claims)?;
+                self.work.promoted += 1;
+                at = open.end();
+            }
+        }
+        self.hold.promoted(range);
+        Ok(())
+    }
+
+    /// Somebody waits for the image: what is left is finished if that takes no longer than they can wait.
+    fn leave(&mut self, within: Duration) -> Result<()> {
+        let now = Instant::now();
+        match self.leave_by {
+            Some(by) if now < by => return Ok(()),
+            None => {
+                let left = self.geometry.size - self.clusters.done_bytes();
+                // There are at most as many extents as blocks.
+                let estimate = self.pacer.estimate(left.div_ceil(self.geometry.block.get()));
+                if estimate < within {
+                    self.leave_by = Some(now + within);
+                    return Ok(());
+                }
+            }
+            Some(_) => {}
+        }
+        // The writer is let in first, and the checkpoint is made after: it changes what is cloned no more.
+        self.hold.release();
+        Err(interrupted("somebody opened the image for writing and was let in"))
+    }
+
+    fn tick(&mut self, last: bool) -> Result<()> {
+        if !last && self.ticked.elapsed() < TICK {
+            return Ok(());
+        }
+        self.ticked = Instant::now();
+        self.job.observer.on(Event::Progress(Progress {
+            done_bytes: self.clusters.done_bytes(),
+            bytes: self.geometry.size,
+            extents: self.work.extents,
+            calls: self.work.tally.calls,
+            longest_call: self.work.tally.longest,
+            elapsed: self.began.elapsed(),
+        }));
+        if last {
+            return Ok(());
+        }
+        job::enough_space(self.job).map_err(|e| Error { kind: Kind::Interrupted, ..e })
+    }
+}
+
+fn interrupted(why: &str) -> Error {
+    let hint = "'rclone-img resume' goes on from the checkpoint";
+    Error::new(Kind::Interrupted, format!("stopped with a checkpoint: {why}"), hint)
+}
+
+fn cannot_map(file: &str, range: ByteRange, error: std::io::Error) -> Error {
+    let kind = if error.raw_os_error() == Some(libc::EIO) { Kind::Broken } else { Kind::Failed };
+    let hint = "check the kernel's log, then run the same command again";
+    Error::io(kind, format!("cannot read the block map of the {file}, {range}"), hint, error)
+}

@@ -1,0 +1,101 @@
+//! Which hold: what `--consistency auto` takes, and what `check` tells.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::frozen::Frozen;
+use super::live::Live;
+use super::{Hold, HoldKind};
+use crate::disk::DiskFile;
+use crate::disk::real::RealFile;
+use crate::error::{Error, Kind, Result};
+use crate::extent::walk::MapWalk;
+use crate::range::ByteRange;
+
+/// Whether a hold applies to an image now, and why.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The hold.
+    pub kind: HoldKind,
+    /// Whether it applies.
+    pub applies: bool,
+    /// Why, or why not.
+    pub why: String,
+    /// What the user can do, where it does not apply.
+    pub hint: String,
+}
+
+/// A hold that was chosen.
+pub struct Chosen {
+    /// The hold, not prepared yet.
+    pub hold: Box<dyn Hold>,
+    /// Why it, in words.
+    pub why: String,
+}
+
+/// The hold of a kind.
+pub fn make(kind: HoldKind, image: &Arc<RealFile>, path: &Path) -> Box<dyn Hold> {
+    match kind {
+        HoldKind::Frozen => Box::new(Frozen::new(Arc::clone(image), path.to_owned())),
+        HoldKind::Atomic | HoldKind::None => Box::new(Live::new(Arc::clone(image), path.to_owned(), kind)),
+    }
+}
+
+/// The holds that keep one instant, in the order that `auto` tries them, each tried and let go. `stall` is how long a
+/// single call may keep the image's users waiting.
+pub fn survey(image: &Arc<RealFile>, path: &Path, stall: Duration) -> Vec<Candidate> {
+    let mut frozen = Frozen::new(Arc::clone(image), path.to_owned());
+    let tried = frozen.prepare();
+    frozen.release();
+    let frozen = match tried {
+        Ok(()) => applies(HoldKind::Frozen, "nobody has the image open for writing".into()),
+        Err(e) => Candidate { kind: HoldKind::Frozen, applies: false, why: e.to_string(), hint: e.hint },
+    };
+    vec![frozen, atomic(image, stall)]
+}
+
+/// What `auto` takes.
+///
+/// # Errors
+/// Refused where no hold that keeps one instant applies, with the reasons and the ways out.
+pub fn auto(image: &Arc<RealFile>, path: &Path, stall: Duration) -> Result<Chosen> {
+    let candidates = survey(image, path, stall);
+    if let Some(first) = candidates.iter().find(|c| c.applies) {
+        return Ok(Chosen { hold: make(first.kind, image, path), why: first.why.clone() });
+    }
+    let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
+    let hint = candidates.first().map_or_else(String::new, |c| c.hint.clone());
+    Err(Error::new(Kind::Refused, format!("no snapshot of one instant can be made now; {}", reasons.join("; ")), hint))
+}
+
+fn applies(kind: HoldKind, why: String) -> Candidate {
+    Candidate { kind, applies: true, why, hint: String::new() }
+}
+
+/// A single call is short enough where the image has few extents. The walk stops at the first extent too many.
+fn atomic(image: &Arc<RealFile>, stall: Duration) -> Candidate {
+    let not = |why: String| Candidate {
+        kind: HoldKind::Atomic,
+        applies: false,
+        why,
+        hint: "force it with --consistency atomic if the guest can wait that long".into(),
+    };
+    let looked = image.fs().and_then(|fs| Ok((fs.kind.clone_cost_per_extent(), image.stat()?.size)));
+    let (cost, size) = match looked {
+        Ok(looked) => looked,
+        Err(e) => return not(format!("cannot look at the image: {e}")),
+    };
+    let most = (stall.as_nanos() / cost.as_nanos().max(1)) as u64;
+    let Some(range) = ByteRange::new(0, size) else { return not("the image is empty".into()) };
+    let batch = usize::try_from(most + 1).unwrap_or(usize::MAX).min(1024);
+    let mut walk = MapWalk::new(&**image, range, batch);
+    let failed = walk.by_ref().take(most as usize + 1).find_map(std::result::Result::err);
+    match failed {
+        Some(e) => not(format!("cannot read the block map: {e}")),
+        None if walk.seen() > most => not(format!(
+            "it has more than {most} extents, so a single call would keep its users waiting longer than {stall:?}"
+        )),
+        None => applies(HoldKind::Atomic, format!("a single call for its {} extents is short", walk.seen())),
+    }
+}

@@ -1,0 +1,193 @@
+//! `frozen`: nobody has the image open for writing, and nobody can open it so while the job runs.
+//!
+//! A read lease (F_SETLEASE) succeeds only where no descriptor is open for writing, and makes a later opener wait while
+//! the holder is told. QEMU's image-lock bytes are taken as well, so that a QEMU that starts meanwhile says what is wrong
+//! instead of waiting. The lease proves T0 to the last clone: as long as F_GETLEASE says F_RDLCK nobody has written, and
+//! when it no longer does, openers wait for `/proc/sys/fs/lease-break-time` seconds before the kernel lets them in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use super::{Demand, Hold, HoldKind, T0, holders};
+use crate::disk::DiskFile;
+use crate::disk::real::RealFile;
+use crate::error::{Error, Kind, Result};
+use crate::range::ByteRange;
+use crate::sys::{lease, ofd};
+use std::os::fd::AsFd;
+
+/// How long a writer is made to wait at most while the job finishes: it is let in within a second of its opening.
+const FINISH_WITHIN: Duration = Duration::from_millis(500);
+
+/// QEMU: a lock on byte 100 + n is a permission in use, one on 200 + n a permission not shared; n = 1 is writing (KERNEL.md).
+const QEMU_WRITE_USED: u64 = 101;
+const QEMU_WRITE_NOT_SHARED: u64 = 201;
+
+/// How long the kernel lets an opener wait for a lease, in seconds; 0 is for ever.
+const BREAK_TIME: &str = "/proc/sys/fs/lease-break-time";
+
+/// A file's change time is only as fine as the kernel's tick (4 or 10 ms before Linux 6.13). Writes in the same tick as T0
+/// could not be told from it, so T0 waits until the last change is older than this.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The hold.
+pub struct Frozen {
+    image: Arc<RealFile>,
+    path: PathBuf,
+    held: bool,
+    sure_at: Instant,
+    break_time: Option<Duration>,
+}
+
+impl Frozen {
+    /// A hold that has taken nothing yet. `path` is where the image is expected to be when the job ends.
+    pub fn new(image: Arc<RealFile>, path: PathBuf) -> Self {
+        Self { image, path, held: false, sure_at: Instant::now(), break_time: None }
+    }
+
+    /// Whether all is well; otherwise how long somebody may have been waiting.
+    fn waiting(&mut self) -> std::result::Result<(), Duration> {
+        let now = Instant::now();
+        match lease::held(self.image.as_fd()) {
+            Ok(lease::Lease::Read) => {
+                self.sure_at = now;
+                Ok(())
+            }
+            _ => Err(now.duration_since(self.sure_at)),
+        }
+    }
+
+    /// Whether an opener may have been let in by the kernel: the lease was last known to stand so long ago.
+    fn may_be_broken(&self, waited: Duration) -> bool {
+        // Nine tenths: the kernel counts from the opening, in its own ticks.
+        self.break_time.is_some_and(|limit| waited > limit * 9 / 10)
+    }
+
+    fn in_use(&self, source: std::io::Error) -> Error {
+        let report = holders::describe(&self.image);
+        let what = format!("the image '{}' is in use: {report}", self.path.display());
+        let hint = "shut the VM down (or end what has the image open), or take a snapshot that is not of one instant with \
+                    --consistency none";
+        Error::io(Kind::Refused, what, hint, source)
+    }
+}
+
+fn byte(offset: u64) -> ByteRange {
+    ByteRange::at(offset, 1).expect("one byte is not empty")
+}
+
+fn break_time() -> Option<Duration> {
+    let text = std::fs::read_to_string(BREAK_TIME).ok();
+    // Where it cannot be read the shortest is believed.
+    let seconds = text.map_or(Some(1), |t| t.trim().parse().ok()).unwrap_or(1);
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
+fn lost(why: &str) -> Error {
+    Error::new(Kind::Broken, why.to_owned(), "run the same command again: it takes a new point in time")
+}
+
+impl Hold for Frozen {
+    fn kind(&self) -> HoldKind {
+        HoldKind::Frozen
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        if let Err(error) = lease::take(self.image.as_fd(), lease::Lease::Read) {
+            return Err(match error.raw_os_error() {
+                Some(libc::EAGAIN) => self.in_use(error),
+                Some(libc::EACCES) => {
+                    let what = format!("no lease on '{}': it belongs to another user", self.path.display());
+                    Error::io(Kind::Refused, what, "run as its owner, as root, or with CAP_LEASE", error)
+                }
+                _ => {
+                    let what = format!("no lease on '{}'", self.path.display());
+                    Error::io(Kind::Refused, what, "the file system must support leases", error)
+                }
+            });
+        }
+        self.held = true;
+        self.sure_at = Instant::now();
+        self.break_time = break_time();
+        let fd = self.image.as_fd();
+        let qemu_writes = ofd::conflict(fd, byte(QEMU_WRITE_USED), ofd::Lock::Write).map(|c| c.is_some());
+        let locked = ofd::try_lock(fd, byte(QEMU_WRITE_NOT_SHARED), ofd::Lock::Read);
+        match (qemu_writes, locked) {
+            (Ok(false), Ok(true)) => Ok(()),
+            (Err(error), _) | (_, Err(error)) => {
+                self.release();
+                let what = format!("cannot lock '{}' as QEMU does", self.path.display());
+                Err(Error::io(Kind::Refused, what, "the file system must support locks", error))
+            }
+            _ => {
+                self.release();
+                Err(self.in_use(std::io::Error::from_raw_os_error(libc::EAGAIN)))
+            }
+        }
+    }
+
+    fn begin(&mut self) -> Result<T0> {
+        let cannot = |e| Error::io(Kind::Failed, "cannot look at the image", "check the kernel's log", e);
+        // What was written before the lease and is still dirty: on disk first, so that no clone call has to wait for it.
+        self.image.sync_data().map_err(|e| match e.raw_os_error() {
+            Some(libc::EIO) => Error::io(Kind::Broken, "the image's dirty data cannot be written", "check its device", e),
+            _ => cannot(e),
+        })?;
+        let mut image = self.image.stat().map_err(cannot)?;
+        let age = Timestamp::now().as_nanosecond() - image.ctime_ns;
+        if (0..TICK.as_nanos() as i128).contains(&age) {
+            std::thread::sleep(TICK);
+            image = self.image.stat().map_err(cannot)?;
+        }
+        Ok(T0 { at: Timestamp::now(), image })
+    }
+
+    fn demand(&mut self) -> Demand {
+        match self.waiting() {
+            Ok(()) => Demand::Nothing,
+            Err(waited) if self.may_be_broken(waited) => {
+                Demand::Broken("a writer may have been let in: the job stood still for longer than the lease lasts".into())
+            }
+            Err(_) => Demand::Leave(FINISH_WITHIN),
+        }
+    }
+
+    fn promoted(&mut self, _: ByteRange) {}
+
+    fn end(&mut self) -> Result<()> {
+        let ended = match self.waiting() {
+            Err(waited) if self.may_be_broken(waited) => {
+                Err(lost("a writer may have been let in: the job stood still for longer than the lease lasts"))
+            }
+            _ => self.still_the_image(),
+        };
+        self.release();
+        ended
+    }
+
+    fn release(&mut self) {
+        if !self.held {
+            return;
+        }
+        self.held = false;
+        // The lock byte first: a QEMU that the lease lets in looks at the bytes at once (KERNEL.md, measured).
+        let _ = ofd::unlock(self.image.as_fd(), byte(QEMU_WRITE_NOT_SHARED));
+        let _ = lease::release(self.image.as_fd());
+    }
+}
+
+impl Frozen {
+    /// Whether the path still names the file that was cloned.
+    fn still_the_image(&self) -> Result<()> {
+        super::still_at(&self.image, &self.path)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.release();
+    }
+}

@@ -1,0 +1,140 @@
+//! What a file system is: kind, UUID, clone unit, and which mount of it this is.
+
+use std::fs;
+use std::io;
+use std::mem::{offset_of, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use nix::sys::stat::{fstat, major, minor};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
+use uuid::Uuid;
+use zerocopy::FromZeros;
+
+use crate::disk::{FsFacts, FsKind};
+use crate::range::PowerOfTwo;
+
+/// `struct xfs_fsop_geom_v1` of `xfs_fs.h`.
+#[derive(FromZeros)]
+#[repr(C)]
+struct XfsGeometry {
+    blocksize: u32,
+    counts: [u32; 7],
+    sizes: [u64; 4],
+    uuid: [u8; 16],
+    rest: [u32; 7],
+    pad: u32, // The C struct is padded to its u64 members.
+}
+
+const _: () = assert!(size_of::<XfsGeometry>() == 112);
+const _: () = assert!(offset_of!(XfsGeometry, uuid) == 64);
+
+/// `struct btrfs_ioctl_fs_info_args` of `linux/btrfs.h`.
+#[derive(FromZeros)]
+#[repr(C)]
+struct BtrfsInfo {
+    max_id: u64,
+    num_devices: u64,
+    fsid: [u8; 16],
+    nodesize: u32,
+    sectorsize: u32,
+    clone_alignment: u32,
+    rest: [u32; 245],
+}
+
+const _: () = assert!(size_of::<BtrfsInfo>() == 1024);
+const _: () = assert!(offset_of!(BtrfsInfo, fsid) == 16);
+const _: () = assert!(offset_of!(BtrfsInfo, clone_alignment) == 40);
+
+/// `struct fsuuid2` of `linux/fs.h`.
+#[derive(FromZeros)]
+#[repr(C)]
+struct FsUuid {
+    len: u8,
+    uuid: [u8; 16],
+}
+
+const _: () = assert!(size_of::<FsUuid>() == 17);
+
+mod raw {
+    nix::ioctl_read!(xfs_geometry_v1, b'X', 100, super::XfsGeometry);
+    nix::ioctl_read!(btrfs_fs_info, 0x94, 31, super::BtrfsInfo);
+    nix::ioctl_read!(getfsuuid, 0x15, 0, super::FsUuid);
+}
+
+/// The facts of the file system that an open file or directory is on; needs no privilege.
+///
+/// # Errors
+/// What fstatfs(2), fstat(2) and the file system's own ioctl say; `InvalidData` for a block that is no power of two.
+pub fn facts(fd: BorrowedFd<'_>) -> io::Result<FsFacts> {
+    let stat = fstatfs(fd)?;
+    let (kind, block, uuid) = match stat.filesystem_type() {
+        XFS_SUPER_MAGIC => {
+            let (block, uuid) = xfs(fd)?;
+            (FsKind::Xfs, block, uuid)
+        }
+        BTRFS_SUPER_MAGIC => {
+            let (block, uuid) = btrfs(fd)?;
+            (FsKind::Btrfs, block, uuid)
+        }
+        _ => (FsKind::Other, u64::try_from(stat.block_size()).unwrap_or(0), generic_uuid(fd)),
+    };
+    let block = PowerOfTwo::new(block)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("a file system block of {block} bytes")))?;
+    let mount_instance = instance_directory(fd, kind, uuid).and_then(|d| fs::metadata(d).ok()).map_or(0, |m| m.ino());
+    Ok(FsFacts { kind, uuid, block, mount_instance })
+}
+
+fn xfs(fd: BorrowedFd<'_>) -> io::Result<(u64, [u8; 16])> {
+    let mut geometry = XfsGeometry::new_zeroed();
+    // SAFETY: XFS_IOC_FSGEOMETRY_V1 writes one 112-byte struct and keeps no pointer.
+    unsafe { raw::xfs_geometry_v1(fd.as_raw_fd(), &raw mut geometry) }?;
+    Ok((u64::from(geometry.blocksize), geometry.uuid))
+}
+
+fn btrfs(fd: BorrowedFd<'_>) -> io::Result<(u64, [u8; 16])> {
+    let mut info = BtrfsInfo::new_zeroed();
+    // SAFETY: BTRFS_IOC_FS_INFO reads and writes one 1024-byte struct and keeps no pointer.
+    unsafe { raw::btrfs_fs_info(fd.as_raw_fd(), &raw mut info) }?;
+    Ok((u64::from(info.clone_alignment), info.fsid))
+}
+
+/// FS_IOC_GETFSUUID (Linux 6.9+); zeros where there is no answer.
+fn generic_uuid(fd: BorrowedFd<'_>) -> [u8; 16] {
+    let mut answer = FsUuid::new_zeroed();
+    // SAFETY: FS_IOC_GETFSUUID writes one 17-byte struct and keeps no pointer.
+    let told = unsafe { raw::getfsuuid(fd.as_raw_fd(), &raw mut answer) };
+    if told.is_ok() && answer.len == 16 { answer.uuid } else { [0; 16] }
+}
+
+/// The directory that the file system has in sysfs for as long as it is mounted. Its inode number names this mount: sysfs
+/// gives numbers out in sequence and not again before the 32-bit counter has gone round, so an unmount and a mount give
+/// another, as measured on both. Mounting a second time beside the first (a bind mount) is the same instance, rightly.
+fn instance_directory(fd: BorrowedFd<'_>, kind: FsKind, uuid: [u8; 16]) -> Option<PathBuf> {
+    match kind {
+        FsKind::Btrfs => Some(PathBuf::from(format!("/sys/fs/btrfs/{}", Uuid::from_bytes(uuid)))),
+        FsKind::Xfs => {
+            let dev = fstat(fd).ok()?.st_dev;
+            let device = fs::read_link(format!("/sys/dev/block/{}:{}", major(dev), minor(dev))).ok()?;
+            Some(PathBuf::from("/sys/fs/xfs").join(device.file_name()?))
+        }
+        FsKind::Other => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::facts;
+    use crate::disk::FsKind;
+
+    #[test]
+    fn a_file_system_without_clones_is_other_and_has_no_instance() {
+        let proc = File::open("/proc").expect("Linux has it");
+        let facts = facts(proc.as_fd()).expect("facts");
+        assert_eq!((facts.kind, facts.mount_instance), (FsKind::Other, 0));
+    }
+}

@@ -1,0 +1,174 @@
+//! The command line as users meet it: help word for word, usage errors with exit code 2, names of any bytes, and
+//! outputs that nobody reads. `SNAPSHOTS=overwrite cargo test --test cli_usage` rewrites the stored texts.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Output, Stdio};
+
+use snapbox::{Data, assert_data_eq, file};
+
+fn program(args: &[impl AsRef<OsStr>]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("rclone-img"));
+    command.args(args).stdin(Stdio::null());
+    for name in ["COLUMNS", "CLICOLOR_FORCE", "RUST_BACKTRACE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn run(args: &[impl AsRef<OsStr>]) -> Output {
+    program(args).output().expect("the program starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+fn check_help(args: &[&str], stored: Data) {
+    let output = run(args);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{args:?}");
+    assert_data_eq!(text(&output.stdout), stored.raw());
+}
+
+/// A usage error: exit 2, nothing on standard output, and `expect` as the first line of standard error.
+fn check_usage(args: &[&str], expect: &str) {
+    let output = run(args);
+    let stderr = text(&output.stderr);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), String::new()), "{args:?}: {stderr}");
+    assert_eq!(stderr.lines().next(), Some(expect), "{args:?}");
+}
+
+#[test]
+fn help_is_what_is_stored() {
+    check_help(&["--help"], file!["snapshots/help.txt"]);
+    check_help(&["snapshot", "--help"], file!["snapshots/help-snapshot.txt"]);
+    check_help(&["resume", "--help"], file!["snapshots/help-resume.txt"]);
+    check_help(&["status", "--help"], file!["snapshots/help-status.txt"]);
+    check_help(&["abort", "--help"], file!["snapshots/help-abort.txt"]);
+    check_help(&["map", "--help"], file!["snapshots/help-map.txt"]);
+    check_help(&["check", "--help"], file!["snapshots/help-check.txt"]);
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let output = run(&["--version"]);
+    assert_eq!(text(&output.stdout), format!("rclone-img {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn values_out_of_range_name_the_range() {
+    let check = |option: &str, value: &str, name: &str, why: &str| {
+        let expect = format!("error: invalid value '{value}' for '{option} <{name}>': {why}");
+        check_usage(&["snapshot", "a", "b", &format!("{option}={value}")], &expect);
+    };
+    let chunk = "a chunk is 4K to 1T, in multiples of 4096 bytes";
+    check("--chunk", "0", "SIZE", chunk);
+    check("--chunk", "1", "SIZE", chunk);
+    check("--chunk", "2T", "SIZE", chunk);
+    check("--chunk", "6000", "SIZE", chunk);
+    check("--chunk", "-1", "SIZE", &format!("not a size like 64M, 1GiB or 4096; {chunk}"));
+    check("--chunk", "3G5", "SIZE", &format!("not a size like 64M, 1GiB or 4096; {chunk}"));
+    check("--chunk", "18446744073709551616", "SIZE", &format!("more than 64 bits hold; {chunk}"));
+    check("--cluster", "48K", "SIZE", "a cluster is a power of two from 4K to 64M");
+    check("--cluster", "1G", "SIZE", "a cluster is a power of two from 4K to 64M");
+    check("--latency", "0ms", "TIME", "a latency is 1ms to 10s, written like 5ms or 2s");
+    check("--latency", "5", "TIME", "a latency is 1ms to 10s, written like 5ms or 2s");
+    check("--wait", "2d", "TIME", "a wait is 0s to 24h, written like 30s or 5m");
+    let free = "a minimum of free space is 0% to 99% in whole percents, or a size like 10G";
+    check("--min-free", "100%", "FREE", free);
+    check("--min-free", "much", "FREE", free);
+}
+
+#[test]
+fn a_cluster_is_at_most_a_chunk() {
+    check_usage(
+        &["snapshot", "a", "b", "--chunk", "64K", "--cluster", "128K"],
+        "error: --cluster is 131072 bytes, more than --chunk, 65536: a cluster is at most a chunk",
+    );
+}
+
+#[test]
+fn what_is_not_built_is_not_accepted() {
+    check_usage(&["serve", "a"], "error: unrecognized subcommand 'serve'");
+    check_usage(&["help"], "error: unrecognized subcommand 'help'");
+    check_usage(&["snapshot", "a", "b", "--qmp", "s"], "error: unexpected argument '--qmp' found");
+    check_usage(
+        &["snapshot", "a", "b", "--consistency", "guard"],
+        "error: invalid value 'guard' for '--consistency <HOLD>'",
+    );
+}
+
+#[test]
+fn contradictions_and_gaps_are_usage_errors() {
+    check_usage(&["snapshot", "a"], "error: the following required arguments were not provided:");
+    check_usage(&["snapshot", "a", "b", "c"], "error: unexpected argument 'c' found");
+    check_usage(
+        &["snapshot", "a", "b", "--refresh", "--restart"],
+        "error: the argument '--refresh' cannot be used with '--restart'",
+    );
+    check_usage(&["snapshot", "", "b"], "error: a value is required for '<SRC>' but none was supplied");
+    check_usage(&["map", "a", "--json", "--json"], "error: the argument '--json' cannot be used multiple times");
+    for verb in ["resume", "abort", "map", "check"] {
+        check_usage(&[verb], "error: the following required arguments were not provided:");
+    }
+    let bare = run(&[] as &[&str]);
+    assert_eq!((bare.status.code(), bare.stdout.len()), (Some(2), 0));
+}
+
+#[test]
+fn names_of_any_bytes_are_taken_and_stay_on_one_line() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let name = dir.path().join(OsStr::from_bytes(b"no such \n\xff.img"));
+    for verb in ["map", "check"] {
+        let output = run(&[OsStr::new(verb), name.as_os_str()]);
+        let stderr = text(&output.stderr);
+        assert!(!matches!(output.status.code(), None | Some(0 | 2 | 101)), "{verb}: {stderr}");
+        assert!(stderr.lines().count() <= 2, "{verb}: {stderr}");
+    }
+    let args = [b"snapshot".as_slice(), b"\xff", b"b", b"--chunk", b"\xff"];
+    let args: Vec<OsString> = args.into_iter().map(|arg| OsStr::from_bytes(arg).to_owned()).collect();
+    assert_eq!(run(&args).status.code(), Some(2));
+}
+
+/// A pipe whose reading end is closed already.
+fn nobody_reads() -> Stdio {
+    let (reader, writer) = io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn a_closed_standard_output_is_no_panic() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("vm.img");
+    std::fs::write(&image, vec![1; 1 << 16]).expect("written");
+    let image = image.to_str().expect("UTF-8");
+    for args in [&["--help"][..], &["map", image], &["map", "--json", image], &["status", "--json"]] {
+        let output = program(args).stdout(nobody_reads()).output().expect("the program starts");
+        let stderr = text(&output.stderr);
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+        assert!(output.status.code().is_some_and(|code| code != 101), "{args:?}: {:?}", output.status);
+    }
+}
+
+#[test]
+fn a_closed_standard_error_changes_no_exit_code() {
+    let status = program(&["snapshot", "a"]).stderr(nobody_reads()).status().expect("the program starts");
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
+fn a_standard_error_that_nobody_drains_keeps_no_process_alive() {
+    let (_reader, mut writer) = io::pipe().expect("a pipe");
+    fill(&mut writer);
+    let status = program(&["snapshot", "a"]).stderr(writer).status().expect("the program starts");
+    assert_eq!(status.code(), Some(2));
+}
+
+/// Fills a pipe to the last byte. Its size is asked for, so that the last write does not block.
+fn fill(pipe: &mut io::PipeWriter) {
+    let size = nix::fcntl::fcntl(&*pipe, nix::fcntl::FcntlArg::F_GETPIPE_SZ).expect("the pipe's size");
+    let size = usize::try_from(size).expect("a size");
+    io::Write::write_all(pipe, &vec![b'.'; size]).expect("an empty pipe takes its size");
+}
