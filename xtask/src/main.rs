@@ -2,6 +2,7 @@
 //!
 //! - [`setup`]: what the verbs need from the distribution.
 //! - [`demo`], [`test`], [`bench`]: the README's two commands, and the figures of `docs/BENCHMARKS.md`.
+//! - [`generate`]: `cargo xtask gen`, man pages and completions from the definition of the flags.
 //! - [`tidy`]: the rules of the design that a compiler does not check.
 //! - [`sandbox`]: file systems of one's own on loop devices, and their removal whatever happens.
 //! - [`run`]: every child process, so that an interrupted verb ends its own and no others.
@@ -14,6 +15,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod chart;
 mod demo;
+mod generate;
 mod image;
 mod probe;
 mod program;
@@ -42,6 +44,8 @@ enum Verb {
     /// Measure against the goals of docs/BENCHMARKS.md
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Write man pages and completions from the definition of the flags, or check that they are current
+    Gen(generate::Gen),
     /// Check the rules of the design that a compiler does not check
     Tidy,
 }
@@ -66,6 +70,7 @@ fn verb(verb: Verb) -> Result<ExitCode> {
         Verb::Demo(demo) => demo.run().map(done),
         Verb::Test(test) => test.run(),
         Verb::Bench(bench) => bench.run().map(done),
+        Verb::Gen(files) => files.run().map(done),
         Verb::Tidy => tidy::run().map(done),
     }
 }

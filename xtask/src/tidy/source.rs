@@ -24,7 +24,7 @@ pub struct Line {
 impl<'a> Source<'a> {
     /// Reads a file's text. Tests are taken to be what follows `#[cfg(test)]` on a module, for they stand last.
     pub fn new(path: &'a str, text: &'a str) -> Self {
-        let mut test = path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/");
+        let mut test = path.starts_with("tests/") || path.ends_with("tests.rs") || path.contains("/tests/");
         let mut attribute = false;
         let mut lines = Vec::new();
         for (index, line) in text.lines().enumerate() {
