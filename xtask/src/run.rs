@@ -103,8 +103,7 @@ pub fn stop_all() {
 
 /// Never returns once [`stop_all`] was called.
 pub fn park_if_stopping() {
-    let stopping = children().stopping;
-    while stopping {
+    while children().stopping {
         thread::park();
     }
 }
