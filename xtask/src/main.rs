@@ -1,7 +1,7 @@
 //! The project's own commands: `cargo xtask VERB`. One file or folder per verb; what two verbs share stands beside them.
 //!
 //! - [`setup`]: what the verbs need from the distribution.
-//! - [`demo`], [`test`], [`bench`]: the README's two commands, and the figures of `docs/BENCHMARKS.md`.
+//! - [`demo`], [`mod@test`], [`mod@bench`]: the README's two commands, and the figures of `docs/BENCHMARKS.md`.
 //! - [`generate`]: `cargo xtask gen`, man pages and completions from the definition of the flags.
 //! - [`tidy`]: the rules of the design that a compiler does not check.
 //! - [`sandbox`]: file systems of one's own on loop devices, and their removal whatever happens.
