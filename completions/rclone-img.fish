@@ -1,0 +1,69 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_rclone_img_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_rclone_img_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_rclone_img_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_rclone_img_using_subcommand
+    set -l cmd (__fish_rclone_img_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -s V -l version -d 'Print version'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "snapshot" -d 'Make a reflink snapshot DST of the image SRC'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "resume" -d 'Go on with the interrupted job of DST'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "status" -d 'Show jobs and snapshots'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "abort" -d 'Stop the job of DST and remove its partial file and journal'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show how fragmented a file is, and how long a clone of it takes here'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit of copy-before-write, a power of two from 4K to 64M, at most --chunk' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept; none keeps nothing, and its copy is marked as no point in time' -r -f -a "auto\t''
+frozen\t''
+atomic\t''
+none\t''"
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'The longest a clone call should take, 1ms to 10s [default: 5ms where a guest may be running, else 100ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l refresh -d 'Bring the older snapshot DST to a new point in time, cloning only what differs'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l restart -d 'Start over even if a partial file could be used'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l force -d 'Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l writable -d 'Leave the snapshot writable'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-run -d 'Say what would be done; touch nothing'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'The longest a clone call should take, 1ms to 10s [default: 5ms where a guest may be running, else 100ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand status" -l json -d 'One JSON object a job, one a line'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand status" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand abort" -l force -d 'Remove the partial file and the journal even if they cannot be recognised as ours'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand abort" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand abort" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand abort" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand map" -l json -d 'One JSON object'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand map" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand check" -l json -d 'One JSON object'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand check" -s h -l help -d 'Print help'

@@ -1,0 +1,24 @@
+//! `cargo xtask bench`: measurements against the goals in `docs/BENCHMARKS.md`.
+
+use anyhow::Result;
+use clap::Subcommand;
+
+mod clone;
+mod figures;
+mod pairs;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum Bench {
+    /// The main job beside `cp --reflink=always`, on images of a million extents
+    Clone(clone::Clone),
+}
+
+impl Bench {
+    /// Measures and prints.
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Clone(clone) => clone.run(),
+        }
+    }
+}

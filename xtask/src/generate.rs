@@ -1,0 +1,126 @@
+//! `cargo xtask gen`: man pages and shell completions, from the one definition of the command line. The files are
+//! committed, for packagers and for whoever has no cargo; `--check` holds them to the definition.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Command};
+use clap_complete::Shell;
+
+use crate::program::workspace;
+
+/// The folders that hold generated files and nothing else.
+const FOLDERS: [&str; 2] = ["man", "completions"];
+
+/// Arguments of `cargo xtask gen`.
+#[derive(Args)]
+pub struct Gen {
+    /// Write nothing; fail if a file is not what it should be
+    #[arg(long)]
+    check: bool,
+}
+
+impl Gen {
+    /// Writes the files, or compares them.
+    pub fn run(&self) -> Result<()> {
+        let wanted = files(&rclone_img::cli::args::command())?;
+        let present = present()?;
+        let mut stale = Vec::new();
+        for (path, text) in &wanted {
+            if present.get(path) != Some(text) {
+                stale.push(path);
+            }
+        }
+        stale.extend(present.keys().filter(|path| !wanted.contains_key(*path)));
+        if self.check {
+            if stale.is_empty() {
+                return Ok(());
+            }
+            let names: Vec<_> = stale.iter().map(|path| path.display().to_string()).collect();
+            bail!("not what the command line says: {}; run `cargo xtask gen` and commit them", names.join(", "));
+        }
+        for path in stale {
+            let place = workspace().join(path);
+            if let Some(text) = wanted.get(path) {
+                place.parent().map_or(Ok(()), fs::create_dir_all)?;
+                fs::write(&place, text).with_context(|| format!("write {}", place.display()))?;
+                eprintln!("wrote {}", path.display());
+            } else {
+                fs::remove_file(&place).with_context(|| format!("remove {}", place.display()))?;
+                eprintln!("removed {}", path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every file there should be, by its path in the workspace.
+fn files(command: &Command) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    // `disable_help_subcommand`: there is no use for a page on `rclone-img help`.
+    let mut command = command.clone().disable_help_subcommand(true);
+    command.build();
+    let name = command.get_name().to_owned();
+    page(&command, &name, &mut files)?;
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        page(verb, &format!("{name}-{}", verb.get_name()), &mut files)?;
+    }
+    for (shell, file) in
+        [(Shell::Bash, format!("{name}.bash")), (Shell::Zsh, format!("_{name}")), (Shell::Fish, format!("{name}.fish"))]
+    {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command.clone(), &name, &mut script);
+        files.insert(PathBuf::from("completions").join(file), script);
+    }
+    Ok(files)
+}
+
+fn page(command: &Command, title: &str, files: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone())
+        .title(title)
+        .render(&mut page)
+        .with_context(|| format!("write the page of {title}"))?;
+    files.insert(PathBuf::from("man").join(format!("{title}.1")), page);
+    Ok(())
+}
+
+/// Every file there is.
+fn present() -> Result<BTreeMap<PathBuf, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    for folder in FOLDERS {
+        let entries = match fs::read_dir(workspace().join(folder)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            entries => entries.with_context(|| format!("list {folder}"))?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let text = fs::read(entry.path()).with_context(|| format!("read {}", entry.path().display()))?;
+            files.insert(PathBuf::from(folder).join(entry.file_name()), text);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verb_that_is_shown_has_a_page() {
+        let verbs = [Command::new("snapshot"), Command::new("secret").hide(true)];
+        let files = files(&Command::new("demo").subcommands(verbs)).unwrap();
+        let names: Vec<_> = files.keys().map(|path| path.display().to_string()).collect();
+        let expect = [
+            "completions/_demo",
+            "completions/demo.bash",
+            "completions/demo.fish",
+            "man/demo-snapshot.1",
+            "man/demo.1",
+        ];
+        assert_eq!(names, expect);
+    }
+}
