@@ -2,9 +2,8 @@
 
 mod support;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd};
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,9 +15,6 @@ use rclone_img::sys::lease::{self, Lease};
 use rclone_img::sys::ofd::{self, Lock};
 use support::other::Other;
 use support::{FsType, LEAST, Sandbox, on_both};
-
-/// Set for the child that maps a file; the value is its path.
-const CHILD_MAPS: &str = "RCLIMG_TEST_CHILD_MAPS";
 
 /// Set for the child that looks for holders as an unprivileged user; the value is the file's path.
 const CHILD_SEARCHES: &str = "RCLIMG_TEST_CHILD_SEARCHES";
@@ -99,30 +95,15 @@ fn a_shared_mapping_outlives_its_descriptor_and_is_named() {
         let path = sandbox.path().join("image");
         fs::write(&path, [0; 8192]).expect("write");
         let image = RealFile::open_image(&path).expect("open");
-        let itself = std::env::current_exe().expect("this test");
-        let mut command = Command::new(itself);
-        command.args(["--exact", "child_that_maps_a_file", "--nocapture"]).env(CHILD_MAPS, &path);
-        let mapper = Other::start(&mut command, "mapped");
+        // Maps the file for reading as yet, through a descriptor that may write, and closes that; says so in a listing.
+        let script = r#"exec stdbuf -oL xfs_io "$1" < <(printf 'mmap -r 0 8192\nclose\nmmap\n'; cat)"#;
+        let mut command = Command::new("bash");
+        command.args(["-c", script, "bash"]).arg(&path);
+        let mapper = Other::start(&mut command, "[000]");
         let found = holders(image.as_fd()).expect("search").found;
         let named: Vec<_> = found.iter().map(|h| (h.pid, h.what.clone())).collect();
         assert_eq!(named, [(mapper.pid(), Holding::Mapping)], "{kind:?}");
     });
-}
-
-/// Not a test: what the one above starts. Maps the file shared, for reading as yet, closes it and waits to be ended.
-#[test]
-fn child_that_maps_a_file() {
-    let Some(path) = std::env::var_os(CHILD_MAPS) else { return };
-    let file = OpenOptions::new().read(true).write(true).open(path).expect("open");
-    let (any, flags) = (std::ptr::null_mut(), libc::MAP_SHARED);
-    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours, and nobody reads it.
-    let at = unsafe { libc::mmap(any, 8192, libc::PROT_READ, flags, file.as_raw_fd(), 0) };
-    assert_ne!(at, libc::MAP_FAILED);
-    drop(file);
-    println!("mapped");
-    std::io::stdout().flush().expect("tell the parent");
-    // The end of the input is the parent's end.
-    std::io::stdin().lines().for_each(drop);
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl Clusters {
         const ALL_DONE: u64 = 0xAAAA_AAAA_AAAA_AAAA;
         let mut index = from;
         while index < self.count {
-            if index % 32 == 0 && self.words[(index / 32) as usize] == ALL_DONE {
+            if index.is_multiple_of(32) && self.words[(index / 32) as usize] == ALL_DONE {
                 index += 32;
             } else if self.get(index) == 2 {
                 index += 1;

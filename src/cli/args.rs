@@ -48,8 +48,8 @@ Example:
   rclone-img resume vm.snap";
 
 const STATUS_EXAMPLES: &str = "\
-Takes no lock and disturbs no job. With one PATH, exits with 0 (finished), 4 (under way or can be
-resumed) or 6 (broken).
+Takes no lock and disturbs no job. Of a directory it shows the jobs. With one PATH, exits with 0
+(finished, or running), 4 (can be resumed) or 6 (broken).
 
 Examples:
   rclone-img status
@@ -135,7 +135,7 @@ pub struct Output {
 /// What `snapshot` and `resume` have in common.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct JobArgs {
-    /// The longest a clone call should take, 1ms to 10s [default: 5ms where a guest may be running, else 100ms]
+    /// The longest a clone call should take, 1ms to 10s; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]
     #[arg(long, value_name = "TIME", value_parser = values::latency)]
     pub latency: Option<Duration>,
     /// Free space below which no job starts and a running one stops: 0% to 99%, or a size

@@ -34,6 +34,7 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Runs the program: `args` with its name first. The exit code (DESIGN section 8).
 pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
+    signals::survive_file_size_limit();
     match args::parse(args) {
         Ok(verb) => dispatch(&verb).unwrap_or_else(|error| {
             last_words(error_lines(&error));

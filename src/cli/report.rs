@@ -228,7 +228,7 @@ pub(super) mod samples {
             calls: 3,
             longest_call: Duration::from_micros(5125),
             call_p99: Duration::from_millis(5),
-            longest_guest_wait: Duration::ZERO,
+            longest_guest_wait: Some(Duration::ZERO),
             promoted: 0,
             skipped_bytes: 0,
             copied_bytes: 4096,

@@ -26,6 +26,13 @@ struct Shared {
     changed: Condvar,
 }
 
+/// A write past `ulimit -f` is to fail with EFBIG, which is told in words, and not to kill the process with SIGXFSZ.
+pub fn survive_file_size_limit() {
+    // A handler that only sets a flag nobody reads: what matters is that the default action is gone. Without it the
+    // limit ends the job as any other signal would.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+}
+
 impl Stop {
     /// Starts to listen for signals, in a thread of its own that lasts as long as the process.
     ///

@@ -35,7 +35,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     if args.dry_run {
         return dry_run(args);
     }
-    under_watch(&args.job, Some(&args.src), &args.dst, |stop, reporter| {
+    under_watch(&args.job, Some(&args.src), &args.dst, |stop, reporter, _| {
         let place = place::place(&args.dst)?;
         let image = place::open_image(&args.src)?;
         let options = options(args)?;
@@ -52,18 +52,19 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
 /// # Errors
 /// What kept the job from its end; broken where its point in time is lost.
 pub fn resume(args: &ResumeArgs) -> Result<u8> {
-    under_watch(&args.job, None, &args.dst, |stop, reporter| {
+    under_watch(&args.job, None, &args.dst, |stop, reporter, found| {
         let place = place::place(&args.dst)?;
         let header = header(&place)?;
         let src = PathBuf::from(std::ffi::OsString::from_vec(header.image_path.clone()));
         reporter.source(&src);
+        *found.borrow_mut() = Some(src.clone());
         let image = place::open_image(&src).map_err(|e| Error {
             kind: Kind::Broken,
             hint: "the image is gone, and with it the point in time: 'rclone-img abort' removes the job's files".into(),
             ..e
         })?;
         let options = Options {
-            chunk: 64 << 20,
+            chunk: header.chunk.max(header.cluster),
             latency: args.job.latency,
             cluster: PowerOfTwo::new(header.cluster).expect("the journal's loader has checked it"),
             wish: Wish { same_t0_only: true, ..Wish::default() },
@@ -82,18 +83,21 @@ fn under_watch(
     args: &JobArgs,
     src: Option<&Path>,
     dst: &Path,
-    work: impl FnOnce(&Stop, &Reporter) -> Result<Finished>,
+    work: impl FnOnce(&Stop, &Reporter, &std::cell::RefCell<Option<PathBuf>>) -> Result<Finished>,
 ) -> Result<u8> {
     let began = Instant::now();
+    let found = std::cell::RefCell::new(src.map(Path::to_owned));
     if let Some(file) = &args.metrics {
         metrics::refuse_foreign(file)?;
     }
     let stop = Stop::on_signals()?;
-    let result =
-        Reporter::watch(args.output, src, dst, |reporter| work(&stop, reporter).map_err(|error| place::on(dst, error)));
+    let result = Reporter::watch(args.output, src, dst, |reporter| {
+        work(&stop, reporter, &found).map_err(|error| place::on(dst, error))
+    });
     if let Some(file) = &args.metrics {
+        let src = found.into_inner();
         let run = metrics::Run {
-            src: src.unwrap_or(Path::new("")),
+            src: src.as_deref().unwrap_or(Path::new("")),
             dst,
             at: Timestamp::now(),
             elapsed: began.elapsed(),
@@ -224,7 +228,7 @@ fn dry_run(args: &SnapshotArgs) -> Result<u8> {
     };
     let text = if args.job.output.json {
         let object = serde_json::json!({
-            "v": 1, "event": "dry-run", "src": args.src.to_string_lossy(), "dst": args.dst.to_string_lossy(),
+            "v": 1, "event": "dry-run", "src": super::json::path(&args.src).0, "dst": super::json::path(&args.dst).0,
             "would": start, "hold": chosen.hold.kind().name(), "why": chosen.why,
             "point_in_time": chosen.hold.kind().point_in_time(), "bytes": plan.bytes, "extents": plan.extents,
         });

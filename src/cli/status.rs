@@ -10,8 +10,10 @@ use uuid::Uuid;
 
 use super::args::StatusArgs;
 use super::{place, words};
+use crate::disk::{Disk, DiskFile};
 use crate::engine::inspect::{Condition, Unfinished, inspect};
 use crate::engine::names::JOURNAL;
+use crate::engine::recover::Here;
 use crate::error::{Error, Kind, Result};
 use crate::record::{Record, Verdict};
 
@@ -35,6 +37,7 @@ pub fn run(args: &StatusArgs) -> Result<u8> {
     for path in &snapshots {
         let place = place::place(path)?;
         let condition = inspect(&place.disk, &place.names).map_err(|e| place::on(path, e))?;
+        let condition = with_image(condition, &place);
         if let Condition::Nothing = condition {
             let hint = "check the path; 'rclone-img status DIR' lists the jobs of a directory";
             return Err(Error::new(Kind::Refused, format!("{}: no job and no snapshot", words::name(path)), hint));
@@ -47,6 +50,26 @@ pub fn run(args: &StatusArgs) -> Result<u8> {
         super::written(out.write_all(b"no jobs here; 'rclone-img status DST' looks at one snapshot\n"))?;
     }
     Ok(worst)
+}
+
+/// The condition, given the image as it is now: what `resume` would say.
+fn with_image(condition: Condition, place: &place::Place) -> Condition {
+    let Condition::Interrupted(job) = &condition else { return condition };
+    let path = PathBuf::from(OsString::from_vec(job.header.image_path.clone()));
+    let hold = job.header.hold;
+    let looked = place::open_image(&path).ok().and_then(|i| Some((i.file.stat().ok()?, i.file.fs().ok()?)));
+    match looked {
+        Some((image, fs)) => {
+            let host = place.disk.host();
+            let image_path = path.as_os_str().as_bytes();
+            condition.with_image(&Here { image: &image, image_path, fs: &fs, host: &host, hold })
+        }
+        None => {
+            let Condition::Interrupted(mut job) = condition else { return condition };
+            job.header.reason = "its point in time is lost: the image is gone".into();
+            Condition::Broken(job)
+        }
+    }
 }
 
 /// The snapshots that have a journal in a directory.

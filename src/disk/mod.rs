@@ -15,7 +15,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::extent::Extent;
-use crate::range::{ByteRange, CloneRange, PowerOfTwo};
+use crate::range::{ByteRange, CloneRange};
+
+pub use crate::sys::fs::{FsFacts, FsKind};
 
 /// What tells one file, at one moment, from another, and from itself after a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -53,31 +55,6 @@ pub struct Space {
     pub total: u64,
     /// What an unprivileged user may still allocate.
     pub free: u64,
-}
-
-/// What a file system is, as far as cloning is concerned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FsFacts {
-    /// Which file system.
-    pub kind: FsKind,
-    /// Its UUID; zeros where it has none.
-    pub uuid: [u8; 16],
-    /// Its block, the unit of a clone.
-    pub block: PowerOfTwo,
-    /// A number that another mount of the same file system does not have; 0 where unknown. An unmounted file system may
-    /// have lost what was not synced, so a T0 is never kept across mounts.
-    pub mount_instance: u64,
-}
-
-/// File systems with known costs (KERNEL.md, FICLONERANGE).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FsKind {
-    /// XFS.
-    Xfs,
-    /// Btrfs.
-    Btrfs,
-    /// Any other; whether it can clone shows at the first call.
-    Other,
 }
 
 impl FsKind {
@@ -214,6 +191,12 @@ pub trait DiskFile {
     /// # Errors
     /// What FS_IOC_FIEMAP says.
     fn map(&self, range: ByteRange, max: usize, flush: bool, into: &mut Vec<Extent>) -> io::Result<()>;
+
+    /// How many extents touch `range`. Cheaper than [`DiskFile::map`] where the kernel need not say which are shared.
+    ///
+    /// # Errors
+    /// What FS_IOC_FIEMAP says.
+    fn count(&self, range: ByteRange) -> io::Result<u64>;
 
     /// How many extents the whole file has, where the file system tells at once (XFS).
     fn extent_count(&self) -> Option<u64>;

@@ -2,7 +2,7 @@
 
 use super::job;
 use super::names::Names;
-use super::start::put_back;
+use super::undo::put_back;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
 use crate::journal::file as journal_file;

@@ -2,7 +2,7 @@
 //! else helps.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::disk::{CallCost, DiskFile};
 use crate::error::{Error, Kind, Result};
@@ -87,6 +87,7 @@ impl<F: DiskFile> Cloner<'_, F> {
         let mut todo = vec![range];
         let mut retries = 0;
         while let Some(piece) = todo.pop() {
+            let began = Instant::now();
             let error = match self.partial.clone_range(self.image, piece) {
                 Ok(cost) => {
                     tally.add(cost.wall);
@@ -96,7 +97,7 @@ impl<F: DiskFile> Cloner<'_, F> {
                 }
                 Err(error) => error,
             };
-            tally.calls += 1;
+            tally.add(began.elapsed());
             match error.raw_os_error() {
                 Some(libc::EINTR) if retries < RETRIES => {
                     retries += 1;
@@ -172,7 +173,12 @@ fn fatal(piece: CloneRange, error: io::Error) -> Error {
 
 fn no_space(piece: CloneRange, why: &io::Error, copying: io::Error) -> Error {
     let what = format!("cannot clone {piece} of the image ({why}), nor copy it");
-    let hint = "free space, then run the same command again; 'rclone-img abort' gives back what the job holds";
+    let hint = match copying.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => {
+            "free space, then run the same command again; 'rclone-img abort' gives back what the job holds"
+        }
+        _ => "mend the cause, then run the same command again; 'rclone-img abort' gives back what the job holds",
+    };
     Error::io(Kind::Failed, what, hint, copying)
 }
 

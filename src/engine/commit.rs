@@ -101,7 +101,7 @@ pub fn roll_forward<D: Disk>(job: &Job<'_, D>, locked: Locked<D::File>, began: I
         calls: 0,
         longest_call: Duration::ZERO,
         call_p99: Duration::ZERO,
-        longest_guest_wait: Duration::ZERO,
+        longest_guest_wait: None,
         promoted: 0,
         skipped_bytes: 0,
         copied_bytes: 0,

@@ -2,7 +2,7 @@
 
 use super::job;
 use super::names::Names;
-use super::recover::{Existing, Found};
+use super::recover::{self, Existing, Found, Here};
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
 use crate::journal::format::{Header, State};
@@ -38,6 +38,23 @@ pub struct Unfinished {
     pub done_bytes: u64,
 }
 
+impl Condition {
+    /// An interrupted job whose image is as `here` says: broken where its point in time is lost.
+    #[must_use]
+    pub fn with_image(self, here: &Here<'_>) -> Self {
+        match self {
+            Self::Interrupted(mut job) => match recover::t0_lost(&job.header, here) {
+                Some(why) => {
+                    job.header.reason = format!("its point in time is lost: {why}");
+                    Self::Broken(job)
+                }
+                None => Self::Interrupted(job),
+            },
+            other => other,
+        }
+    }
+}
+
 /// What is under the names.
 ///
 /// # Errors
@@ -48,8 +65,11 @@ pub fn inspect<D: Disk>(disk: &D, names: &Names) -> Result<Condition> {
     Ok(condition(&found, live))
 }
 
-/// Whether a process has the job's lock.
-fn is_live<D: Disk>(disk: &D, names: &Names) -> Result<bool> {
+/// Whether a process has the job's lock; takes nothing.
+///
+/// # Errors
+/// Refused where the journal cannot be looked at.
+pub fn is_live<D: Disk>(disk: &D, names: &Names) -> Result<bool> {
     match disk.open(&names.journal, Access::Read) {
         Ok(file) => file.is_locked().map_err(|e| cannot(e, "whether the job is running")),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),

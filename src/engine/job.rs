@@ -8,7 +8,7 @@ use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked, Prepared};
-use super::{commit, window};
+use super::{commit, inspect, window};
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::Hold;
@@ -162,7 +162,8 @@ fn clone_and_commit<D: Disk>(
         let hint = "check the kernel's log: the device may have lost data; then run the same command again";
         Error::io(Kind::Broken, "cannot make the cloned data durable", hint, e)
     });
-    if let Err(error) = ended.and(synced) {
+    // A sync that failed is the cause of whatever the window says then.
+    if let Err(error) = synced.and(ended) {
         // A state that cannot be written is no loss: a job without a live process counts as interrupted, and a broken
         // one is told by its image or its boot.
         let _ = journal.update(|h| {
@@ -178,6 +179,10 @@ fn clone_and_commit<D: Disk>(
 
 /// The first look, without a lock: refuses early, before anything is touched.
 fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
+    // A job that runs is waited for (--wait); what its journal says is no reason to refuse.
+    if inspect::is_live(job.disk, job.names)? {
+        return Err(start::busy());
+    }
     let (found, here) = look(job)?;
     if !here.image.regular {
         return Err(Error::new(Kind::Refused, "the image is not a regular file", "name a raw disk image"));
@@ -292,7 +297,7 @@ fn try_cloning<D: Disk>(job: &Job<'_, D>, now: &Now) -> Result<()> {
     let tried = job
         .image
         .no_cow()
-        .and_then(|on| if on { probe.set_no_cow(true) } else { Ok(()) })
+        .and_then(|on| probe.set_no_cow(on))
         .and_then(|()| probe.set_len(now.image.size))
         .and_then(|()| probe.clone_range(&job.image, first).map(|_| ()));
     match tried {

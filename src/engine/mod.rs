@@ -15,4 +15,5 @@ pub mod names;
 pub mod recover;
 pub mod report;
 pub mod start;
+pub mod undo;
 pub mod window;

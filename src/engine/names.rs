@@ -1,6 +1,7 @@
 //! The names of a job's files, all in one directory.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use crate::error::{Error, Kind, Result};
 
@@ -36,6 +37,13 @@ impl Names {
             name
         };
         let names = Self { dst: dst.to_owned(), partial: with(PARTIAL), journal: with(JOURNAL) };
+        if [PARTIAL, JOURNAL].iter().any(|s| dst.as_bytes().ends_with(s.as_bytes())) {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("a snapshot's name cannot end in '{PARTIAL}' or '{JOURNAL}': those are a job's own files"),
+                "use another name",
+            ));
+        }
         let longest = names.partial.len().max(names.journal.len());
         if longest > NAME_MAX {
             let most = NAME_MAX - (longest - dst.len());
@@ -62,6 +70,9 @@ mod tests {
         );
         let long = "x".repeat(247);
         Names::new(OsStr::new(&long)).expect("fits");
+        for taken in ["vm.snap.partial", "vm.snap.journal"] {
+            assert_eq!(Names::new(OsStr::new(taken)).expect_err("a job's own").kind, Kind::Refused);
+        }
         let longer = "x".repeat(248);
         assert_eq!(Names::new(OsStr::new(&longer)).expect_err("too long").kind, Kind::Refused);
     }

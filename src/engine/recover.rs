@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use crate::disk::{FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result};
-use crate::hold::HoldKind;
+use crate::hold::kind::HoldKind;
 use crate::journal::format::{FormatError, Header, Loaded, State};
 use crate::record::{Record, Verdict};
 
@@ -242,7 +242,9 @@ fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> 
     if wish.restart || !partial_is_ours {
         return Ok(Start::Fresh { discard: true });
     }
-    if found.dst.is_some() && !header.replace && !wish.force && !(header.refreshes && found.partial.is_none()) {
+    let not_taken_yet = header.refreshes && found.partial.is_none();
+    let may_replace = header.replace || wish.force || not_taken_yet;
+    if found.dst.is_some() && !may_replace {
         return Err(Error::new(
             Kind::Refused,
             "an unfinished job is there, and a file of the snapshot's name as well".to_owned(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::hold::HoldKind;
+use crate::hold::kind::HoldKind;
 
 /// What a job is, once T0 is set.
 #[derive(Clone, Debug)]
@@ -59,8 +59,8 @@ pub struct Finished {
     pub longest_call: Duration,
     /// What 99 % of the calls stayed within.
     pub call_p99: Duration,
-    /// The longest that a guest's access waited on the program.
-    pub longest_guest_wait: Duration,
+    /// The longest that a guest's access waited on the program; `None` where nobody could measure it.
+    pub longest_guest_wait: Option<Duration>,
     /// Clusters cloned out of turn.
     pub promoted: u64,
     /// Bytes that a refresh did not clone, because both files share the blocks.

@@ -2,9 +2,8 @@
 //!
 //! Order, and why: the journal is durable before there is a partial file, so that a partial file always has one; the record of
 //! a snapshot that is refreshed is invalid, durably, before its first byte changes; T0 is in the journal before the first
-//! clone. Until then [`put_back`] undoes everything.
+//! clone. Until then [`super::undo::put_back`] undoes everything.
 
-use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use uuid::Uuid;
 
 use super::job::Job;
 use super::recover::Start;
+use super::undo::put_back;
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
@@ -74,7 +74,8 @@ pub fn lock<D: Disk>(job: &Job<'_, D>) -> Result<Locked<D::File>> {
     Err(busy())
 }
 
-fn busy() -> Error {
+/// Somebody else has the job's lock.
+pub fn busy() -> Error {
     Error::new(
         Kind::Busy,
         "another job is making this snapshot",
@@ -160,6 +161,7 @@ fn begin<D: Disk>(
     };
     let result = made.and_then(|partial| {
         let t0 = set_t0(job, hold, &mut journal)?;
+        partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
         Ok((partial, t0))
     });
     let (partial, t0) = match result {
@@ -169,16 +171,13 @@ fn begin<D: Disk>(
             return Err(error);
         }
     };
-    if let Err(error) = partial.set_len(t0.image.size) {
-        return Err(failed("cannot give the partial file the image's size", error));
-    }
     let compare = origin == Origin::Snapshot && !hold.kind().one_call();
     let clusters = Clusters::new(t0.image.size, job.options.cluster);
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare, t0 })
 }
 
 fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
-    let (mut journal, claims) = adopt(job, locked)?;
+    let (mut journal, claims) = adopt::<D>(locked)?;
     let partial = open_partial(job)?;
     names_are_durable(job)?;
     let mut t0 = hold.begin()?;
@@ -203,11 +202,11 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
 }
 
 fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
-    let (mut journal, _) = adopt(job, locked)?;
+    let (mut journal, _) = adopt::<D>(locked)?;
     let partial = open_partial(job)?;
     names_are_durable(job)?;
     // A kill may have come between the rename and the record.
-    invalidate(job, journal.header(), &partial)?;
+    invalidate::<D>(journal.header(), &partial)?;
     let t0 = set_t0(job, hold, &mut journal)?;
     // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
     journal.clear_log().map_err(|e| failed("cannot write the journal", e))?;
@@ -216,11 +215,7 @@ fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare: !hold.kind().one_call(), t0 })
 }
 
-fn adopt<D: Disk>(
-    job: &Job<'_, D>,
-    locked: Locked<D::File>,
-) -> Result<(Journal<D::File>, Vec<crate::range::ByteRange>)> {
-    let _ = job;
+fn adopt<D: Disk>(locked: Locked<D::File>) -> Result<(Journal<D::File>, Vec<crate::range::ByteRange>)> {
     let file = locked.into_file();
     let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
     let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
@@ -266,6 +261,8 @@ fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<
             h.image_path = job.image_path.to_vec();
             h.replace |= options.wish.force;
             h.writable = options.writable;
+            h.cluster = options.cluster.get();
+            h.chunk = options.chunk;
         })
         .map_err(|e| failed("cannot write the journal", e))?;
     Ok(t0)
@@ -290,6 +287,7 @@ fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
         boot: host.boot_id,
         mount_instance: fs.mount_instance,
         cluster: job.options.cluster.get(),
+        chunk: job.options.chunk,
         partial_ino: 0,
         old_mode: 0,
         pid: host.pid,
@@ -323,7 +321,7 @@ fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Result<D::Fil
 fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File>, file: D::File) -> Result<D::File> {
     let renamed = job.disk.rename(&job.names.dst, &job.names.partial, false).and_then(|()| job.disk.sync_names());
     renamed.map_err(|e| failed("cannot rename the snapshot to its partial name", e))?;
-    invalidate(job, journal.header(), &file)?;
+    invalidate::<D>(journal.header(), &file)?;
     file.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))?;
     Ok(file)
 }
@@ -331,11 +329,10 @@ fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File>, file: D:
 fn make_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Result<D::File> {
     let cannot = |e| failed("cannot make the partial file", e);
     let file = job.disk.create_new(&job.names.partial).map_err(cannot)?;
-    if job.image.no_cow().map_err(cannot)? {
-        // Btrfs clones between files of one kind only, and the flag can be set on an empty file alone.
-        file.set_no_cow(true).map_err(cannot)?;
-    }
-    invalidate(job, journal.header(), &file)?;
+    // Btrfs clones between files of one kind only, and the flag can be changed on an empty file alone; a new file has its
+    // directory's.
+    job.image.no_cow().and_then(|on| file.set_no_cow(on)).map_err(cannot)?;
+    invalidate::<D>(journal.header(), &file)?;
     let ino = file.stat().map_err(cannot)?.ino;
     job.disk.sync_names().map_err(cannot)?;
     journal.update(|h| h.partial_ino = ino).map_err(|e| failed("cannot write the journal", e))?;
@@ -343,9 +340,8 @@ fn make_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Re
 }
 
 /// Says in the partial file's record, durably, that it is no snapshot.
-fn invalidate<D: Disk>(job: &Job<'_, D>, header: &Header, file: &D::File) -> Result<()> {
+fn invalidate<D: Disk>(header: &Header, file: &D::File) -> Result<()> {
     let cannot = |e| failed("cannot mark the partial file as unfinished", e);
-    let _ = job;
     let ino = file.stat().map_err(cannot)?.ino;
     let record = Record {
         v: record::VERSION,
@@ -371,35 +367,6 @@ fn invalidate<D: Disk>(job: &Job<'_, D>, header: &Header, file: &D::File) -> Res
 fn discard_partial<D: Disk>(job: &Job<'_, D>) -> Result<()> {
     let gone = job.disk.unlink(&job.names.partial).and_then(|()| job.disk.sync_names());
     gone.map_err(|e| failed("cannot remove the old partial file", e))
-}
-
-/// Undoes a job that has cloned nothing: a new partial file goes, a snapshot to be refreshed comes back as it was, and the
-/// journal goes last.
-///
-/// # Errors
-/// What renaming, syncing or removing said; calling it again goes on.
-pub fn put_back<D: Disk>(disk: &D, names: &super::names::Names, header: &Header) -> io::Result<()> {
-    if header.refreshes {
-        restore_snapshot(disk, &names.partial, &names.dst, header)?;
-    } else {
-        disk.unlink(&names.partial)?;
-    }
-    disk.sync_names()?;
-    disk.unlink(&names.journal)?;
-    disk.sync_names()
-}
-
-fn restore_snapshot<D: Disk>(disk: &D, partial: &OsStr, dst: &OsStr, header: &Header) -> io::Result<()> {
-    let name = if disk.stat(partial)?.is_some() { partial } else { dst };
-    let file = disk.open(name, Access::Write)?;
-    let old = Some(header.old_record.as_slice()).filter(|r| !r.is_empty());
-    file.set_record(old)?;
-    file.set_mode(header.old_mode)?;
-    file.sync_all()?;
-    if name == partial {
-        disk.rename(partial, dst, false)?;
-    }
-    Ok(())
 }
 
 fn failed(what: &str, error: io::Error) -> Error {

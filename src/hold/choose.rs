@@ -96,6 +96,6 @@ fn atomic(image: &Arc<RealFile>, stall: Duration) -> Candidate {
         None if walk.seen() > most => not(format!(
             "it has more than {most} extents, so a single call would keep its users waiting longer than {stall:?}"
         )),
-        None => applies(HoldKind::Atomic, format!("a single call for its {} extents is short", walk.seen())),
+        None => applies(HoldKind::Atomic, format!("a single call for its extents ({}) is short", walk.seen())),
     }
 }

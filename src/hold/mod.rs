@@ -1,12 +1,13 @@
 //! Holds: the means by which every byte not yet cloned stays as it was at T0 (DESIGN section 4).
 //!
 //! A hold goes through [`Hold::prepare`] (everything that can be refused, nothing touched), [`Hold::begin`] (T0),
-//! [`Hold::demand`] after every call, and [`Hold::end`]. The engine is the same for all of them; what differs is the order
-//! what the hold demands between two calls, and whether a T0 outlives the run that set it ([`HoldKind::keeps_t0`]).
+//! [`Hold::demand`] before every call, and [`Hold::end`]. The engine is the same for all of them; what differs is what
+//! it demands between two calls, and whether a T0 outlives the run that set it ([`HoldKind::keeps_t0`]).
 
 pub mod choose;
 pub mod frozen;
 pub mod holders;
+pub mod kind;
 pub mod live;
 
 use std::path::Path;
@@ -18,6 +19,8 @@ use crate::disk::real::RealFile;
 use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
+
+pub use kind::HoldKind;
 
 /// The instant that a snapshot shows, and the image at that instant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,65 +75,6 @@ pub trait Hold {
 
     /// Lets the image go at once. No error: there is nothing that a caller could do about it.
     fn release(&mut self);
-}
-
-/// Which hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HoldKind {
-    /// Nobody has the image open for writing, and a lease keeps it so.
-    Frozen,
-    /// One call for the whole file.
-    Atomic,
-    /// Nothing keeps the image still: not a point in time.
-    None,
-}
-
-impl HoldKind {
-    /// All kinds that are built.
-    pub const ALL: [Self; 3] = [Self::Frozen, Self::Atomic, Self::None];
-
-    /// The name on the command line, in the journal's words and in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Frozen => "frozen",
-            Self::Atomic => "atomic",
-            Self::None => "none",
-        }
-    }
-
-    /// The number in the journal and in the record; never reused.
-    pub fn code(self) -> u8 {
-        match self {
-            Self::Frozen => 1,
-            Self::Atomic => 2,
-            Self::None => 3,
-        }
-    }
-
-    /// The kind of a number.
-    pub fn from_code(code: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|k| k.code() == code)
-    }
-
-    /// Whether a snapshot under this hold is of one instant.
-    pub fn point_in_time(self) -> bool {
-        self != Self::None
-    }
-
-    /// Whether the whole image has to be cloned by a single call.
-    pub fn one_call(self) -> bool {
-        self == Self::Atomic
-    }
-
-    /// Whether a T0 can outlive the run that set it, for a later run to go on with.
-    pub fn keeps_t0(self) -> bool {
-        self != Self::Atomic
-    }
-
-    /// Whether a guest may be using the image while the job runs: decides the default of `--latency`.
-    pub fn has_guests(self) -> bool {
-        self != Self::Frozen
-    }
 }
 
 /// Whether `path` still names the file that was cloned: a snapshot of a file that was replaced meanwhile would pass for one

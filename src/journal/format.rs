@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::hold::HoldKind;
+use crate::hold::kind::HoldKind;
 use crate::range::ByteRange;
 
 /// The first bytes of each slot.
@@ -107,6 +107,8 @@ pub struct Header {
     pub mount_instance: u64,
     /// Bytes of a cluster.
     pub cluster: u64,
+    /// The most bytes that one call clones.
+    pub chunk: u64,
     /// Inode number of the partial file; 0 until it is made.
     pub partial_ino: u64,
     /// Permission bits of the snapshot that is being refreshed.
@@ -151,6 +153,7 @@ struct Fixed {
     boot: [u8; 16],
     mount_instance: U64,
     cluster: U64,
+    chunk: U64,
     partial_ino: U64,
     pid_start: U64,
     path_len: U16,
@@ -160,7 +163,7 @@ struct Fixed {
 }
 
 const FIXED: usize = size_of::<Fixed>();
-const _: () = assert!(FIXED == 200);
+const _: () = assert!(FIXED == 208);
 const _: () = assert!(FIXED + PATH_MAX + REASON_MAX + RECORD_MAX <= SLOT);
 
 const FLAG_REPLACE: u8 = 1;
@@ -216,8 +219,11 @@ pub struct Loaded {
 pub fn encode_slot(header: &Header, generation: u64) -> Vec<u8> {
     let cut = |bytes: &[u8], most: usize| bytes[..bytes.len().min(most)].to_vec();
     let path = cut(&header.image_path, PATH_MAX);
-    let reason = cut(header.reason.as_bytes(), REASON_MAX);
+    let reason_end = (0..=header.reason.len().min(REASON_MAX)).rev().find(|&at| header.reason.is_char_boundary(at));
+    let reason = cut(header.reason.as_bytes(), reason_end.unwrap_or(0));
     let record = cut(&header.old_record, RECORD_MAX);
+    // Rounded down, so that the nanoseconds are never negative.
+    let t0 = header.t0.as_nanosecond();
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
     let fixed = Fixed {
         magic: MAGIC,
@@ -232,8 +238,8 @@ pub fn encode_slot(header: &Header, generation: u64) -> Vec<u8> {
             | flag(header.writable, FLAG_WRITABLE)
             | flag(header.refreshes, FLAG_REFRESHES),
         reserved: [0; 5],
-        t0_seconds: I64::new(header.t0.as_second()),
-        t0_nanos: U32::new(header.t0.subsec_nanosecond().unsigned_abs()),
+        t0_seconds: I64::new(t0.div_euclid(1_000_000_000) as i64),
+        t0_nanos: U32::new(t0.rem_euclid(1_000_000_000) as u32),
         old_mode: U32::new(header.old_mode),
         dev: U64::new(header.image.dev),
         ino: U64::new(header.image.ino),
@@ -246,6 +252,7 @@ pub fn encode_slot(header: &Header, generation: u64) -> Vec<u8> {
         boot: header.boot,
         mount_instance: U64::new(header.mount_instance),
         cluster: U64::new(header.cluster),
+        chunk: U64::new(header.chunk),
         partial_ino: U64::new(header.partial_ino),
         pid_start: U64::new(header.pid_start),
         path_len: U16::new(path.len() as u16),
@@ -326,6 +333,9 @@ fn slot(bytes: &[u8], at: usize) -> Option<(Header, u64)> {
     let (path, rest) = rest.split_at_checked(usize::from(fixed.path_len.get()))?;
     let (reason, rest) = rest.split_at_checked(usize::from(fixed.reason_len.get()))?;
     let (record, _) = rest.split_at_checked(usize::from(fixed.record_len.get()))?;
+    if path.len() > PATH_MAX || reason.len() > REASON_MAX || record.len() > RECORD_MAX {
+        return None;
+    }
     let header = Header {
         job: fixed.job,
         epoch: fixed.epoch.get(),
@@ -348,12 +358,13 @@ fn slot(bytes: &[u8], at: usize) -> Option<(Header, u64)> {
         mount_instance: fixed.mount_instance.get(),
         // A cluster that is no power of two would be a division by zero or a claim of the wrong bytes.
         cluster: Some(fixed.cluster.get()).filter(|c| c.is_power_of_two())?,
+        chunk: fixed.chunk.get(),
         partial_ino: fixed.partial_ino.get(),
         old_mode: fixed.old_mode.get(),
         pid: fixed.pid.get(),
         pid_start: fixed.pid_start.get(),
         image_path: path.to_vec(),
-        reason: String::from_utf8_lossy(reason).into_owned(),
+        reason: String::from_utf8(reason.to_vec()).ok()?,
         old_record: record.to_vec(),
     };
     Some((header, fixed.generation.get()))

@@ -17,6 +17,7 @@ fn header(state: State) -> Header {
         boot: [8; 16],
         mount_instance: 77,
         cluster: 65536,
+        chunk: 64 << 20,
         partial_ino: 99,
         old_mode: 0o444,
         pid: 4242,

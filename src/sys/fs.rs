@@ -12,8 +12,32 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use uuid::Uuid;
 use zerocopy::FromZeros;
 
-use crate::disk::{FsFacts, FsKind};
 use crate::range::PowerOfTwo;
+
+/// What a file system is, as far as cloning is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FsFacts {
+    /// Which file system.
+    pub kind: FsKind,
+    /// Its UUID; zeros where it has none.
+    pub uuid: [u8; 16],
+    /// Its block, the unit of a clone.
+    pub block: PowerOfTwo,
+    /// A number that another mount of the same file system does not have; 0 where unknown. An unmounted file system may
+    /// have lost what was not synced, so a T0 is never kept across mounts.
+    pub mount_instance: u64,
+}
+
+/// File systems with known costs (KERNEL.md, FICLONERANGE).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FsKind {
+    /// XFS.
+    Xfs,
+    /// Btrfs.
+    Btrfs,
+    /// Any other; whether it can clone shows at the first call.
+    Other,
+}
 
 /// `struct xfs_fsop_geom_v1` of `xfs_fs.h`.
 #[derive(FromZeros)]
@@ -128,8 +152,7 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
 
-    use super::facts;
-    use crate::disk::FsKind;
+    use super::{FsKind, facts};
 
     #[test]
     fn a_file_system_without_clones_is_other_and_has_no_instance() {

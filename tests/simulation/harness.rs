@@ -220,6 +220,8 @@ impl World {
     /// Runs the job as the user's command would.
     pub fn run(&mut self) -> Result<Finished> {
         let failed = |e| Error::io(Kind::Failed, "cannot open the image", "", e);
+        // A job shares its image between threads on the kernel's disk; here there is one.
+        #[allow(clippy::arc_with_non_send_sync)]
         let image = Arc::new(self.disk.image().map_err(failed)?);
         let mut hold = SimHold {
             kind: self.hold,

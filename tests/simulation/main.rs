@@ -5,7 +5,7 @@
 //! comes to an end with a snapshot.
 //!
 //! A seed that fails is printed with the command that replays it. `REFLINK_IMG_SEED` is the first seed (default: the
-//! date), `REFLINK_IMG_SEEDS` how many (default 400, with `REFLINK_IMG_SOAK` set 4000).
+//! date), `REFLINK_IMG_SEEDS` how many (default 400, with `REFLINK_IMG_SOAK` set 2000).
 
 mod harness;
 
@@ -22,7 +22,7 @@ fn env(name: &str) -> Option<u64> {
 /// Runs `check` for every seed, and says how to replay one that fails.
 fn for_seeds(test: &str, check: impl Fn(u64)) {
     let count =
-        env("REFLINK_IMG_SEEDS").unwrap_or(if std::env::var_os("REFLINK_IMG_SOAK").is_some() { 4000 } else { 400 });
+        env("REFLINK_IMG_SEEDS").unwrap_or(if std::env::var_os("REFLINK_IMG_SOAK").is_some() { 2000 } else { 400 });
     let today = jiff::Timestamp::now().as_second().unsigned_abs() / 86_400;
     let first = env("REFLINK_IMG_SEED").unwrap_or(today * 1_000_000);
     println!("{test}: seeds {first}..{}", first + count);

@@ -51,6 +51,9 @@ impl DiskFile for Mapped {
         self.largest_batch.set(self.largest_batch.get().max(into.len()));
         Ok(())
     }
+    fn count(&self, _: ByteRange) -> io::Result<u64> {
+        none()
+    }
     fn extent_count(&self) -> Option<u64> {
         None
     }

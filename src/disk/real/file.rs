@@ -87,6 +87,10 @@ impl DiskFile for RealFile {
         fiemap::walk(self.as_fd(), range, max, flush, into)
     }
 
+    fn count(&self, range: ByteRange) -> io::Result<u64> {
+        fiemap::count(self.as_fd(), range)
+    }
+
     fn extent_count(&self) -> Option<u64> {
         let xfs = self.fs().ok()?.kind == FsKind::Xfs;
         xfs.then(|| inode::extent_count(self.as_fd()).ok().map(u64::from)).flatten()

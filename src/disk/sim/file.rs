@@ -100,6 +100,12 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    fn count(&self, range: ByteRange) -> io::Result<u64> {
+        let mut extents = Vec::new();
+        self.map(range, usize::MAX, false, &mut extents)?;
+        Ok(extents.len() as u64)
+    }
+
     fn extent_count(&self) -> Option<u64> {
         let w = self.world.borrow();
         (w.kind == FsKind::Xfs).then(|| w.extents(self.ino).len() as u64)

@@ -1,0 +1,37 @@
+//! Undoing a job that has cloned nothing: for `abort`, and where the preparations fail.
+
+use std::ffi::OsStr;
+use std::io;
+
+use super::names::Names;
+use crate::disk::{Access, Disk, DiskFile};
+use crate::journal::format::Header;
+
+/// Undoes a job that has cloned nothing: a new partial file goes, a snapshot to be refreshed comes back as it was, and the
+/// journal goes last.
+///
+/// # Errors
+/// What renaming, syncing or removing said; calling it again goes on.
+pub fn put_back<D: Disk>(disk: &D, names: &Names, header: &Header) -> io::Result<()> {
+    if header.refreshes {
+        restore_snapshot(disk, &names.partial, &names.dst, header)?;
+    } else {
+        disk.unlink(&names.partial)?;
+    }
+    disk.sync_names()?;
+    disk.unlink(&names.journal)?;
+    disk.sync_names()
+}
+
+fn restore_snapshot<D: Disk>(disk: &D, partial: &OsStr, dst: &OsStr, header: &Header) -> io::Result<()> {
+    let name = if disk.stat(partial)?.is_some() { partial } else { dst };
+    let file = disk.open(name, Access::Write)?;
+    let old = Some(header.old_record.as_slice()).filter(|r| !r.is_empty());
+    file.set_record(old)?;
+    file.set_mode(header.old_mode)?;
+    file.sync_all()?;
+    if name == partial {
+        disk.rename(partial, dst, false)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,60 @@
+//! The holds by name and number, and what is true of each. Pure: the journal and the reports speak of holds by these.
+
+/// Which hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HoldKind {
+    /// Nobody has the image open for writing, and a lease keeps it so.
+    Frozen,
+    /// One call for the whole file.
+    Atomic,
+    /// Nothing keeps the image still: not a point in time.
+    None,
+}
+
+impl HoldKind {
+    /// All kinds that are built.
+    pub const ALL: [Self; 3] = [Self::Frozen, Self::Atomic, Self::None];
+
+    /// The name on the command line, in the journal's words and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Frozen => "frozen",
+            Self::Atomic => "atomic",
+            Self::None => "none",
+        }
+    }
+
+    /// The number in the journal and in the record; never reused.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Frozen => 1,
+            Self::Atomic => 2,
+            Self::None => 3,
+        }
+    }
+
+    /// The kind of a number.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|k| k.code() == code)
+    }
+
+    /// Whether a snapshot under this hold is of one instant.
+    pub fn point_in_time(self) -> bool {
+        self != Self::None
+    }
+
+    /// Whether the whole image has to be cloned by a single call.
+    pub fn one_call(self) -> bool {
+        self == Self::Atomic
+    }
+
+    /// Whether a T0 can outlive the run that set it, for a later run to go on with.
+    pub fn keeps_t0(self) -> bool {
+        self != Self::Atomic
+    }
+
+    /// Whether a guest may be using the image while the job runs: decides the default of `--latency`.
+    pub fn has_guests(self) -> bool {
+        self != Self::Frozen
+    }
+}
