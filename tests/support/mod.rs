@@ -1,0 +1,476 @@
+//! Real XFS and Btrfs on loop files, the program run on them, and the questions that kernel tests ask about files.
+//!
+//! Promises: a sandbox is unmounted and removed when it is dropped, and what a killed test process left is removed by the
+//! next one. Without root or tools a test says `SKIPPED` loudly, and fails on CI. Nothing here sleeps for a fixed time and
+//! hopes: [`until`] polls with a generous bound. `REFLINK_IMG_SEED` replays, `REFLINK_IMG_SOAK=1` takes the full counts.
+#![allow(dead_code)]
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use fiemap::{Fiemap, FiemapExtentFlags, FiemapFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// The program.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");
+/// The block of both file systems as mkfs makes them here.
+pub const BLOCK: u64 = 4096;
+/// How long anything may take before the test calls it hung: far longer than it takes on a slow machine.
+pub const BOUND: Duration = Duration::from_secs(120);
+const PREFIX: &str = "reflink-img-test-";
+
+/// Which file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fs {
+    Xfs,
+    Btrfs,
+}
+
+/// A mounted file system of its own; [`Sandbox::path`] is a path in it.
+pub struct Sandbox {
+    pub fs: Fs,
+    root: PathBuf,
+    options: String,
+}
+
+/// Runs a test on both file systems, also on the second where it fails on the first.
+pub fn on_both(test: impl Fn(&Sandbox)) {
+    on_both_sized(512 << 20, test);
+}
+
+/// As [`on_both`], on file systems of so many bytes (XFS takes no less than 300 MiB).
+pub fn on_both_sized(bytes: u64, test: impl Fn(&Sandbox)) {
+    let fails = |fs: &Fs| match Sandbox::sized(*fs, bytes, "loop") {
+        Some(sandbox) => catch_unwind(AssertUnwindSafe(|| test(&sandbox))).is_err(),
+        None => false,
+    };
+    let failed: Vec<Fs> = [Fs::Xfs, Fs::Btrfs].into_iter().filter(fails).collect();
+    assert!(failed.is_empty(), "failed on {failed:?}, see above");
+}
+
+/// Says loudly that something is not tested; a failure on CI.
+pub fn skipped(what: &str) {
+    eprintln!("SKIPPED: {what}");
+    assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "skipped on CI: {what}");
+}
+
+/// Whether a command can be run.
+pub fn has(tool: &str) -> bool {
+    let found = Command::new("sh").args(["-c", "command -v \"$0\"", tool]).stdout(Stdio::null()).status();
+    found.is_ok_and(|s| s.success())
+}
+
+/// Runs a command that must succeed; its standard output.
+pub fn must(program: &str, args: &[&dyn AsRef<OsStr>]) -> String {
+    let mut command = Command::new(program);
+    args.iter().for_each(|a| drop(command.arg(a)));
+    let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+impl Sandbox {
+    pub fn new(fs: Fs) -> Option<Self> {
+        Self::sized(fs, 512 << 20, "loop")
+    }
+
+    /// A file system of so many bytes, with mount options.
+    pub fn sized(fs: Fs, bytes: u64, options: &str) -> Option<Self> {
+        static LEFTOVERS: Once = Once::new();
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mkfs: &[&str] = match fs {
+            Fs::Xfs => &["mkfs.xfs", "-q"],
+            Fs::Btrfs => &["mkfs.btrfs", "-q"],
+        };
+        if !nix::unistd::geteuid().is_root() {
+            skipped(&format!("{fs:?}: needs root to mount"));
+            return None;
+        }
+        if let Some(tool) = [mkfs[0], "mount", "umount", "losetup"].iter().find(|t| !has(t)) {
+            skipped(&format!("{fs:?}: {tool} is not installed"));
+            return None;
+        }
+        LEFTOVERS.call_once(remove_leftovers);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
+        fs::create_dir_all(root.join("mnt")).expect("a directory");
+        let sandbox = Self { fs, root, options: options.to_owned() };
+        File::create(sandbox.disk()).and_then(|f| f.set_len(bytes)).expect("a disk file");
+        must(mkfs[0], &[&mkfs[1], &sandbox.disk()]);
+        sandbox.mount();
+        Some(sandbox)
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.root.join("disk")
+    }
+
+    /// The mount point.
+    pub fn dir(&self) -> PathBuf {
+        self.root.join("mnt")
+    }
+
+    /// A path in the file system.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// A directory on the host's file system, gone with the sandbox.
+    pub fn outside(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    pub fn mount(&self) {
+        must("mount", &[&"-o", &self.options, &self.disk(), &self.dir()]);
+    }
+
+    pub fn unmount(&self) {
+        let mut last = String::new();
+        let done = || {
+            let out = Command::new("umount").arg(self.dir()).output().expect("umount");
+            last = String::from_utf8_lossy(&out.stderr).into_owned();
+            out.status.success() || last.contains("not mounted")
+        };
+        assert!(until(done), "umount {}: {last}", self.dir().display());
+    }
+
+    /// The program, to be started in the file system's top directory.
+    pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).current_dir(self.dir()).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
+        command
+    }
+
+    /// Runs the program to its end, in the file system's top directory.
+    pub fn run(&self, args: &[impl AsRef<OsStr>]) -> Output {
+        let mut command = assert_cmd::Command::from_std(self.command(args));
+        command.timeout(BOUND).output().expect("the program starts")
+    }
+
+    /// Runs the program, which must end with this code; its standard output's objects, where those are JSON.
+    pub fn exits(&self, code: i32, args: &[impl AsRef<OsStr>]) -> Vec<Value> {
+        let shown: Vec<_> = args.iter().map(|a| a.as_ref().to_owned()).collect();
+        let out = self.run(args);
+        let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(!stderr.contains("panicked"), "{:?} {shown:?} panicked: {stderr}", self.fs);
+        let why = format!("{:?} {shown:?}: expected exit {code}, got {:?}\n{stderr}{stdout}", self.fs, out.status);
+        assert_eq!(out.status.code(), Some(code), "{why}");
+        events(&stdout)
+    }
+
+    /// Starts the program with `--json` and reads its events as they come.
+    pub fn start(&self, args: &[impl AsRef<OsStr>]) -> Job {
+        let mut command = self.command(args);
+        command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped"));
+        Job { child, lines, events: Vec::new() }
+    }
+
+    /// What is in the top directory: names with inode, size and mode.
+    pub fn listing(&self) -> BTreeMap<Vec<u8>, (u64, u64, u32)> {
+        let entries = fs::read_dir(self.dir()).expect("a directory");
+        let look = |e: std::io::Result<fs::DirEntry>| {
+            let e = e.expect("an entry");
+            let m = fs::symlink_metadata(e.path()).expect("metadata");
+            let size = if m.is_dir() { 0 } else { m.len() };
+            (e.file_name().as_bytes().to_vec(), (m.ino(), size, m.mode()))
+        };
+        entries.map(look).collect()
+    }
+
+    /// Panics where a job left something of `dst`'s beside it.
+    pub fn no_sidecars(&self, dst: &str) {
+        for name in [format!("{dst}.partial"), format!("{dst}.journal")] {
+            assert!(fs::symlink_metadata(self.path(&name)).is_err(), "{:?}: {name} was left", self.fs);
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        remove(&self.root);
+    }
+}
+
+/// What test processes that are gone have left.
+fn remove_leftovers() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split('-').next());
+        if pid.is_some_and(|p| p.parse::<u32>().is_ok() && !Path::new("/proc").join(p).exists()) {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn remove(root: &Path) {
+    let quiet = |program: &str, args: &[&OsStr]| {
+        let out = Command::new(program).args(args).stdin(Stdio::null()).output();
+        out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default()
+    };
+    let (mnt, disk) = (root.join("mnt"), root.join("disk"));
+    let mounted = || {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        mounts.contains(&format!(" {} ", mnt.display()))
+    };
+    let gone = until_within(Duration::from_secs(20), || {
+        quiet("umount", &["-R".as_ref(), mnt.as_ref()]);
+        !mounted()
+    });
+    if !gone {
+        quiet("umount", &["-l".as_ref(), mnt.as_ref()]);
+    }
+    for line in quiet("losetup", &["-j".as_ref(), disk.as_ref()]).lines() {
+        quiet("losetup", &["-d".as_ref(), line.split(':').next().unwrap_or_default().as_ref()]);
+    }
+    let _ = fs::remove_dir_all(root);
+}
+
+/// Polls until something is so; false where it was not within [`BOUND`].
+pub fn until(ready: impl FnMut() -> bool) -> bool {
+    until_within(BOUND, ready)
+}
+
+fn until_within(bound: Duration, mut ready: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + bound;
+    while !ready() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
+}
+
+/// The JSON objects of a text, one a line.
+pub fn events(text: &str) -> Vec<Value> {
+    text.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).expect("JSON")).collect()
+}
+
+/// A program that runs. Dropped, it is killed.
+pub struct Job {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+    /// What it has told.
+    pub events: Vec<Value>,
+}
+
+/// How a program ended.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub events: Vec<Value>,
+    pub stderr: String,
+}
+
+impl Job {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Reads on until an event of this name; false where the program ended first.
+    pub fn wait_for(&mut self, event: &str) -> bool {
+        while self.line() {
+            if self.events.last().is_some_and(|e| e["event"] == event) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn line(&mut self) -> bool {
+        let mut line = String::new();
+        let more = self.lines.read_line(&mut line).is_ok_and(|n| n > 0);
+        self.events.extend(serde_json::from_str::<Value>(&line).ok());
+        more
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        // One that has ended is a zombie until it is waited for: the id is still its own.
+        kill(Pid::from_raw(self.pid() as i32), signal).expect("a signal");
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Ended {
+        while self.line() {}
+        let status = self.child.wait().expect("its end");
+        let mut stderr = String::new();
+        let _ = self.child.stderr.take().expect("piped").read_to_string(&mut stderr);
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        Ended { code: status.code(), events: std::mem::take(&mut self.events), stderr }
+    }
+
+    /// Ends it at once, with SIGKILL.
+    pub fn kill(self) {
+        self.signal(Signal::SIGKILL);
+        drop(self.end());
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Another program that is ended with the test: a writer, a loop device's user.
+pub struct Other(pub Child);
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A random generator that can be replayed (splitmix64).
+pub struct Random(Cell<u64>);
+
+impl Random {
+    /// From `REFLINK_IMG_SEED`, else from the date. Printed, so that a failure can be replayed.
+    pub fn seeded(test: &str) -> Self {
+        let today = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let given = std::env::var("REFLINK_IMG_SEED").ok().map(|s| s.parse().expect("REFLINK_IMG_SEED is a number"));
+        let seed = given.unwrap_or(today.as_secs() / 86400);
+        eprintln!("{test}: REFLINK_IMG_SEED={seed}");
+        Self::new(seed)
+    }
+
+    pub fn new(seed: u64) -> Self {
+        Self(Cell::new(seed))
+    }
+
+    pub fn next(&self) -> u64 {
+        self.0.set(self.0.get().wrapping_add(0x9E37_79B9_7F4A_7C15));
+        let mut z = self.0.get();
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`.
+    pub fn below(&self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub fn bytes(&self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend(self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+/// How often, out of the full count: a fifth without `REFLINK_IMG_SOAK=1`.
+pub fn rounds(full: u32) -> u32 {
+    if std::env::var("REFLINK_IMG_SOAK").is_ok_and(|v| v == "1") { full } else { (full / 5).max(1) }
+}
+
+/// Opens for writing, without truncation.
+pub fn writer(path: &Path) -> File {
+    OpenOptions::new().write(true).open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// A dense file of noise.
+pub fn noise(path: &Path, len: u64) {
+    fs::write(path, Random::new(len ^ 7).bytes(len as usize)).expect("a file");
+    File::open(path).and_then(|f| f.sync_all()).expect("synced");
+}
+
+/// A file of `blocks` data blocks, each an extent of its own with a hole behind it.
+pub fn fragmented(path: &Path, blocks: u64) {
+    let file = File::create(path).expect("a file");
+    let random = Random::new(blocks);
+    for i in 0..blocks {
+        file.write_all_at(&random.bytes(BLOCK as usize), i * 2 * BLOCK).expect("written");
+    }
+    file.set_len(blocks * 2 * BLOCK).and_then(|()| file.sync_all()).expect("synced");
+}
+
+/// A file of so many bytes with little in it, whose job is long with [`SLOW`].
+pub fn roomy(path: &Path, len: u64) {
+    let file = File::create(path).expect("a file");
+    file.set_len(len).expect("its size");
+    let random = Random::new(len);
+    for i in 0..64 {
+        file.write_all_at(&random.bytes(BLOCK as usize), i * (len / 64) / BLOCK * BLOCK).expect("written");
+    }
+    file.sync_all().expect("synced");
+}
+
+/// Flags that make many small calls, so that a job lasts.
+pub const SLOW: [&str; 6] = ["--latency", "1ms", "--chunk", "4K", "--cluster", "4K"];
+
+/// Arguments with [`SLOW`] behind them.
+pub fn slowly<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    args.iter().chain(&SLOW).copied().collect()
+}
+
+/// Panics where two files differ.
+pub fn assert_same(a: &Path, b: &Path) {
+    if let Some(at) = difference(a, b) {
+        panic!("{} and {} differ at {at}", a.display(), b.display());
+    }
+}
+
+/// Where two files differ first.
+pub fn difference(a: &Path, b: &Path) -> Option<u64> {
+    let open = |p: &Path| File::open(p).unwrap_or_else(|e| panic!("{}: {e}", p.display()));
+    let (mut a, mut b) = (open(a), open(b));
+    let (len_a, len_b) = (a.metadata().expect("metadata").len(), b.metadata().expect("metadata").len());
+    if len_a != len_b {
+        return Some(len_a.min(len_b));
+    }
+    let (mut one, mut other) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    for at in (0..len_a).step_by(1 << 20) {
+        let len = (len_a - at).min(1 << 20) as usize;
+        a.read_exact(&mut one[..len]).expect("read");
+        b.read_exact(&mut other[..len]).expect("read");
+        if one[..len] != other[..len] {
+            return Some(at + (0..len).find(|&i| one[i] != other[i]).expect("a difference") as u64);
+        }
+    }
+    None
+}
+
+/// Where a file's written data lies: (offset, address, length), neighbours joined. Data without an address is left out.
+pub fn addresses(path: &Path) -> Vec<(u64, u64, u64)> {
+    let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut list: Vec<(u64, u64, u64)> = Vec::new();
+    for extent in Fiemap::with_flags(file, FiemapFlags::SYNC) {
+        let e = extent.expect("FIEMAP");
+        if e.fe_flags.intersects(FiemapExtentFlags::UNWRITTEN | FiemapExtentFlags::DATA_INLINE) {
+            continue;
+        }
+        match list.last_mut() {
+            Some((at, address, len)) if *at + *len == e.fe_logical && *address + *len == e.fe_physical => {
+                *len += e.fe_length;
+            }
+            _ => list.push((e.fe_logical, e.fe_physical, e.fe_length)),
+        }
+    }
+    list
+}
+
+/// Where a file's image is on disk, as `struct stat` tells of what must not change: inode, size, mode, kind.
+pub fn identity(path: &Path) -> (u64, u64, u32, bool) {
+    let m = fs::symlink_metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    (m.ino(), m.len(), m.mode(), m.file_type().is_fifo())
+}
