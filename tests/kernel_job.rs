@@ -227,8 +227,9 @@ fn json_tells_started_progress_and_last_always_finished_or_failed() {
         }
         let both = ["src", "dst", "t0", "hold", "point_in_time", "quiesced", "new_t0", "bytes", "extents"];
         for field in both {
-            assert!(!started[field].is_null() || field == "extents", "{field} of {started}");
-            assert!(!finished[field].is_null(), "{field} of {finished}");
+            // Where the plan needed no walk nobody has counted the extents.
+            assert!(started.get(field).is_some_and(|v| !v.is_null() || field == "extents"), "{field} of {started}");
+            assert!(finished.get(field).is_some_and(|v| !v.is_null() || field == "extents"), "{field} of {finished}");
         }
         let end = [
             "calls",
@@ -242,11 +243,9 @@ fn json_tells_started_progress_and_last_always_finished_or_failed() {
         for field in end {
             assert!(finished[field].is_number(), "{field} of {finished}");
         }
-        assert_eq!(
-            (&finished["extents"], &finished["bytes"]),
-            (&2000.into(), &(2000 * 2 * BLOCK).into()),
-            "{finished}"
-        );
+        let count = fiemap(s.path("a.img")).expect("FIEMAP").count() as u64;
+        assert!(finished["extents"].as_u64().is_none_or(|n| n == count), "{count} extents, {finished}");
+        assert_eq!(finished["bytes"], 2000 * 2 * BLOCK, "{finished}");
         assert_eq!((&finished["new_t0"], &finished["point_in_time"]), (&false.into(), &true.into()));
         assert!(started["t0"].as_str().is_some_and(|t| t.ends_with('Z')), "{started}");
         let failed = s.exits(3, &["snapshot", "--json", "a.img", "a.snap"]);

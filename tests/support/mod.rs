@@ -76,7 +76,7 @@ pub fn has(tool: &str) -> bool {
 /// Runs a command that must succeed; its standard output.
 pub fn must(program: &str, args: &[&dyn AsRef<OsStr>]) -> String {
     let mut command = Command::new(program);
-    args.iter().for_each(|a| drop(command.arg(a)));
+    command.args(args);
     let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8_lossy(&out.stdout).into_owned()
