@@ -110,7 +110,13 @@ impl Sandbox {
         let sandbox = Self { fs, root, options: options.to_owned() };
         File::create(sandbox.disk()).and_then(|f| f.set_len(bytes)).expect("a disk file");
         must(mkfs[0], &[&mkfs[1], &sandbox.disk()]);
-        sandbox.mount();
+        if options != "loop" && !sandbox.try_mount() {
+            skipped(&format!("{fs:?}: this kernel does not mount it with {options}"));
+            return None;
+        }
+        if options == "loop" {
+            sandbox.mount();
+        }
         Some(sandbox)
     }
 
@@ -135,6 +141,12 @@ impl Sandbox {
 
     pub fn mount(&self) {
         must("mount", &[&"-o", &self.options, &self.disk(), &self.dir()]);
+    }
+
+    fn try_mount(&self) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &self.options]).args([self.disk(), self.dir()]).stdin(Stdio::null());
+        mount.output().is_ok_and(|o| o.status.success())
     }
 
     pub fn unmount(&self) {
