@@ -12,8 +12,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use support::{
-    BLOCK, Fs, PROGRAM, Random, Sandbox, assert_same, fragmented, has, identity, must, noise, on_both, on_both_sized,
-    roomy, skipped, slowly, until,
+    BLOCK, Fs, PROGRAM, Random, Sandbox, assert_same, fragmented, has, must, noise, on_both, on_both_sized, roomy,
+    skipped, slowly, until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -303,79 +303,6 @@ fn a_users_quota_ends_the_job_in_words_and_abort_gives_the_space_back() {
     let (code, stderr) = limited(&s, &format!("{script} snapshot a.img a.snap"));
     assert_eq!(code, Some(0), "{stderr}");
     assert_same(&s.path("a.img"), &s.path("a.snap"));
-}
-
-/// A journal and a partial file of a job that was killed.
-fn interrupted(s: &Sandbox) -> Vec<u8> {
-    roomy(&s.path("a.img"), 256 * MIB);
-    let mut job = s.start(&slowly(&["snapshot", "a.img", "a.snap"]));
-    assert!(job.wait_for("progress"));
-    job.kill();
-    fs::read(s.path("a.snap.journal")).expect("a journal")
-}
-
-#[test]
-fn a_journal_that_cannot_be_used_is_refused_in_words_by_every_verb() {
-    on_both(|s| {
-        let journal = interrupted(s);
-        let mut future = journal.clone();
-        for slot in [0, 8192] {
-            future[slot + 8] = 99;
-            future[slot + 12..slot + 16].fill(0);
-            let crc = crc32c::crc32c(&future[slot..slot + 8192]);
-            future[slot + 12..slot + 16].copy_from_slice(&crc.to_le_bytes());
-        }
-        let mut damaged = journal.clone();
-        (damaged[40], damaged[8192 + 40]) = (damaged[40] ^ 1, damaged[8192 + 40] ^ 1);
-        let foreign = Random::new(9).bytes(journal.len());
-        for (bytes, what, removable) in
-            [(&future, "version", false), (&damaged, "damaged", true), (&foreign, "", false)]
-        {
-            fs::write(s.path("a.snap.journal"), bytes).expect("written");
-            let partial = identity(&s.path("a.snap.partial"));
-            refused(s, what, &["snapshot", "a.img", "a.snap"]);
-            refused(s, what, &["resume", "a.snap"]);
-            refused(s, what, &["abort", "a.snap"]);
-            assert_eq!(s.exits(6, &["status", "--json", "a.snap"])[0]["state"], "unreadable");
-            let code = s.run(&["abort", "--force", "a.snap"]).status.code();
-            assert_eq!(code, Some(if removable { 0 } else { 3 }), "{:?} {what}", s.fs);
-            if !removable {
-                assert_eq!(fs::read(s.path("a.snap.journal")).expect("there"), *bytes);
-                assert_eq!(identity(&s.path("a.snap.partial")), partial);
-            } else {
-                s.no_sidecars("a.snap");
-                interrupted(s);
-            }
-        }
-    });
-}
-
-#[test]
-fn a_torn_tail_of_the_journal_costs_no_more_than_its_claims() {
-    on_both(|s| {
-        let journal = interrupted(s);
-        assert!(journal.len() >= 16384, "{}", journal.len());
-        // One slot damaged, the log torn in the middle of a record, garbage behind it.
-        let mut torn = journal.clone();
-        torn[100] ^= 0xFF;
-        torn.truncate(journal.len().saturating_sub(13).max(16384));
-        torn.extend(Random::new(5).bytes(100));
-        fs::write(s.path("a.snap.journal"), torn).expect("written");
-        s.exits(0, &["resume", "-q", "a.snap"]);
-        assert_same(&s.path("a.img"), &s.path("a.snap"));
-        s.no_sidecars("a.snap");
-    });
-}
-
-#[test]
-fn the_journal_of_another_image_is_left_alone() {
-    on_both(|s| {
-        interrupted(s);
-        noise(&s.path("b.img"), MIB);
-        refused(s, "another image", &["snapshot", "b.img", "a.snap"]);
-        s.exits(0, &["resume", "-q", "a.snap"]);
-        assert_same(&s.path("a.img"), &s.path("a.snap"));
-    });
 }
 
 #[test]

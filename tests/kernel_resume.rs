@@ -15,7 +15,7 @@ use support::{
 };
 
 const MIB: u64 = 1 << 20;
-const LONG: u64 = 1024 * MIB;
+const LONG: u64 = 512 * MIB;
 
 /// A long job on `a.img` that has begun to clone.
 fn begun(s: &Sandbox, len: u64) -> Job {
