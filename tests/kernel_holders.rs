@@ -1,6 +1,6 @@
 //! Whoever has an image open for writing keeps the lease away and is named, on real XFS and Btrfs.
 
-mod support;
+mod loopfs;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -8,13 +8,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use loopfs::other::Other;
+use loopfs::{FsType, LEAST, Sandbox, on_both};
 use rclone_img::disk::real::RealFile;
 use rclone_img::hold::holders::{Holder, Holding, holders};
 use rclone_img::range::ByteRange;
 use rclone_img::sys::lease::{self, Lease};
 use rclone_img::sys::ofd::{self, Lock};
-use support::other::Other;
-use support::{FsType, LEAST, Sandbox, on_both};
 
 /// Set for the child that looks for holders as an unprivileged user; the value is the file's path.
 const CHILD_SEARCHES: &str = "RCLIMG_TEST_CHILD_SEARCHES";

@@ -1,20 +1,20 @@
 //! The kernel's side of the bargain: what `sys` and `disk::real` rely on, on real XFS and Btrfs.
 
-mod support;
+mod loopfs;
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 
+use loopfs::other::Other;
+use loopfs::{FsType, LEAST, Sandbox, make_fragmented, on_both, sync_counts};
 use nix::unistd::{Uid, setfsuid};
 use rclone_img::disk::real::{RealDisk, RealFile};
 use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
 use rclone_img::extent::Extent;
 use rclone_img::range::{ByteRange, CloneRange, Geometry, PowerOfTwo};
 use rclone_img::sys::{fiemap as walker, inode};
-use support::other::Other;
-use support::{FsType, LEAST, Sandbox, make_fragmented, on_both, sync_counts};
 
 fn range(start: u64, end: u64) -> ByteRange {
     ByteRange::new(start, end).expect("not empty")

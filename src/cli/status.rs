@@ -124,11 +124,7 @@ fn person(path: &Path, condition: &Condition) -> String {
         Condition::Broken(j) => {
             job("broken", j, "the same snapshot command takes a new point in time and keeps the finished work")
         }
-        Condition::Unreadable(why) => {
-            format!(
-                "{name}: its journal cannot be used: {why}; rclone-img abort --force {shell} removes the job's files\n"
-            )
-        }
+        Condition::Unreadable(why) => format!("{name}: its journal cannot be used: {why}; {}\n", why.hint()),
     }
 }
 
@@ -169,7 +165,7 @@ fn object(path: &Path, condition: &Condition) -> Value {
             object["quiesced"] = record.quiesced.into();
             object["bytes"] = record.size.into();
         }
-        Condition::Unreadable(why) => object["reason"] = why.clone().into(),
+        Condition::Unreadable(why) => object["reason"] = why.to_string().into(),
         Condition::Nothing | Condition::NotOurs => {}
     }
     object

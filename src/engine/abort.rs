@@ -76,11 +76,7 @@ fn abort_unreadable<D: Disk>(disk: &D, names: &Names, error: FormatError, force:
         FormatError::Version(_) | FormatError::Foreign => false,
     };
     if !removable {
-        let hint = match error {
-            FormatError::Version(_) => "use the version of rclone-img that wrote it",
-            FormatError::Foreign => "that file is not ours: move it away yourself",
-            _ => "use --force to remove it and the partial file",
-        };
+        let hint = error.hint();
         return Err(Error::new(Kind::Refused, format!("the journal cannot be used: {error}"), hint));
     }
     disk.unlink(&names.partial).and_then(|()| disk.sync_names()).map_err(|e| cannot("remove the partial file", e))?;

@@ -5,7 +5,7 @@ use super::names::Names;
 use super::recover::{self, Existing, Found, Here};
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
-use crate::journal::format::{Header, State};
+use crate::journal::format::{FormatError, Header, State};
 use crate::record::{Record, Verdict};
 
 /// How a job or a snapshot stands.
@@ -26,7 +26,7 @@ pub enum Condition {
     /// A complete snapshot that was not renamed yet.
     Complete(Unfinished),
     /// A journal that cannot be used, and why.
-    Unreadable(String),
+    Unreadable(FormatError),
 }
 
 /// A job as its journal tells it.
@@ -80,7 +80,7 @@ pub fn is_live<D: Disk>(disk: &D, names: &Names) -> Result<bool> {
 fn condition(found: &Found, live: bool) -> Condition {
     match &found.journal {
         None => found.dst.as_ref().map_or(Condition::Nothing, snapshot),
-        Some(Err(error)) => Condition::Unreadable(error.to_string()),
+        Some(Err(error)) => Condition::Unreadable(*error),
         Some(Ok(loaded)) => {
             let done_bytes = loaded.claims.iter().map(|c| c.len()).sum::<u64>().min(loaded.header.image.size);
             let unfinished = Unfinished { header: loaded.header.clone(), done_bytes };

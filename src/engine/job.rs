@@ -179,11 +179,11 @@ fn clone_and_commit<D: Disk>(
 
 /// The first look, without a lock: refuses early, before anything is touched.
 fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
+    let (found, here) = look(job)?;
     // A job that runs is waited for (--wait); what its journal says is no reason to refuse.
     if inspect::is_live(job.disk, job.names)? {
         return Err(start::busy());
     }
-    let (found, here) = look(job)?;
     if !here.image.regular {
         return Err(Error::new(Kind::Refused, "the image is not a regular file", "name a raw disk image"));
     }
@@ -238,6 +238,11 @@ fn decide<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold, found: &Found, now: &Now) 
 /// # Errors
 /// Refused where it cannot be looked at.
 pub fn find<D: Disk>(disk: &D, names: &Names) -> Result<Found> {
+    let taken = disk.stat(&names.journal).map_err(|e| cannot_look("the journal", e))?.is_some_and(|s| !s.regular);
+    if taken {
+        let what = "the journal's name is taken by something that is not a regular file";
+        return Err(Error::new(Kind::Refused, what, "move it away, or use another name for the snapshot"));
+    }
     let journal = match disk.open(&names.journal, Access::Read) {
         Ok(file) => Some(journal_file::read(&file).map_err(|e| cannot_look("the journal", e))?),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => None,

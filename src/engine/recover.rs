@@ -139,8 +139,10 @@ pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
             "start one with 'rclone-img snapshot'",
         )),
         None => without_journal(found, wish),
-        // Without a partial file nothing is lost with a journal: its first write was torn, or its job had ended.
-        Some(Err(FormatError::NeverBegun | FormatError::Damaged)) if found.partial.is_none() => {
+        // Without a partial file nothing is lost with a damaged journal: its first write was torn, or its job had ended.
+        Some(Err(error))
+            if *error == FormatError::NeverBegun || *error == FormatError::Damaged && found.partial.is_none() =>
+        {
             if wish.same_t0_only {
                 return Err(lost("the job was stopped before it began"));
             }
@@ -204,12 +206,7 @@ fn unreadable(error: FormatError, wish: Wish) -> Result<Start> {
         return Ok(Start::Fresh { discard: true });
     }
     let kind = if wish.same_t0_only && ours { Kind::Broken } else { Kind::Refused };
-    let hint = match error {
-        FormatError::Version(_) => "use the version of rclone-img that wrote it",
-        FormatError::Foreign => "move that file away, or use another name",
-        _ => "use --restart --force to throw the unfinished work away",
-    };
-    Err(Error::new(kind, format!("the journal cannot be used: {error}"), hint))
+    Err(Error::new(kind, format!("the journal cannot be used: {error}"), error.hint()))
 }
 
 fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {

@@ -64,6 +64,10 @@ pub fn lock<D: Disk>(job: &Job<'_, D>) -> Result<Locked<D::File>> {
         if !file.try_lock().map_err(refused)? {
             return Err(busy());
         }
+        if !file.stat().map_err(refused)?.regular {
+            let what = "the journal's name is taken by something that is not a regular file";
+            return Err(Error::new(Kind::Refused, what, "move it away, or use another name for the snapshot"));
+        }
         // The job that had the lock may have ended and removed the file between the opening and the lock.
         let named = job.disk.stat(name).map_err(refused)?;
         let ours = file.stat().map_err(refused)?;

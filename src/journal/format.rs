@@ -202,6 +202,20 @@ pub enum FormatError {
     Foreign,
 }
 
+impl FormatError {
+    /// What a user can do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Version(_) => "use the version of rclone-img that wrote it",
+            Self::Foreign => "that file is not ours: move it away, or use another name for the snapshot",
+            Self::NeverBegun => "run the same 'rclone-img snapshot' again: it starts over",
+            Self::Damaged => {
+                "'rclone-img snapshot --restart --force' starts over; 'rclone-img abort --force' removes the job's files"
+            }
+        }
+    }
+}
+
 /// A journal that was read and checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Loaded {

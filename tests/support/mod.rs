@@ -1,186 +1,355 @@
-//! Real XFS and Btrfs file systems on loop devices for the tests that need the kernel's answers.
+//! Real XFS and Btrfs on loop files, the program run on them, and the questions that kernel tests ask about files.
 //!
-//! `RCLIMG_TEST_DIR` says where the loop files go, else the temporary directory. Without root or the mkfs tools a test is
-//! skipped with a loud line; with `CI=true` it fails instead.
+//! Promises: a sandbox is unmounted and removed when it is dropped, and what a killed test process left is removed by the
+//! next one. Without root or tools a test says `SKIPPED` loudly, and fails on CI. Nothing here sleeps for a fixed time and
+//! hopes: [`until`] polls with a generous bound. `REFLINK_IMG_SEED` replays, `REFLINK_IMG_SOAK=1` takes the full counts.
+#![allow(dead_code, unused_imports)]
 
-#![allow(dead_code)] // Each test binary uses its own part.
+mod files;
 
-pub mod other;
-
-use std::env;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-/// Bytes below which mkfs.xfs refuses.
-pub const LEAST: u64 = 300 << 20;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
 
+pub use files::{
+    Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
+};
+
+/// The program.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");
+/// The block of both file systems as mkfs makes them here.
+pub const BLOCK: u64 = 4096;
+/// How long anything may take before the test calls it hung: far longer than it takes on a slow machine.
+pub const BOUND: Duration = Duration::from_secs(120);
 const PREFIX: &str = "reflink-img-test-";
 
 /// Which file system.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FsType {
-    /// XFS.
+pub enum Fs {
     Xfs,
-    /// Btrfs.
     Btrfs,
 }
 
-impl FsType {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Xfs, Self::Btrfs];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Xfs => "xfs",
-            Self::Btrfs => "btrfs",
-        }
-    }
+/// A mounted file system of its own; [`Sandbox::path`] is a path in it.
+pub struct Sandbox {
+    pub fs: Fs,
+    root: PathBuf,
+    options: String,
 }
 
-/// A fresh file system, mounted for as long as this value lives.
-pub struct Sandbox {
-    /// Holds the loop file and the mount point.
-    dir: PathBuf,
+/// Runs a test on both file systems, also on the second where it fails on the first.
+pub fn on_both(test: impl Fn(&Sandbox)) {
+    on_both_sized(512 << 20, test);
+}
+
+/// As [`on_both`], on file systems of so many bytes (XFS takes no less than 300 MiB).
+pub fn on_both_sized(bytes: u64, test: impl Fn(&Sandbox)) {
+    let fails = |fs: &Fs| match Sandbox::sized(*fs, bytes, "loop") {
+        Some(sandbox) => catch_unwind(AssertUnwindSafe(|| test(&sandbox))).is_err(),
+        None => false,
+    };
+    let failed: Vec<Fs> = [Fs::Xfs, Fs::Btrfs].into_iter().filter(fails).collect();
+    assert!(failed.is_empty(), "failed on {failed:?}, see above");
+}
+
+/// Says loudly that something is not tested; a failure on CI.
+pub fn skipped(what: &str) {
+    eprintln!("SKIPPED: {what}");
+    assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "skipped on CI: {what}");
+}
+
+/// Whether a command can be run.
+pub fn has(tool: &str) -> bool {
+    let found = Command::new("sh").args(["-c", "command -v \"$0\"", tool]).stdout(Stdio::null()).status();
+    found.is_ok_and(|s| s.success())
+}
+
+/// Runs a command that must succeed; its standard output.
+pub fn must(program: &str, args: &[&dyn AsRef<OsStr>]) -> String {
+    let mut command = Command::new(program);
+    command.args(args);
+    let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{program}: {e}"));
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
 impl Sandbox {
-    /// Makes and mounts a file system of `size` bytes; `None`, said loudly, where this machine cannot.
-    ///
-    /// # Panics
-    /// Where it cannot and `CI=true`, or where mkfs or mount fails as root.
-    pub fn new(kind: FsType, size: u64) -> Option<Self> {
+    pub fn new(fs: Fs) -> Option<Self> {
+        Self::sized(fs, 512 << 20, "loop")
+    }
+
+    /// A file system of so many bytes, with mount options.
+    pub fn sized(fs: Fs, bytes: u64, options: &str) -> Option<Self> {
         static LEFTOVERS: Once = Once::new();
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        LEFTOVERS.call_once(remove_leftovers);
-
-        let mkfs = format!("mkfs.{}", kind.name());
+        let mkfs: &[&str] = match fs {
+            Fs::Xfs => &["mkfs.xfs", "-q"],
+            Fs::Btrfs => &["mkfs.btrfs", "-q"],
+        };
         if !nix::unistd::geteuid().is_root() {
-            return skip("mounting a test file system needs root");
+            skipped(&format!("{fs:?}: needs root to mount"));
+            return None;
         }
-        if Command::new(&mkfs).arg("-V").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err() {
-            return skip(&format!("{mkfs} is not installed"));
+        if let Some(tool) = [mkfs[0], "mount", "umount", "losetup"].iter().find(|t| !has(t)) {
+            skipped(&format!("{fs:?}: {tool} is not installed"));
+            return None;
         }
-        let name = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let sandbox = Self { dir: base().join(name) };
-        fs::create_dir_all(sandbox.path()).expect("create the mount point");
-        File::create(sandbox.loop_file()).and_then(|f| f.set_len(size)).expect("create the loop file");
-        run(Command::new(&mkfs).arg("-q").arg(sandbox.loop_file()));
-        sandbox.mount();
+        LEFTOVERS.call_once(remove_leftovers);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
+        fs::create_dir_all(root.join("mnt")).expect("a directory");
+        let sandbox = Self { fs, root, options: options.to_owned() };
+        File::create(sandbox.disk()).and_then(|f| f.set_len(bytes)).expect("a disk file");
+        must(mkfs[0], &[&mkfs[1], &sandbox.disk()]);
+        if options != "loop" && !sandbox.try_mount() {
+            skipped(&format!("{fs:?}: this kernel does not mount it with {options}"));
+            return None;
+        }
+        if options == "loop" {
+            sandbox.mount();
+        }
         Some(sandbox)
     }
 
-    /// Where it is mounted.
-    pub fn path(&self) -> PathBuf {
-        self.dir.join("mnt")
+    fn disk(&self) -> PathBuf {
+        self.root.join("disk")
     }
 
-    /// Mounts it, after [`Sandbox::unmount`].
+    /// The mount point.
+    pub fn dir(&self) -> PathBuf {
+        self.root.join("mnt")
+    }
+
+    /// A path in the file system.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// A directory on the host's file system, gone with the sandbox.
+    pub fn outside(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
     pub fn mount(&self) {
-        run(Command::new("mount").args(["-o", "loop"]).arg(self.loop_file()).arg(self.path()));
+        must("mount", &[&"-o", &self.options, &self.disk(), &self.dir()]);
     }
 
-    /// Unmounts it; everything on it must be closed.
+    fn try_mount(&self) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &self.options]).args([self.disk(), self.dir()]).stdin(Stdio::null());
+        mount.output().is_ok_and(|o| o.status.success())
+    }
+
     pub fn unmount(&self) {
-        let once = || Command::new("umount").arg(self.path()).stderr(Stdio::null()).status().expect("umount");
-        // A process that another test is just starting has our descriptors until it has begun its program.
-        assert!((0..1000).any(|_| once().success()), "{} stays busy", self.path().display());
+        let mut last = String::new();
+        let done = || {
+            let out = Command::new("umount").arg(self.dir()).output().expect("umount");
+            last = String::from_utf8_lossy(&out.stderr).into_owned();
+            out.status.success() || last.contains("not mounted")
+        };
+        assert!(until(done), "umount {}: {last}", self.dir().display());
     }
 
-    fn loop_file(&self) -> PathBuf {
-        self.dir.join("disk.img")
+    /// The program, to be started in the file system's top directory.
+    pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(args).current_dir(self.dir()).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
+        command
+    }
+
+    /// Runs the program to its end, in the file system's top directory.
+    pub fn run(&self, args: &[impl AsRef<OsStr>]) -> Output {
+        let mut command = assert_cmd::Command::from_std(self.command(args));
+        command.timeout(BOUND).output().expect("the program starts")
+    }
+
+    /// Runs the program, which must end with this code; its standard output's objects, where those are JSON.
+    pub fn exits(&self, code: i32, args: &[impl AsRef<OsStr>]) -> Vec<Value> {
+        let shown: Vec<_> = args.iter().map(|a| a.as_ref().to_owned()).collect();
+        let out = self.run(args);
+        let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(!stderr.contains("panicked"), "{:?} {shown:?} panicked: {stderr}", self.fs);
+        let why = format!("{:?} {shown:?}: expected exit {code}, got {:?}\n{stderr}{stdout}", self.fs, out.status);
+        assert_eq!(out.status.code(), Some(code), "{why}");
+        events(&stdout)
+    }
+
+    /// Starts the program with `--json` and reads its events as they come.
+    pub fn start(&self, args: &[impl AsRef<OsStr>]) -> Job {
+        let mut command = self.command(args);
+        command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped"));
+        Job { child, lines, events: Vec::new() }
+    }
+
+    /// What is in the top directory: names with inode, size and mode.
+    pub fn listing(&self) -> BTreeMap<Vec<u8>, (u64, u64, u32)> {
+        let entries = fs::read_dir(self.dir()).expect("a directory");
+        let look = |e: std::io::Result<fs::DirEntry>| {
+            let e = e.expect("an entry");
+            let m = fs::symlink_metadata(e.path()).expect("metadata");
+            let size = if m.is_dir() { 0 } else { m.len() };
+            (e.file_name().as_bytes().to_vec(), (m.ino(), size, m.mode()))
+        };
+        entries.map(look).collect()
+    }
+
+    /// Panics where a job left something of `dst`'s beside it.
+    pub fn no_sidecars(&self, dst: &str) {
+        for name in [format!("{dst}.partial"), format!("{dst}.journal")] {
+            assert!(fs::symlink_metadata(self.path(&name)).is_err(), "{:?}: {name} was left", self.fs);
+        }
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        dismantle(&self.dir);
+        remove(&self.root);
     }
 }
 
-/// Runs a test on a fresh file system of each kind that this machine can make.
-pub fn on_both(test: impl Fn(FsType, &Sandbox)) {
-    for kind in FsType::ALL {
-        if let Some(sandbox) = Sandbox::new(kind, LEAST) {
-            test(kind, &sandbox);
-        }
-    }
-}
-
-/// Writes `blocks` blocks of 4 KiB (a power of two) past the page cache, in an order in which no block follows its
-/// neighbour, so that few of them merge into one extent. Every block is filled with the low byte of its number.
-pub fn make_fragmented(path: &Path, blocks: u64) {
-    assert!(blocks.is_power_of_two(), "the order is a permutation of powers of two only");
-    let file = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT).open(path);
-    let file = file.expect("open for O_DIRECT");
-    let mut buffer = vec![0_u8; 2 * 4096];
-    let aligned = buffer.as_ptr().align_offset(4096);
-    let mut block = 0;
-    for _ in 0..blocks {
-        // A linear congruential generator of full period: multiplier 1 mod 4, increment odd.
-        block = (block * 1_664_525 + 1_013_904_223) % blocks;
-        buffer[aligned..aligned + 4096].fill(block as u8);
-        file.write_all_at(&buffer[aligned..aligned + 4096], block * 4096).expect("write a block");
-    }
-    file.sync_all().expect("fsync");
-}
-
-/// Syncs a file and counts its extents and those of them that are shared, by the fiemap crate: `(all, shared)`.
-pub fn sync_counts(path: &Path) -> (usize, usize) {
-    File::open(path).and_then(|f| f.sync_all()).expect("fsync");
-    let extents: io::Result<Vec<_>> = fiemap::fiemap(path).expect("open").collect();
-    let extents = extents.expect("fiemap");
-    let shared = extents.iter().filter(|e| e.fe_flags.contains(fiemap::FiemapExtentFlags::SHARED)).count();
-    (extents.len(), shared)
-}
-
-fn skip(why: &str) -> Option<Sandbox> {
-    assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "on CI nothing may be skipped: {why}");
-    eprintln!("SKIPPED: {why}");
-    None
-}
-
-fn base() -> PathBuf {
-    env::var_os("RCLIMG_TEST_DIR").map_or_else(env::temp_dir, PathBuf::from)
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Takes away what test processes that were killed left behind.
+/// What test processes that are gone have left.
 fn remove_leftovers() {
-    for entry in fs::read_dir(base()).into_iter().flatten().flatten() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|n| n.split('-').next());
-        if pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
-            dismantle(&entry.path());
+        if pid.is_some_and(|p| p.parse::<u32>().is_ok() && !Path::new("/proc").join(p).exists()) {
+            remove(&entry.path());
         }
     }
 }
 
-/// Unmounts, detaches and removes a sandbox's directory, as far as there is something.
-fn dismantle(dir: &Path) {
-    let quiet = |command: &mut Command| {
-        command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+fn remove(root: &Path) {
+    let quiet = |program: &str, args: &[&OsStr]| {
+        let out = Command::new(program).args(args).stdin(Stdio::null()).output();
+        out.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default()
     };
-    let mounted = dir.join("mnt");
-    if !quiet(Command::new("umount").arg(&mounted)) {
-        // Still in use, by a child that has not ended yet: gone when that is.
-        quiet(Command::new("umount").arg("--lazy").arg(&mounted));
+    let (mnt, disk) = (root.join("mnt"), root.join("disk"));
+    let mounted = || {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        mounts.contains(&format!(" {} ", mnt.display()))
+    };
+    let gone = until_within(Duration::from_secs(20), || {
+        quiet("umount", &["-R".as_ref(), mnt.as_ref()]);
+        !mounted()
+    });
+    if !gone {
+        quiet("umount", &["-l".as_ref(), mnt.as_ref()]);
     }
-    // The mount's own loop device goes with it; one that was set up but never mounted is left.
-    let loops = Command::new("losetup").arg("--associated").arg(dir.join("disk.img")).output();
-    let loops = loops.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-    for device in loops.lines().filter_map(|line| line.split(':').next()) {
-        quiet(Command::new("losetup").arg("--detach").arg(device));
+    for line in quiet("losetup", &["-j".as_ref(), disk.as_ref()]).lines() {
+        quiet("losetup", &["-d".as_ref(), line.split(':').next().unwrap_or_default().as_ref()]);
     }
-    if let Err(e) = fs::remove_dir_all(dir) {
-        eprintln!("a test file system stays behind at {}: {e}", dir.display());
+    let _ = fs::remove_dir_all(root);
+}
+
+/// Polls until something is so; false where it was not within [`BOUND`].
+pub fn until(ready: impl FnMut() -> bool) -> bool {
+    until_within(BOUND, ready)
+}
+
+fn until_within(bound: Duration, mut ready: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + bound;
+    while !ready() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
+}
+
+/// The JSON objects of a text, one a line.
+pub fn events(text: &str) -> Vec<Value> {
+    text.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).expect("JSON")).collect()
+}
+
+/// A program that runs. Dropped, it is killed.
+pub struct Job {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+    /// What it has told.
+    pub events: Vec<Value>,
+}
+
+/// How a program ended.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub events: Vec<Value>,
+    pub stderr: String,
+}
+
+impl Job {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Reads on until an event of this name; false where the program ended first.
+    pub fn wait_for(&mut self, event: &str) -> bool {
+        while self.line() {
+            if self.events.last().is_some_and(|e| e["event"] == event) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn line(&mut self) -> bool {
+        let mut line = String::new();
+        let more = self.lines.read_line(&mut line).is_ok_and(|n| n > 0);
+        self.events.extend(serde_json::from_str::<Value>(&line).ok());
+        more
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        // One that has ended is a zombie until it is waited for: the id is still its own.
+        kill(Pid::from_raw(self.pid() as i32), signal).expect("a signal");
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Ended {
+        while self.line() {}
+        let status = self.child.wait().expect("its end");
+        let mut stderr = String::new();
+        let _ = self.child.stderr.take().expect("piped").read_to_string(&mut stderr);
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        Ended { code: status.code(), events: std::mem::take(&mut self.events), stderr }
+    }
+
+    /// Ends it at once, with SIGKILL.
+    pub fn kill(self) {
+        self.signal(Signal::SIGKILL);
+        drop(self.end());
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Another program that is ended with the test: a writer, a loop device's user.
+pub struct Other(pub Child);
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
