@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+pub use super::unusable::FormatError;
 use crate::hold::kind::HoldKind;
 use crate::range::ByteRange;
 
@@ -184,37 +185,6 @@ struct Claim {
 }
 
 const _: () = assert!(size_of::<Claim>() == CLAIM);
-
-/// Why a journal cannot be used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum FormatError {
-    /// It was never completed, so no job ever began: empty, all zeros, or a part of the magic alone.
-    #[error("it was never completed")]
-    NeverBegun,
-    /// Neither slot is valid. Without a partial file no job ever began: its first write was torn.
-    #[error("both of its headers are damaged")]
-    Damaged,
-    /// A version that this program does not know.
-    #[error("it has format version {0}, and this program reads version {VERSION}")]
-    Version(u32),
-    /// Not a journal.
-    #[error("it is not a journal of rclone-img")]
-    Foreign,
-}
-
-impl FormatError {
-    /// What a user can do about it.
-    pub fn hint(self) -> &'static str {
-        match self {
-            Self::Version(_) => "use the version of rclone-img that wrote it",
-            Self::Foreign => "that file is not ours: move it away, or use another name for the snapshot",
-            Self::NeverBegun => "run the same 'rclone-img snapshot' again: it starts over",
-            Self::Damaged => {
-                "'rclone-img snapshot --restart --force' starts over; 'rclone-img abort --force' removes the job's files"
-            }
-        }
-    }
-}
 
 /// A journal that was read and checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
