@@ -114,14 +114,20 @@ fn told_to_stop_a_job_leaves_a_checkpoint_and_resume_does_not_do_it_again() {
 #[test]
 fn what_was_claimed_before_a_kill_is_not_cloned_again() {
     on_both(|s| {
-        let job = begun(s, LONG);
-        let claimed = || state_of(s)["done_bytes"].as_u64().is_some_and(|b| b > 0);
+        // Claims are made in batches; a shorter job may end before the first.
+        let longest = 2 * LONG;
+        let job = begun(s, longest);
+        let claimed = || {
+            let told = state_of(s);
+            assert_ne!(told["state"], "finished", "the job ended before anything was claimed");
+            told["done_bytes"].as_u64().is_some_and(|b| b > 0)
+        };
         assert!(until(claimed), "nothing is claimed while the job runs");
         job.kill();
         let done = state(s, 4, "a.snap")["done_bytes"].as_u64().expect("a number");
         let end = last(s.exits(0, &slowly(&["snapshot", "--json", "a.img", "a.snap"])));
         let calls = end["calls"].as_u64().expect("a number");
-        assert!(done > 0 && calls <= (LONG - done) / BLOCK, "{:?}: {done} claimed, {end}", s.fs);
+        assert!(done > 0 && calls <= (longest - done) / BLOCK, "{:?}: {done} claimed, {end}", s.fs);
         assert_same(&s.path("a.img"), &s.path("a.snap"));
     });
 }
