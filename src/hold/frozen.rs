@@ -49,6 +49,13 @@ impl Frozen {
         Self { image, path, held: false, sure_at: Instant::now(), break_time: None }
     }
 
+    fn flush(&self) -> Result<()> {
+        self.image.sync_data().map_err(|e| {
+            let what = format!("dirty data of '{}' cannot be written", self.path.display());
+            Error::io(Kind::Failed, what, "check the kernel's log: the device may have lost data", e)
+        })
+    }
+
     /// Whether all is well; otherwise how long somebody may have been waiting.
     fn waiting(&mut self) -> std::result::Result<(), Duration> {
         let now = Instant::now();
@@ -114,6 +121,8 @@ impl Hold for Frozen {
     }
 
     fn prepare(&mut self) -> Result<()> {
+        // Before the lease: a writer that opens after it waits, and should not wait for old writes to reach the disk.
+        self.flush()?;
         if let Err(error) = lease::take(self.image.as_fd(), lease::Lease::Read) {
             return Err(match error.raw_os_error() {
                 Some(libc::EAGAIN) => self.in_use(),
@@ -149,13 +158,8 @@ impl Hold for Frozen {
 
     fn begin(&mut self) -> Result<T0> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image", "check the kernel's log", e);
-        // What was written before the lease and is still dirty: on disk first, so that no clone call has to wait for it.
-        self.image.sync_data().map_err(|e| match e.raw_os_error() {
-            Some(libc::EIO) => {
-                Error::io(Kind::Broken, "the image's dirty data cannot be written", "check its device", e)
-            }
-            _ => cannot(e),
-        })?;
+        // What was written between the first flush and the lease: on disk first, so that no clone call has to wait for it.
+        self.flush()?;
         let mut image = self.image.stat().map_err(cannot)?;
         let age = Timestamp::now().as_nanosecond() - image.ctime_ns;
         if (0..TICK.as_nanos() as i128).contains(&age) {

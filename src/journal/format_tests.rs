@@ -1,5 +1,7 @@
 //! Every torn length and every flipped bit: a journal never says more than was written to it.
 
+use std::mem::offset_of;
+
 use super::*;
 
 fn header(state: State) -> Header {
@@ -124,6 +126,62 @@ fn strangers_are_refused_by_name() {
     damaged[100] ^= 1;
     damaged[SLOT + 100] ^= 1;
     check(&damaged, FormatError::Damaged);
+}
+
+#[test]
+fn what_is_too_long_is_cut_at_a_character_and_times_before_1970_survive() {
+    let odd = Header {
+        t0: Timestamp::new(-1, -500_000_000).expect("in range"),
+        reason: "\u{e9}".repeat(REASON_MAX),
+        ..header(State::Interrupted)
+    };
+    let mut bytes = encode_slot(&odd, 1);
+    bytes.extend(encode_slot(&odd, 2));
+    let read = load(&bytes).expect("valid").header;
+    assert_eq!(read.t0, odd.t0);
+    assert_eq!(read.reason, "\u{e9}".repeat(REASON_MAX / 2));
+}
+
+#[test]
+fn the_specification_has_the_offsets_of_the_code() {
+    let page = include_str!("../../docs/FORMAT.md");
+    let check = |offset: usize, bytes: usize, what: &str| {
+        let row = format!("| {offset} | {bytes} | {what}");
+        assert!(page.contains(&row), "docs/FORMAT.md has no row '{row}'");
+    };
+    check(offset_of!(Fixed, magic), 8, "magic");
+    check(offset_of!(Fixed, version), 4, "format version");
+    check(offset_of!(Fixed, crc), 4, "CRC");
+    check(offset_of!(Fixed, generation), 8, "generation");
+    check(offset_of!(Fixed, job), 16, "job id");
+    check(offset_of!(Fixed, epoch), 8, "epoch");
+    check(offset_of!(Fixed, state), 1, "state");
+    check(offset_of!(Fixed, hold), 1, "hold");
+    check(offset_of!(Fixed, flags), 1, "flags");
+    check(offset_of!(Fixed, t0_seconds), 8, "T0, seconds");
+    check(offset_of!(Fixed, t0_nanos), 4, "T0, nanoseconds");
+    check(offset_of!(Fixed, old_mode), 4, "permission bits");
+    check(offset_of!(Fixed, dev), 8, "image: device");
+    check(offset_of!(Fixed, ino), 8, "image: inode number");
+    check(offset_of!(Fixed, subvolume), 8, "image: Btrfs subvolume");
+    check(offset_of!(Fixed, inode_generation), 4, "image: inode generation");
+    check(offset_of!(Fixed, pid), 4, "process");
+    check(offset_of!(Fixed, size), 8, "image: size");
+    check(offset_of!(Fixed, ctime_ns), 16, "image: change time");
+    check(offset_of!(Fixed, fs), 16, "UUID");
+    check(offset_of!(Fixed, boot), 16, "boot id");
+    check(offset_of!(Fixed, mount_instance), 8, "mount instance");
+    check(offset_of!(Fixed, cluster), 8, "bytes of a cluster");
+    check(offset_of!(Fixed, chunk), 8, "bytes of a chunk");
+    check(offset_of!(Fixed, partial_ino), 8, "inode number of the partial file");
+    check(offset_of!(Fixed, pid_start), 8, "start of the process");
+    check(offset_of!(Fixed, path_len), 2, "length of the image's path");
+    check(offset_of!(Fixed, reason_len), 2, "length of the reason");
+    check(offset_of!(Fixed, record_len), 2, "length of the old record");
+    check(offset_of!(Claim, epoch), 8, "epoch");
+    check(offset_of!(Claim, start), 8, "start of the range");
+    check(offset_of!(Claim, end), 8, "end of the range");
+    check(offset_of!(Claim, job), 8, "the first half of the job id");
 }
 
 #[test]
