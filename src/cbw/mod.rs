@@ -26,7 +26,13 @@ pub struct Clusters {
 }
 
 impl Clusters {
-    /// All clusters of an image of `size` bytes, pending.
+    /// Bytes of memory that the states of an image of `size` bytes take.
+    pub fn memory(size: u64, cluster: PowerOfTwo) -> u64 {
+        size.div_ceil(cluster.get()).div_ceil(32) * 8
+    }
+
+    /// All clusters of an image of `size` bytes, pending. Allocates [`Clusters::memory`] bytes, which the caller has found
+    /// small enough.
     pub fn new(size: u64, cluster: PowerOfTwo) -> Self {
         let count = size.div_ceil(cluster.get());
         let words = usize::try_from(count.div_ceil(32)).expect("an image's cluster states fit the address space");

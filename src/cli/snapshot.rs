@@ -21,7 +21,7 @@ use crate::engine::report::Finished;
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose::{self, Chosen};
 use crate::journal::file as journal_file;
-use crate::journal::format::Header;
+use crate::journal::format::{Header, State};
 use crate::range::PowerOfTwo;
 
 /// How often a job that waits for another one tries again.
@@ -58,6 +58,10 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
         let src = PathBuf::from(std::ffi::OsString::from_vec(header.image_path.clone()));
         reporter.source(&src);
         *found.borrow_mut() = Some(src.clone());
+        if header.state == State::Committing {
+            // Complete: only the rename is left, for which the image need not be there.
+            return job::end_complete(&place.disk, &place.names, reporter);
+        }
         let image = place::open_image(&src).map_err(|e| Error {
             kind: Kind::Broken,
             hint: "the image is gone, and with it the point in time: 'rclone-img abort' removes the job's files".into(),

@@ -2,6 +2,7 @@
 
 use super::job;
 use super::names::Names;
+use super::recover;
 use super::undo::put_back;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
@@ -47,12 +48,8 @@ pub fn abort<D: Disk>(disk: &D, names: &Names, force: bool) -> Result<Aborted> {
 
 fn undo<D: Disk>(disk: &D, names: &Names, header: &Header, force: bool) -> Result<Aborted> {
     let found = job::find(disk, names)?;
-    let partial = found.partial.map(|p| p.stat);
-    if let Some(partial) = partial
-        && header.partial_ino != 0
-        && partial.ino != header.partial_ino
-        && !force
-    {
+    let partial = found.partial.as_ref().map(|p| p.stat);
+    if !recover::partial_is_ours(header, &found) && !force {
         let hint = "move it away, or use --force to remove it";
         return Err(Error::new(Kind::Refused, "the partial file is not the one that the journal speaks of", hint));
     }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::job::Job;
-use super::report::{Event, Finished, Started};
+use super::names::Names;
+use super::report::{Event, Finished, Observer, Started};
 use super::start::Locked;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
@@ -18,12 +18,24 @@ use crate::record::{self, ImageId, Record};
 /// Permission bits that let somebody write.
 const WRITE_BITS: u32 = 0o222;
 
+/// What the last steps need of a job.
+pub struct Ending<'a, D> {
+    /// The directory.
+    pub disk: &'a D,
+    /// The names in it.
+    pub names: &'a Names,
+    /// Who watches.
+    pub observer: &'a dyn Observer,
+    /// An existing file may be replaced.
+    pub force: bool,
+}
+
 /// Makes the partial file the snapshot. `t0` is the image as it was: its owner and mode become the snapshot's.
 ///
 /// # Errors
 /// Failed where a step did not succeed: the same command goes on. Broken where the file is not what was cloned.
 pub fn commit<D: Disk>(
-    job: &Job<'_, D>,
+    job: &Ending<'_, D>,
     journal: &mut Journal<D::File>,
     partial: &Arc<D::File>,
     t0: &T0,
@@ -70,7 +82,7 @@ pub fn commit<D: Disk>(
 ///
 /// # Errors
 /// As [`commit`].
-pub fn roll_forward<D: Disk>(job: &Job<'_, D>, locked: Locked<D::File>, began: Instant) -> Result<Finished> {
+pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began: Instant) -> Result<Finished> {
     let file = locked.into_file();
     let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
     let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
@@ -109,8 +121,8 @@ pub fn roll_forward<D: Disk>(job: &Job<'_, D>, locked: Locked<D::File>, began: I
     })
 }
 
-fn rename_and_clean<D: Disk>(job: &Job<'_, D>, header: &Header) -> Result<()> {
-    let replace = header.replace || job.options.wish.force;
+fn rename_and_clean<D: Disk>(job: &Ending<'_, D>, header: &Header) -> Result<()> {
+    let replace = header.replace || job.force;
     let renamed = job.disk.rename(&job.names.partial, &job.names.dst, replace).and_then(|()| job.disk.sync_names());
     renamed.map_err(|e| match e.raw_os_error() {
         Some(libc::EEXIST) => Error::io(
@@ -125,7 +137,7 @@ fn rename_and_clean<D: Disk>(job: &Job<'_, D>, header: &Header) -> Result<()> {
 }
 
 /// The snapshot is in place: a journal that is left is rolled forward by the next run.
-fn clean<D: Disk>(job: &Job<'_, D>) -> Result<()> {
+fn clean<D: Disk>(job: &Ending<'_, D>) -> Result<()> {
     let gone =
         job.disk.sync_names().and_then(|()| job.disk.unlink(&job.names.journal)).and_then(|()| job.disk.sync_names());
     gone.map_err(|e| failed("the snapshot is in place, but its journal cannot be removed", e))

@@ -8,7 +8,9 @@ use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked, Prepared};
+use super::commit::Ending;
 use super::{commit, inspect, window};
+use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::Hold;
@@ -49,6 +51,9 @@ pub const LATENCY_GUESTS: Duration = Duration::from_millis(5);
 /// What one call may take where nobody does: an interrupt is answered after it.
 pub const LATENCY_FROZEN: Duration = Duration::from_millis(100);
 
+/// The most memory that the states of an image's clusters may take, in bytes: 64 TiB with the default cluster.
+const STATES_MAX: u64 = 256 << 20;
+
 /// A job that is about to run.
 pub struct Job<'a, D: Disk> {
     /// The directory of the snapshot.
@@ -69,6 +74,31 @@ pub struct Job<'a, D: Disk> {
     pub stop: &'a dyn Fn() -> bool,
     /// Where claims go.
     pub make_claims: MakeClaims<'a, D::File>,
+}
+
+impl<D: Disk> Job<'_, D> {
+    fn ending(&self) -> Ending<'_, D> {
+        Ending { disk: self.disk, names: self.names, observer: self.observer, force: self.options.wish.force }
+    }
+}
+
+/// Ends a job that is complete but for its last steps: needs no image, which may be gone by now.
+///
+/// # Errors
+/// Refused where there is no such job; busy where another process has it; failed as [`run`].
+pub fn end_complete<D: Disk>(disk: &D, names: &Names, observer: &dyn Observer) -> Result<Finished> {
+    let began = Instant::now();
+    let locked = start::lock(disk, names)?;
+    let found = match find(disk, names) {
+        Ok(found) => found,
+        Err(error) => return Err(locked.give_up(disk, names, error)),
+    };
+    let complete = matches!(&found.journal, Some(Ok(loaded)) if recover::is_complete(&loaded.header, &found));
+    if !complete {
+        let error = Error::new(Kind::Refused, "there is no complete job to end", "look at it with 'rclone-img status'");
+        return Err(locked.give_up(disk, names, error));
+    }
+    commit::roll_forward(&Ending { disk, names, observer, force: false }, locked, began)
 }
 
 /// What a job would do.
@@ -113,18 +143,18 @@ fn run_held<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Finished> 
     if first != Start::RollForward {
         hold.prepare()?;
     }
-    let locked = start::lock(job)?;
+    let locked = start::lock(job.disk, job.names)?;
     // Everything may have changed until the lock was had, and nothing can any more.
     let decided = look(job).and_then(|(found, here)| decide(job, hold, &found, &here));
     let decision = match decided {
         Ok(decision) => decision,
-        Err(error) => return Err(locked.give_up(job, error)),
+        Err(error) => return Err(locked.give_up(job.disk, job.names, error)),
     };
     if decision == Start::RollForward {
-        return commit::roll_forward(job, locked, began);
+        return commit::roll_forward(&job.ending(), locked, began);
     }
     if first == Start::RollForward {
-        return Err(locked.give_up(job, changed_meanwhile()));
+        return Err(locked.give_up(job.disk, job.names, changed_meanwhile()));
     }
     clone_and_commit(job, hold, locked, &decision, began)
 }
@@ -173,7 +203,7 @@ fn clone_and_commit<D: Disk>(
         return Err(error);
     }
     job.observer.on(Event::Syncing);
-    commit::commit(job, &mut journal, &partial, &t0)?;
+    commit::commit(&job.ending(), &mut journal, &partial, &t0)?;
     Ok(work.finished(started, began))
 }
 
@@ -190,6 +220,10 @@ fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
     if here.image.size == 0 {
         let hint = "check that this is the right file";
         return Err(Error::new(Kind::Refused, "the image is empty: there is nothing to snapshot", hint));
+    }
+    if Clusters::memory(here.image.size, job.options.cluster) > STATES_MAX {
+        let what = format!("the done map of an image of {} would not fit", bytesize::ByteSize(here.image.size));
+        return Err(Error::new(Kind::Refused, what, "use a larger --cluster, up to 64M"));
     }
     let decision = decide(job, hold, &found, &here)?;
     if decision != Start::RollForward {
@@ -238,8 +272,8 @@ fn decide<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold, found: &Found, now: &Now) 
 /// # Errors
 /// Refused where it cannot be looked at.
 pub fn find<D: Disk>(disk: &D, names: &Names) -> Result<Found> {
-    let taken = disk.stat(&names.journal).map_err(|e| cannot_look("the journal", e))?.is_some_and(|s| !s.regular);
-    if taken {
+    let journal_stat = disk.stat(&names.journal).map_err(|e| cannot_look("the journal", e))?;
+    if journal_stat.is_some_and(|s| !s.regular) {
         let what = "the journal's name is taken by something that is not a regular file";
         return Err(Error::new(Kind::Refused, what, "move it away, or use another name for the snapshot"));
     }
@@ -248,7 +282,7 @@ pub fn find<D: Disk>(disk: &D, names: &Names) -> Result<Found> {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => None,
         Err(e) => return Err(cannot_look("the journal", e)),
     };
-    Ok(Found { dst: existing(disk, &names.dst)?, partial: existing(disk, &names.partial)?, journal })
+    Ok(Found { dst: existing(disk, &names.dst)?, partial: existing(disk, &names.partial)?, journal_stat, journal })
 }
 
 fn existing<D: Disk>(disk: &D, name: &std::ffi::OsStr) -> Result<Option<Existing>> {

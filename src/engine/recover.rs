@@ -51,7 +51,8 @@ impl Existing {
         Some(self.record.as_ref()?.verdict(self.stat.ino, self.stat.size, self.stat.mtime_ns))
     }
 
-    fn is_of(&self, job: [u8; 16]) -> bool {
+    /// Whether a job has put its record on this very file.
+    pub fn is_of(&self, job: [u8; 16]) -> bool {
         self.record.as_ref().is_some_and(|r| r.job == Uuid::from_bytes(job) && r.ino == self.stat.ino)
     }
 }
@@ -63,7 +64,9 @@ pub struct Found {
     pub dst: Option<Existing>,
     /// DST.partial.
     pub partial: Option<Existing>,
-    /// DST.journal.
+    /// What DST.journal is, looked at by its name.
+    pub journal_stat: Option<Stat>,
+    /// DST.journal, read.
     pub journal: Option<std::result::Result<Loaded, FormatError>>,
 }
 
@@ -125,10 +128,11 @@ pub fn t0_lost(header: &Header, here: &Here<'_>) -> Option<String> {
 /// # Errors
 /// Refused, with words, where something is in the way; broken where `resume` cannot have its T0.
 pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
-    for existing in [&found.dst, &found.partial].into_iter().flatten() {
+    let stats = [found.dst.as_ref().map(|e| e.stat), found.partial.as_ref().map(|e| e.stat), found.journal_stat];
+    for stat in stats.into_iter().flatten() {
         // Through a hard link as well: whatever a job may replace or remove, it must not be the image.
-        if (existing.stat.dev, existing.stat.ino) == (here.image.dev, here.image.ino) {
-            let what = "the snapshot's name, or that of its partial file, is the image itself";
+        if (stat.dev, stat.ino) == (here.image.dev, here.image.ino) {
+            let what = "the snapshot's name, or that of its partial file or journal, is the image itself";
             return Err(Error::new(Kind::Refused, what, "use another name"));
         }
     }
@@ -209,13 +213,28 @@ fn unreadable(error: FormatError, wish: Wish) -> Result<Start> {
     Err(Error::new(kind, format!("the journal cannot be used: {error}"), error.hint()))
 }
 
-fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
-    let finished = found.dst.as_ref().is_some_and(|d| d.is_of(header.job) && d.verdict() == Some(Verdict::Valid));
-    let partial_is_ours = match &found.partial {
+/// Whether all that a job has left to do is the rename and the journal's end.
+pub fn is_complete(header: &Header, found: &Found) -> bool {
+    header.state == State::Committing && (in_place(header, found) || found.partial.is_some() && partial_is_ours(header, found))
+}
+
+fn in_place(header: &Header, found: &Found) -> bool {
+    found.dst.as_ref().is_some_and(|d| d.is_of(header.job) && d.verdict() == Some(Verdict::Valid))
+}
+
+/// Whether the partial file, if any, is the one that the journal speaks of.
+pub fn partial_is_ours(header: &Header, found: &Found) -> bool {
+    match &found.partial {
         None => true,
+        // A kill may have come between the file and its record; an empty file has nothing that could be lost.
         Some(p) if header.partial_ino == 0 => p.is_of(header.job) || p.stat.size == 0,
         Some(p) => p.stat.ino == header.partial_ino,
-    };
+    }
+}
+
+fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
+    let finished = in_place(header, found);
+    let partial_is_ours = partial_is_ours(header, found);
     if !partial_is_ours && !wish.force {
         return Err(Error::new(
             Kind::Refused,
@@ -223,18 +242,25 @@ fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> 
             "move it away, or use --force to replace it",
         ));
     }
-    if header.state == State::Committing && (finished || found.partial.is_some() && partial_is_ours) && !wish.restart {
-        return Ok(Start::RollForward);
-    }
     let then = (header.image.ino, header.image.generation, header.image.subvolume);
     let same_file = (here.image.ino, here.image.generation, here.image.subvolume) == then;
     // A replaced image keeps its path, and its job is taken to a new T0; another image's job is left alone.
-    if !same_file && here.image_path != header.image_path && !wish.restart {
+    if !same_file && here.image_path != header.image_path && !wish.restart && !wish.same_t0_only {
         return Err(Error::new(
             Kind::Refused,
             format!("the journal is of another image, {}", String::from_utf8_lossy(&header.image_path).escape_debug()),
             "use another name for the snapshot, or --restart to throw that job's work away",
         ));
+    }
+    if header.state == State::Committing && !wish.restart {
+        let complete = is_complete(header, found);
+        // `resume` asks for the job's own T0; `snapshot` for one that the image still has, as for any interrupted job.
+        let kept = wish.same_t0_only || t0_lost(header, here).is_none();
+        match (complete, kept, finished) {
+            (true, true, _) => return Ok(Start::RollForward),
+            (true, false, true) => return without_journal(found, wish).map(discarding),
+            _ => {}
+        }
     }
     if wish.restart || !partial_is_ours {
         return Ok(Start::Fresh { discard: true });

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::job::Job;
+use super::names::Names;
 use super::recover::Start;
 use super::undo::put_back;
 use crate::cbw::Clusters;
@@ -29,9 +30,9 @@ pub struct Locked<F> {
 
 impl<F: DiskFile> Locked<F> {
     /// Gives the lock back, and takes away the file that was made for it.
-    pub fn give_up<D: Disk<File = F>>(self, job: &Job<'_, D>, error: Error) -> Error {
+    pub fn give_up<D: Disk<File = F>>(self, disk: &D, names: &Names, error: Error) -> Error {
         if self.created {
-            let _ = job.disk.unlink(&job.names.journal);
+            let _ = disk.unlink(&names.journal);
         }
         error
     }
@@ -46,15 +47,15 @@ impl<F: DiskFile> Locked<F> {
 ///
 /// # Errors
 /// Busy where another job has it; refused where the file cannot be made.
-pub fn lock<D: Disk>(job: &Job<'_, D>) -> Result<Locked<D::File>> {
+pub fn lock<D: Disk>(disk: &D, names: &Names) -> Result<Locked<D::File>> {
     const TRIES: u32 = 100;
-    let name = &job.names.journal;
+    let name = &names.journal;
     let refused =
         |e| Error::io(Kind::Refused, "cannot make the journal", "check the directory's permissions and space", e);
     for _ in 0..TRIES {
-        let (file, created) = match job.disk.open(name, Access::Write) {
+        let (file, created) = match disk.open(name, Access::Write) {
             Ok(file) => (file, false),
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => match job.disk.create_new(name) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => match disk.create_new(name) {
                 Ok(file) => (file, true),
                 Err(e) if e.raw_os_error() == Some(libc::EEXIST) => continue,
                 Err(e) => return Err(refused(e)),
@@ -69,7 +70,7 @@ pub fn lock<D: Disk>(job: &Job<'_, D>) -> Result<Locked<D::File>> {
             return Err(Error::new(Kind::Refused, what, "move it away, or use another name for the snapshot"));
         }
         // The job that had the lock may have ended and removed the file between the opening and the lock.
-        let named = job.disk.stat(name).map_err(refused)?;
+        let named = disk.stat(name).map_err(refused)?;
         let ours = file.stat().map_err(refused)?;
         if named.is_some_and(|n| n.ino == ours.ino) {
             return Ok(Locked { file, created });
@@ -148,7 +149,7 @@ fn begin<D: Disk>(
         Origin::New => None,
         Origin::Snapshot => match own_snapshot(job, &mut header) {
             Ok(file) => Some(file),
-            Err(error) => return Err(locked.give_up(job, error)),
+            Err(error) => return Err(locked.give_up(job.disk, job.names, error)),
         },
     };
     let mut journal = match Journal::create(locked.into_file(), header).and_then(|j| job.disk.sync_names().map(|()| j))
@@ -331,16 +332,24 @@ fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File>, file: D:
 }
 
 fn make_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Result<D::File> {
+    // A file that appeared since the last look is somebody else's: this fails, and nothing removes it.
+    let file = job.disk.create_new(&job.names.partial).map_err(|e| failed("cannot make the partial file", e))?;
+    mark_partial(job, journal, &file).inspect_err(|_| {
+        // What was just made here is removed here: until its number is in the journal nobody else knows it for ours.
+        let _ = job.disk.unlink(&job.names.partial);
+    })?;
+    Ok(file)
+}
+
+fn mark_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>, file: &D::File) -> Result<()> {
     let cannot = |e| failed("cannot make the partial file", e);
-    let file = job.disk.create_new(&job.names.partial).map_err(cannot)?;
     // Btrfs clones between files of one kind only, and the flag can be changed on an empty file alone; a new file has its
     // directory's.
     job.image.no_cow().and_then(|on| file.set_no_cow(on)).map_err(cannot)?;
-    invalidate::<D>(journal.header(), &file)?;
+    invalidate::<D>(journal.header(), file)?;
     let ino = file.stat().map_err(cannot)?.ino;
     job.disk.sync_names().map_err(cannot)?;
-    journal.update(|h| h.partial_ino = ino).map_err(|e| failed("cannot write the journal", e))?;
-    Ok(file)
+    journal.update(|h| h.partial_ino = ino).map_err(|e| failed("cannot write the journal", e))
 }
 
 /// Says in the partial file's record, durably, that it is no snapshot.

@@ -16,7 +16,10 @@ pub fn put_back<D: Disk>(disk: &D, names: &Names, header: &Header) -> io::Result
     if header.refreshes {
         restore_snapshot(disk, &names.partial, &names.dst, header)?;
     } else {
-        disk.unlink(&names.partial)?;
+        let ours = disk.stat(&names.partial)?.is_some_and(|s| header.partial_ino != 0 && s.ino == header.partial_ino);
+        if ours {
+            disk.unlink(&names.partial)?;
+        }
     }
     disk.sync_names()?;
     disk.unlink(&names.journal)?;
@@ -24,7 +27,13 @@ pub fn put_back<D: Disk>(disk: &D, names: &Names, header: &Header) -> io::Result
 }
 
 fn restore_snapshot<D: Disk>(disk: &D, partial: &OsStr, dst: &OsStr, header: &Header) -> io::Result<()> {
-    let name = if disk.stat(partial)?.is_some() { partial } else { dst };
+    let is_it = |name: &OsStr| Ok::<_, io::Error>(disk.stat(name)?.is_some_and(|s| s.ino == header.partial_ino));
+    let name = match (is_it(partial)?, is_it(dst)?) {
+        (true, _) => partial,
+        (_, true) => dst,
+        // It was moved away; there is nothing to put back, and whatever stands here is not ours.
+        _ => return Ok(()),
+    };
     let file = disk.open(name, Access::Write)?;
     let old = Some(header.old_record.as_slice()).filter(|r| !r.is_empty());
     file.set_record(old)?;

@@ -293,8 +293,8 @@ pub fn load(bytes: &[u8]) -> Result<Loaded, FormatError> {
 /// Why there is no valid slot.
 fn unusable(bytes: &[u8]) -> FormatError {
     // The magic is written and synced before anything else; a torn write of it has some of its bytes, and zeros.
-    let torn_magic = bytes.len() <= MAGIC.len() && bytes.iter().zip(MAGIC).all(|(&b, m)| b == m || b == 0);
-    if torn_magic || bytes.iter().all(|&b| b == 0) {
+    // Nothing longer counts: a stranger's file may begin with zeros.
+    if bytes.len() <= MAGIC.len() && bytes.iter().zip(MAGIC).all(|(&b, m)| b == m || b == 0) {
         return FormatError::NeverBegun;
     }
     let slots = [0, SLOT].iter().filter_map(|&at| bytes.get(at..).filter(|b| b.starts_with(&MAGIC)));

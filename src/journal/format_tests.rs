@@ -113,7 +113,8 @@ fn a_torn_header_update_leaves_the_state_before_it() {
 fn strangers_are_refused_by_name() {
     let check = |bytes: &[u8], expect| assert_eq!(load(bytes).expect_err("refused"), expect);
     check(b"", FormatError::NeverBegun);
-    check(&vec![0; LOG], FormatError::NeverBegun);
+    check(&vec![0; LOG], FormatError::Foreign);
+    check(&[0; 8], FormatError::NeverBegun);
     check(b"RF\0\0\0\0\0\0", FormatError::NeverBegun);
     check(b"#!/bin/sh\n", FormatError::Foreign);
     check(&vec![7; LOG + 100], FormatError::Foreign);

@@ -5,7 +5,7 @@ use super::format;
 /// Why a journal cannot be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FormatError {
-    /// It was never completed, so no job ever began: empty, all zeros, or a part of the magic alone.
+    /// It was never completed, so no job ever began: empty, or a part of the magic alone.
     #[error("it was never completed")]
     NeverBegun,
     /// Neither slot is valid. Without a partial file no job ever began: its first write was torn.
