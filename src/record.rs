@@ -58,6 +58,8 @@ pub struct Record {
     pub fs: Uuid,
     /// The snapshot's own inode number.
     pub ino: u64,
+    /// The Btrfs subvolume that it is in itself, 0 elsewhere: a snapshot of the subvolume has the same inode numbers.
+    pub subvolume: u64,
     /// Its size in bytes.
     pub size: u64,
     /// Its modification time in nanoseconds since 1970; text, because JSON numbers end at 2^53 for many readers.
@@ -88,10 +90,11 @@ impl Record {
         serde_json::from_slice(bytes).ok().filter(|r: &Self| r.v == VERSION)
     }
 
-    /// What the record says about a file with this inode number, size (bytes) and modification time (ns since 1970).
-    pub fn verdict(&self, ino: u64, size: u64, mtime_ns: i128) -> Verdict {
+    /// What the record says about a file with this inode number and subvolume, size (bytes) and modification time (ns since
+    /// 1970).
+    pub fn verdict(&self, (ino, subvolume): (u64, u64), size: u64, mtime_ns: i128) -> Verdict {
         match self.state {
-            _ if self.ino != ino => Verdict::Copy,
+            _ if (self.ino, self.subvolume) != (ino, subvolume) => Verdict::Copy,
             State::InProgress => Verdict::InProgress,
             State::Finished if self.size == size && self.mtime_ns == mtime_ns.to_string() => Verdict::Valid,
             State::Finished => Verdict::Modified,
@@ -115,6 +118,7 @@ mod tests {
             image: ImageId { ino: 5, generation: 6, subvolume: 0 },
             fs: Uuid::nil(),
             ino: 42,
+            subvolume: 5,
             size: 4096,
             mtime_ns: "1700000000123456789".into(),
         }
@@ -122,14 +126,16 @@ mod tests {
 
     #[test]
     fn a_copy_and_a_modified_snapshot_are_told_from_the_real_one() {
-        let check = |ino, size, mtime, expect| assert_eq!(record().verdict(ino, size, mtime), expect);
+        let check = |ino, size, mtime, expect| assert_eq!(record().verdict((ino, 5), size, mtime), expect);
         check(42, 4096, 1_700_000_000_123_456_789, Verdict::Valid);
+        let elsewhere = record().verdict((42, 6), 4096, 1_700_000_000_123_456_789);
+        assert_eq!(elsewhere, Verdict::Copy, "a snapshot of the subvolume has it under the same number");
         check(43, 4096, 1_700_000_000_123_456_789, Verdict::Copy);
         check(42, 4097, 1_700_000_000_123_456_789, Verdict::Modified);
         check(42, 4096, 1_700_000_000_123_456_788, Verdict::Modified);
         let unfinished = Record { state: State::InProgress, ..record() };
-        assert_eq!(unfinished.verdict(42, 1, 1), Verdict::InProgress);
-        assert_eq!(unfinished.verdict(43, 1, 1), Verdict::Copy);
+        assert_eq!(unfinished.verdict((42, 5), 1, 1), Verdict::InProgress);
+        assert_eq!(unfinished.verdict((43, 5), 1, 1), Verdict::Copy);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::args::AbortArgs;
 use super::place::{self, Place};
 use super::{last_words, words};
-use crate::disk::process;
+use crate::disk::{Disk, process};
 use crate::engine::abort::{Aborted, abort};
 use crate::engine::inspect::{Condition, inspect};
 use crate::error::{Error, Kind, Result};
@@ -57,6 +57,11 @@ fn stop_live(place: &Place) -> Result<()> {
     loop {
         let Condition::Running(job) = inspect(&place.disk, &place.names)? else { return Ok(()) };
         if !told {
+            let owner = place.disk.stat(&place.names.journal).ok().flatten().map(|s| s.uid);
+            if owner.is_some_and(|uid| uid != place.disk.host().uid) {
+                let what = "the job that has the journal belongs to another user";
+                return Err(Error::new(Kind::Refused, what, "run as that user"));
+            }
             let cannot =
                 |e| Error::io(Kind::Busy, format!("cannot stop process {}", job.header.pid), "stop it yourself", e);
             // A job whose journal is not written yet has no pid there; it is looked at again.

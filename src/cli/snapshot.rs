@@ -37,9 +37,10 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     }
     under_watch(&args.job, Some(&args.src), &args.dst, |stop, reporter, _| {
         let place = place::place(&args.dst)?;
-        let image = place::open_image(&args.src)?;
         let options = options(args)?;
         attempts(&args.job, stop, || {
+            // Anew each time: while another job was waited for the image may have been replaced.
+            let image = place::open_image(&args.src)?;
             place::lock_image(&image)?;
             let chosen = choose_hold(args.consistency, &image, args.job.latency)?;
             run(&place, &image, &options, chosen, stop, reporter)
@@ -64,7 +65,9 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
         }
         let image = place::open_image(&src).map_err(|e| Error {
             kind: Kind::Broken,
-            hint: "the image is gone, and with it the point in time: 'rclone-img abort' removes the job's files".into(),
+            hint: "if the image was only moved, 'rclone-img snapshot' with its new path goes on at the same point in time; \
+                   if it is gone, 'rclone-img abort' removes the job's files"
+                .into(),
             ..e
         })?;
         let options = Options {

@@ -83,6 +83,8 @@ pub struct HostFacts {
     pub boot_id: [u8; 16],
     /// The wall clock.
     pub now: Timestamp,
+    /// The effective user.
+    pub uid: u32,
     /// This process.
     pub pid: u32,
     /// When this process started, in clock ticks since boot: with the pid it names a process for good.
@@ -248,6 +250,9 @@ pub trait DiskFile {
     /// # Errors
     /// What fsetxattr(2) says.
     fn set_record(&self, record: Option<&[u8]>) -> io::Result<()>;
+
+    /// Whether an access control list says more than the permission bits do.
+    fn has_acl(&self) -> bool;
 
     /// Sets the permission bits.
     ///

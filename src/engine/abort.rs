@@ -37,6 +37,11 @@ pub fn abort<D: Disk>(disk: &D, names: &Names, force: bool) -> Result<Aborted> {
     if !file.try_lock().map_err(|e| cannot("lock the journal", e))? {
         return Err(Error::new(Kind::Busy, "the job is running", "stop it first"));
     }
+    // What stands in a journal of somebody else's is not to be acted on.
+    if file.stat().map_err(|e| cannot("look at the journal", e))?.uid != disk.host().uid && !force {
+        let what = "the journal belongs to another user";
+        return Err(Error::new(Kind::Refused, what, "run as that user, or use --force if you know whose it is"));
+    }
     let header = match journal_file::read(&file).map_err(|e| cannot("read the journal", e))? {
         Ok(loaded) => loaded.header,
         Err(error) => return abort_unreadable(disk, names, error, force),
@@ -57,7 +62,8 @@ fn undo<D: Disk>(disk: &D, names: &Names, header: &Header, force: bool) -> Resul
         remove_journal(disk, names)?;
         return Ok(Aborted::WasFinished);
     }
-    if header.state == State::Preparing && header.refreshes {
+    let untaken = header.state == State::Preparing && header.refreshes && found.partial.is_none();
+    if untaken || recover::is_untouched(header, &found) {
         put_back(disk, names, header).map_err(|e| cannot("put the snapshot back", e))?;
         return Ok(Aborted::PutBack);
     }

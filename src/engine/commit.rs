@@ -1,5 +1,6 @@
 //! From a complete partial file to a snapshot: sync, record, rename. Each step may be the last one of this process.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use uuid::Uuid;
 use super::names::Names;
 use super::report::{Event, Finished, Observer, Started};
 use super::start::Locked;
-use crate::disk::{Access, Disk, DiskFile};
+use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::T0;
 use crate::journal::file::{self as journal_file, Journal};
@@ -28,6 +29,8 @@ pub struct Ending<'a, D> {
     pub observer: &'a dyn Observer,
     /// An existing file may be replaced.
     pub force: bool,
+    /// The image has an access control list beside its mode.
+    pub image_has_acl: bool,
 }
 
 /// Makes the partial file the snapshot. `t0` is the image as it was: its owner and mode become the snapshot's.
@@ -43,10 +46,6 @@ pub fn commit<D: Disk>(
     let cannot = |e| failed("cannot make the snapshot durable", e);
     partial.sync_all().map_err(cannot)?;
     let header = journal.header().clone();
-    // An image may belong to somebody whose name this user may not give; the snapshot is then the user's own.
-    let _ = partial.set_owner(t0.image.uid, t0.image.gid);
-    let mode = t0.image.mode & 0o777;
-    partial.set_mode(if header.writable { mode } else { mode & !WRITE_BITS }).map_err(cannot)?;
     let stat = partial.stat().map_err(cannot)?;
     if stat.size != header.image.size {
         // Until 2024 a clone of the whole file could end short and report success (KERNEL.md).
@@ -70,12 +69,26 @@ pub fn commit<D: Disk>(
         },
         fs: Uuid::from_bytes(header.fs),
         ino: stat.ino,
+        subvolume: stat.subvolume,
         size: stat.size,
         mtime_ns: stat.mtime_ns.to_string(),
     };
-    partial.set_record(Some(&record.to_bytes())).and_then(|()| partial.sync_all()).map_err(cannot)?;
+    // The record first: without write permission nobody but root may set it.
+    partial.set_record(Some(&record.to_bytes())).map_err(cannot)?;
+    set_permissions(job, partial, &header, &t0.image).and_then(|()| partial.sync_all()).map_err(cannot)?;
     journal.update(|h| h.state = State::Committing).map_err(|e| failed("cannot write the journal", e))?;
     rename_and_clean(job, &header)
+}
+
+/// Gives the snapshot the image's owner, where permitted, and its mode, without what that would open to others.
+fn set_permissions<D: Disk>(job: &Ending<'_, D>, partial: &D::File, header: &Header, image: &Stat) -> io::Result<()> {
+    // An image may belong to somebody whose name this user may not give; the snapshot is then the user's own.
+    let _ = partial.set_owner(image.uid, image.gid);
+    let same_group = partial.stat()?.gid == image.gid;
+    // Under an ACL the group bits are its mask, and would give the group what its own entry may deny.
+    let group = if job.image_has_acl || !same_group { 0 } else { 0o070 };
+    let mode = image.mode & (0o707 | group);
+    partial.set_mode(if header.writable { mode } else { mode & !WRITE_BITS })
 }
 
 /// Goes on where a job that was complete was stopped: the rename, and the journal's end.
@@ -123,6 +136,12 @@ pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began
 
 fn rename_and_clean<D: Disk>(job: &Ending<'_, D>, header: &Header) -> Result<()> {
     let replace = header.replace || job.force;
+    // The directory may be others' to write as well: what is renamed must be what was cloned.
+    let named = job.disk.stat(&job.names.partial).map_err(|e| failed("cannot look at the partial file", e))?;
+    if named.is_none_or(|n| n.ino != header.partial_ino) {
+        let what = "the partial file was replaced or removed before it could be renamed";
+        return Err(Error::new(Kind::Broken, what, "find out who writes to the directory, then start over"));
+    }
     let renamed = job.disk.rename(&job.names.partial, &job.names.dst, replace).and_then(|()| job.disk.sync_names());
     renamed.map_err(|e| match e.raw_os_error() {
         Some(libc::EEXIST) => Error::io(

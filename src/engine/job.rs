@@ -78,7 +78,7 @@ pub struct Job<'a, D: Disk> {
 
 impl<D: Disk> Job<'_, D> {
     fn ending(&self) -> Ending<'_, D> {
-        Ending { disk: self.disk, names: self.names, observer: self.observer, force: self.options.wish.force }
+        Ending { disk: self.disk, names: self.names, observer: self.observer, force: false, image_has_acl: self.image.has_acl() }
     }
 }
 
@@ -98,7 +98,7 @@ pub fn end_complete<D: Disk>(disk: &D, names: &Names, observer: &dyn Observer) -
         let error = Error::new(Kind::Refused, "there is no complete job to end", "look at it with 'rclone-img status'");
         return Err(locked.give_up(disk, names, error));
     }
-    commit::roll_forward(&Ending { disk, names, observer, force: false }, locked, began)
+    commit::roll_forward(&Ending { disk, names, observer, force: false, image_has_acl: false }, locked, began)
 }
 
 /// What a job would do.
@@ -189,18 +189,26 @@ fn clone_and_commit<D: Disk>(
     let (returned, synced) = claims.finish(ended.is_err());
     journal = returned;
     let synced = synced.map_err(|e| {
-        let hint = "check the kernel's log: the device may have lost data; then run the same command again";
-        Error::io(Kind::Broken, "cannot make the cloned data durable", hint, e)
+        // After an EIO the next sync may succeed, and what was lost stays lost (KERNEL.md); a full disk loses nothing.
+        let kind = if e.raw_os_error() == Some(libc::EIO) { Kind::Broken } else { Kind::Failed };
+        let hint = "check the kernel's log and the free space, then run the same command again";
+        Error::io(kind, "cannot make the cloned data durable", hint, e)
     });
     // A sync that failed is the cause of whatever the window says then.
     if let Err(error) = synced.and(ended) {
         // A state that cannot be written is no loss: a job without a live process counts as interrupted, and a broken
         // one is told by its image or its boot.
-        let _ = journal.update(|h| {
+        let told = journal.update(|h| {
             h.state = if error.kind == Kind::Broken { State::Broken } else { State::Interrupted };
             h.reason = error.to_string();
         });
-        return Err(error);
+        return Err(match told {
+            Err(_) if error.kind == Kind::Broken => {
+                let hint = "this could not be written down: use 'rclone-img snapshot --restart', and nothing else";
+                Error { hint: hint.into(), ..error }
+            }
+            _ => error,
+        });
     }
     job.observer.on(Event::Syncing);
     commit::commit(&job.ending(), &mut journal, &partial, &t0)?;
@@ -289,8 +297,10 @@ fn existing<D: Disk>(disk: &D, name: &std::ffi::OsStr) -> Result<Option<Existing
     let what = || format!("'{}'", name.to_string_lossy().escape_debug());
     let Some(stat) = disk.stat(name).map_err(|e| cannot_look(&what(), e))? else { return Ok(None) };
     // A file that cannot be opened, or is none, has no record that counts.
-    let bytes =
-        if stat.regular { disk.open(name, Access::Read).ok().and_then(|f| f.record().ok().flatten()) } else { None };
+    let file = if stat.regular { disk.open(name, Access::Read).ok() } else { None };
+    // The open file tells more of itself than its name does: the subvolume, say.
+    let stat = file.as_ref().and_then(|f| f.stat().ok()).filter(|s| s.ino == stat.ino).unwrap_or(stat);
+    let bytes = file.and_then(|f| f.record().ok().flatten());
     Ok(Some(Existing { stat, record: bytes.and_then(|b| Record::from_bytes(&b)) }))
 }
 

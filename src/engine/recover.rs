@@ -48,7 +48,7 @@ pub struct Existing {
 impl Existing {
     /// What the record says; `None` where there is none.
     pub fn verdict(&self) -> Option<Verdict> {
-        Some(self.record.as_ref()?.verdict(self.stat.ino, self.stat.size, self.stat.mtime_ns))
+        Some(self.record.as_ref()?.verdict((self.stat.ino, self.stat.subvolume), self.stat.size, self.stat.mtime_ns))
     }
 
     /// Whether a job has put its record on this very file.
@@ -136,13 +136,14 @@ pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
             return Err(Error::new(Kind::Refused, what, "use another name"));
         }
     }
+    trusted(found, here)?;
     match &found.journal {
         None if wish.same_t0_only => Err(Error::new(
             Kind::Refused,
             "there is no job to resume: no journal".to_owned(),
             "start one with 'rclone-img snapshot'",
         )),
-        None => without_journal(found, wish),
+        None => without_journal(found, wish, here),
         // Without a partial file nothing is lost with a damaged journal: its first write was torn, or its job had ended.
         Some(Err(error))
             if *error == FormatError::NeverBegun || *error == FormatError::Damaged && found.partial.is_none() =>
@@ -150,14 +151,30 @@ pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
             if wish.same_t0_only {
                 return Err(lost("the job was stopped before it began"));
             }
-            without_journal(found, wish).map(discarding)
+            without_journal(found, wish, here).map(discarding)
         }
         Some(Err(error)) => unreadable(*error, wish),
         Some(Ok(loaded)) => with_journal(&loaded.header, found, wish, here),
     }
 }
 
-fn without_journal(found: &Found, wish: Wish) -> Result<Start> {
+/// In a directory that others may write to as well, a journal or a partial file may be theirs: what it says, or who has it
+/// open, is not to be relied on, and nothing of the image is to be put into it.
+fn trusted(found: &Found, here: &Here<'_>) -> Result<()> {
+    let mine = |uid: u32| uid == here.host.uid || uid == here.image.uid;
+    let journal = found.journal_stat.is_none_or(|s| s.uid == here.host.uid && s.mode & 0o022 == 0);
+    let partial = found.partial.as_ref().is_none_or(|p| {
+        let open_to_others = p.record.is_some() && (p.stat.mode & 0o022 != 0 || p.stat.nlink != 1);
+        mine(p.stat.uid) && !open_to_others
+    });
+    if journal && partial {
+        return Ok(());
+    }
+    let what = "the journal or the partial file belongs to another user, or others may write to it";
+    Err(Error::new(Kind::Refused, what, "run as the user who began the job; move away what nobody of yours made"))
+}
+
+fn without_journal(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
     if found.partial.is_some() && !wish.force {
         return Err(Error::new(
             Kind::Refused,
@@ -174,7 +191,7 @@ fn without_journal(found: &Found, wish: Wish) -> Result<Start> {
             "use another name",
         )),
         Some(dst) if wish.refresh => {
-            may_be_refreshed(dst, wish.force)?;
+            may_be_refreshed(dst, wish.force, here)?;
             Ok(Start::Refresh)
         }
         Some(_) if wish.force => Ok(Start::Fresh { discard }),
@@ -187,14 +204,20 @@ fn without_journal(found: &Found, wish: Wish) -> Result<Start> {
 }
 
 /// A refresh destroys what the file held, so it must be ours and nobody else's.
-fn may_be_refreshed(dst: &Existing, force: bool) -> Result<()> {
+fn may_be_refreshed(dst: &Existing, force: bool, here: &Here<'_>) -> Result<()> {
     let refuse = |what: &str, hint: &str| Err(Error::new(Kind::Refused, what.to_owned(), hint));
     if dst.stat.nlink != 1 {
         return refuse("what is to be refreshed has other hard links, which would change with it", "use another name");
     }
+    if dst.stat.uid != here.host.uid && dst.stat.uid != here.image.uid {
+        return refuse("what is to be refreshed belongs to another user", "use another name");
+    }
+    let of = dst.record.as_ref().map(|r| (r.image.ino, r.image.generation, r.image.subvolume, *r.fs.as_bytes()));
+    let image = (here.image.ino, here.image.generation, here.image.subvolume, here.fs.uuid);
     let why = match dst.verdict() {
-        Some(Verdict::Valid) => return Ok(()),
+        Some(Verdict::Valid) if of == Some(image) => return Ok(()),
         _ if force => return Ok(()),
+        Some(Verdict::Valid) => "it is a snapshot of another image, or of a file that the image has replaced",
         None => "it has no record of a finished snapshot",
         Some(Verdict::InProgress) => "its record says that it was never finished",
         Some(Verdict::Copy) => "it is a copy of a snapshot, not the snapshot",
@@ -220,6 +243,15 @@ pub fn is_complete(header: &Header, found: &Found) -> bool {
 
 fn in_place(header: &Header, found: &Found) -> bool {
     found.dst.as_ref().is_some_and(|d| d.is_of(header.job) && d.verdict() == Some(Verdict::Valid))
+}
+
+/// Whether the partial file is a snapshot that was to be refreshed, as it was: a clone changes its modification time, and
+/// growing it its size.
+pub fn is_untouched(header: &Header, found: &Found) -> bool {
+    let Some(partial) = found.partial.as_ref().filter(|_| header.refreshes) else { return false };
+    let old = Record::from_bytes(&header.old_record);
+    header.state == State::Preparing
+        || old.is_some_and(|o| o.size == partial.stat.size && o.mtime_ns == partial.stat.mtime_ns.to_string())
 }
 
 /// Whether the partial file, if any, is the one that the journal speaks of.
@@ -257,10 +289,19 @@ fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> 
         // `resume` asks for the job's own T0; `snapshot` for one that the image still has, as for any interrupted job.
         let kept = wish.same_t0_only || t0_lost(header, here).is_none();
         match (complete, kept, finished) {
+            (true, _, true) if wish.refresh => return without_journal(found, wish, here).map(discarding),
             (true, true, _) => return Ok(Start::RollForward),
-            (true, false, true) => return without_journal(found, wish).map(discarding),
+            (true, false, true) => return without_journal(found, wish, here).map(discarding),
             _ => {}
         }
+    }
+    if wish.restart && found.dst.is_some() && !wish.force {
+        let hint = "use another name, or --force to replace it";
+        return Err(Error::new(Kind::Refused, "the snapshot exists already", hint));
+    }
+    if wish.restart && partial_is_ours && is_untouched(header, found) {
+        let what = "the partial file is the old snapshot, which the refresh has not begun to change";
+        return Err(Error::new(Kind::Refused, what, "'rclone-img abort' puts it back; --refresh goes on with it"));
     }
     if wish.restart || !partial_is_ours {
         return Ok(Start::Fresh { discard: true });
@@ -277,7 +318,7 @@ fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> 
     match (t0_lost(header, here), &found.partial) {
         (Some(why), _) if wish.same_t0_only => Err(lost(&why)),
         (_, None) if wish.same_t0_only => Err(lost("the partial file is gone")),
-        (_, None) => without_journal(found, wish).map(discarding),
+        (_, None) => without_journal(found, wish, here).map(discarding),
         (Some(_), Some(_)) if header.state == State::Preparing && !header.refreshes => {
             Ok(Start::Fresh { discard: true })
         }

@@ -184,6 +184,7 @@ fn begin<D: Disk>(
 fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, claims) = adopt::<D>(locked)?;
     let partial = open_partial(job)?;
+    same_no_cow(job, &partial)?;
     names_are_durable(job)?;
     let mut t0 = hold.begin()?;
     // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
@@ -195,6 +196,7 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
             h.state = State::Running;
             h.reason.clear();
             (h.pid, h.pid_start) = (host.pid, host.pid_start);
+            h.writable = job.options.writable;
         })
         .map_err(|e| failed("cannot write the journal", e))?;
     let mut clusters = Clusters::new(t0.image.size, job.options.cluster);
@@ -209,6 +211,7 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
 fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, _) = adopt::<D>(locked)?;
     let partial = open_partial(job)?;
+    same_no_cow(job, &partial)?;
     names_are_durable(job)?;
     // A kill may have come between the rename and the record.
     invalidate::<D>(journal.header(), &partial)?;
@@ -226,6 +229,16 @@ fn adopt<D: Disk>(locked: Locked<D::File>) -> Result<(Journal<D::File>, Vec<crat
     let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
     let claims = loaded.claims.clone();
     Ok((Journal::adopt(file, &loaded), claims))
+}
+
+/// Btrfs clones between files of one kind only; the flag of one with data cannot be changed.
+fn same_no_cow<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<()> {
+    let flags = job.image.no_cow().and_then(|image| Ok(image == file.no_cow()?));
+    if flags.map_err(|e| failed("cannot look at the files' flags", e))? {
+        return Ok(());
+    }
+    let what = "image and snapshot differ in the flag +C (chattr), and cannot share blocks";
+    Err(Error::new(Kind::Refused, what, "make a new snapshot: --restart, or --force without --refresh"))
 }
 
 /// The run before may have been killed between a rename and its sync. Without this a power cut could bring the snapshot's
@@ -264,7 +277,6 @@ fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<
             h.boot = host.boot_id;
             (h.pid, h.pid_start) = (host.pid, host.pid_start);
             h.image_path = job.image_path.to_vec();
-            h.replace |= options.wish.force;
             h.writable = options.writable;
             h.cluster = options.cluster.get();
             h.chunk = options.chunk;
@@ -275,6 +287,7 @@ fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<
 
 /// The header of a job that has done nothing.
 fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
+    let there = job.disk.stat(&job.names.dst).map_err(|e| failed("cannot look at the snapshot", e))?.is_some();
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
     let image = job.image.stat().map_err(|e| failed("cannot look at the image", e))?;
     let host = job.disk.host();
@@ -283,7 +296,8 @@ fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
         epoch: 0,
         state: State::Preparing,
         hold: hold.kind(),
-        replace: job.options.wish.force,
+        // Only what is there now may be replaced later: a file that appears meanwhile is news to whoever said --force.
+        replace: job.options.wish.force && there,
         writable: job.options.writable,
         refreshes: false,
         t0: Timestamp::UNIX_EPOCH,
@@ -315,6 +329,7 @@ fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Result<D::Fil
         let hint = "close it first: a refresh changes the file under its readers (fuser -v names them)";
         return Err(Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint));
     }
+    same_no_cow(job, &file).inspect_err(|_| drop(file.set_mode(old_mode)))?;
     header.refreshes = true;
     header.old_mode = old_mode;
     header.old_record = file.record().map_err(refused)?.unwrap_or_default();
@@ -327,6 +342,8 @@ fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File>, file: D:
     let renamed = job.disk.rename(&job.names.dst, &job.names.partial, false).and_then(|()| job.disk.sync_names());
     renamed.map_err(|e| failed("cannot rename the snapshot to its partial name", e))?;
     invalidate::<D>(journal.header(), &file)?;
+    // Whoever may read the old snapshot need not be let in on what comes.
+    file.set_mode(0o600).map_err(|e| failed("cannot close the snapshot to others", e))?;
     file.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))?;
     Ok(file)
 }
@@ -355,7 +372,7 @@ fn mark_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>, file:
 /// Says in the partial file's record, durably, that it is no snapshot.
 fn invalidate<D: Disk>(header: &Header, file: &D::File) -> Result<()> {
     let cannot = |e| failed("cannot mark the partial file as unfinished", e);
-    let ino = file.stat().map_err(cannot)?.ino;
+    let stat = file.stat().map_err(cannot)?;
     let record = Record {
         v: record::VERSION,
         state: record::State::InProgress,
@@ -370,7 +387,8 @@ fn invalidate<D: Disk>(header: &Header, file: &D::File) -> Result<()> {
             subvolume: header.image.subvolume,
         },
         fs: Uuid::from_bytes(header.fs),
-        ino,
+        ino: stat.ino,
+        subvolume: stat.subvolume,
         size: 0,
         mtime_ns: String::new(),
     };

@@ -95,7 +95,7 @@ fn describe(holders: &Holders) -> String {
         words.push(format!("and {} more", holders.found.len() - NAMED));
     }
     if holders.hidden > 0 {
-        words.push(format!("{} processes could not be looked into (run as root to see them)", holders.hidden));
+        words.push(format!("{} other process(es) could not be looked into (that needs CAP_SYS_PTRACE)", holders.hidden));
     }
     words.join("; ")
 }

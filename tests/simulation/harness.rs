@@ -290,7 +290,7 @@ impl World {
         let Some(record) = self.record() else { return };
         let content = self.disk.content("snap").expect("it has a record");
         let stat = self.disk.stat(OsStr::new("snap")).expect("no faults in looking").expect("it is there");
-        if record.verdict(stat.ino, stat.size, stat.mtime_ns) != Verdict::Valid {
+        if record.verdict((stat.ino, record.subvolume), stat.size, stat.mtime_ns) != Verdict::Valid {
             return;
         }
         if self.hold == HoldKind::None {
@@ -349,7 +349,7 @@ impl World {
     fn is_valid(&self) -> bool {
         let stat = self.disk.stat(OsStr::new("snap")).ok().flatten();
         let record = self.record();
-        matches!((stat, record), (Some(s), Some(r)) if r.verdict(s.ino, s.size, s.mtime_ns) == Verdict::Valid)
+        matches!((stat, record), (Some(s), Some(r)) if r.verdict((s.ino, r.subvolume), s.size, s.mtime_ns) == Verdict::Valid)
     }
 
     /// Aborts the job; `old` is what DST had before it.

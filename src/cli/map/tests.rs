@@ -81,6 +81,9 @@ impl DiskFile for Mapped {
     fn set_record(&self, _: Option<&[u8]>) -> io::Result<()> {
         none()
     }
+    fn has_acl(&self) -> bool {
+        false
+    }
     fn set_mode(&self, _: u32) -> io::Result<()> {
         none()
     }

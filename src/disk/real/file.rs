@@ -150,6 +150,10 @@ impl DiskFile for RealFile {
         self.file.set_xattr(RECORD, record)
     }
 
+    fn has_acl(&self) -> bool {
+        self.file.get_xattr("system.posix_acl_access").is_ok_and(|acl| acl.is_some())
+    }
+
     fn set_mode(&self, mode: u32) -> io::Result<()> {
         self.file.set_permissions(Permissions::from_mode(mode))
     }

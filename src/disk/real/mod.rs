@@ -127,6 +127,7 @@ impl Disk for RealDisk {
         HostFacts {
             boot_id: process::boot_id().unwrap_or_else(|_| self.fresh_id()),
             now: Timestamp::now(),
+            uid: nix::unistd::geteuid().as_raw(),
             pid,
             pid_start: process::start_ticks(pid).unwrap_or_default(),
         }

@@ -138,6 +138,7 @@ impl Disk for SimDisk {
         HostFacts {
             boot_id: w.boot_id,
             now: Timestamp::from_nanosecond(w.now_ns).expect("a time in this era"),
+            uid: 0,
             pid: w.pid,
             pid_start: u64::from(w.pid) * 100,
         }

@@ -171,6 +171,10 @@ impl DiskFile for SimFile {
         self.attribute("set record of", Op::Record(record.map(<[u8]>::to_vec)))
     }
 
+    fn has_acl(&self) -> bool {
+        false
+    }
+
     fn set_mode(&self, mode: u32) -> io::Result<()> {
         assert!(mode <= 0o7777, "{mode:o} has more than permission bits");
         self.attribute(&format!("chmod {mode:o}"), Op::Mode(mode))
