@@ -28,13 +28,13 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -s h -l help -d 'Pri
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -s V -l version -d 'Print version'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "snapshot" -d 'Make a reflink snapshot DST of the image SRC'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "resume" -d 'Go on with the interrupted job of DST'
-complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "status" -d 'Show jobs and snapshots'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "status" -d 'Show unfinished jobs, or how one snapshot stands'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "abort" -d 'Stop the job of DST and remove its partial file and journal'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show how fragmented a file is, and how long a clone of it takes here'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit of copy-before-write, a power of two from 4K to 64M, at most --chunk' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept; none keeps nothing, and its copy is marked as no point in time' -r -f -a "auto\t''
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. atomic: a single call, which stalls the image\'s users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else atomic if it is short, else refused' -r -f -a "auto\t''
 frozen\t''
 atomic\t''
 none\t''"
@@ -45,7 +45,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l metri
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l refresh -d 'Bring the older snapshot DST to a new point in time, cloning only what differs'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l restart -d 'Start over even if a partial file could be used'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l force -d 'Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l writable -d 'Leave the snapshot writable'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l writable -d 'Give the snapshot write permission for its owner, and what others have on the image'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-run -d 'Say what would be done; touch nothing'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'

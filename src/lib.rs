@@ -1,4 +1,5 @@
-//! `rclone-img` snapshots a running VM's raw disk image on XFS or Btrfs in pieces that the guest does not notice.
+//! `rclone-img` snapshots a VM's raw disk image on XFS or Btrfs by reflink, in bounded steps that can be interrupted and
+//! resumed. `docs/DESIGN.md` has the plan, of which the holds for running VMs are still to come.
 //!
 //! The modules, in reading order; `docs/ARCHITECTURE.md` has the bird's eye view and the invariants.
 //!

@@ -30,8 +30,9 @@ Examples:
   rclone-img resume vm.snap";
 
 const SNAPSHOT_EXAMPLES: &str = "\
-A file at DST is complete, synced and of one instant, or it is not there. Until then the work is in
-DST.partial and DST.journal; the same command, or resume, goes on from them. SIGINT, SIGTERM and
+What a job puts at DST is complete and synced, and of one instant unless --consistency none was asked
+for. Until then the work is in DST.partial and DST.journal, and with --refresh there is no DST; the same
+command, or resume, goes on from them. SIGINT, SIGTERM and
 SIGHUP end the job after the clone call that is running, with a checkpoint (exit 4).
 
 Examples:
@@ -79,7 +80,7 @@ Example:
 #[command(
     name = "rclone-img",
     version,
-    about = "Snapshot a VM's raw disk image on XFS or Btrfs in pieces the guest does not notice",
+    about = "Snapshot a VM's raw disk image on XFS or Btrfs by reflink, in bounded steps that can be interrupted and resumed",
     after_help = EXIT_CODES,
     disable_help_subcommand = true,
     max_term_width = 100
@@ -98,7 +99,7 @@ pub enum Verb {
     /// Go on with the interrupted job of DST
     #[command(after_help = RESUME_EXAMPLES)]
     Resume(ResumeArgs),
-    /// Show jobs and snapshots
+    /// Show unfinished jobs, or how one snapshot stands
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
     /// Stop the job of DST and remove its partial file and journal
@@ -158,16 +159,16 @@ pub struct SnapshotArgs {
     /// The image: a regular file, or a symbolic link to one
     #[arg(value_name = "SRC")]
     pub src: PathBuf,
-    /// The snapshot to make, on the same file system; must not exist
+    /// The snapshot to make, on the same file system; may exist only with --refresh or --force
     #[arg(value_name = "DST")]
     pub dst: PathBuf,
     /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
     pub chunk: u64,
-    /// The unit of copy-before-write, a power of two from 4K to 64M, at most --chunk
+    /// The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = values::cluster)]
     pub cluster: u64,
-    /// How the point in time is kept; none keeps nothing, and its copy is marked as no point in time
+    /// How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. atomic: a single call, which stalls the image's users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else atomic if it is short, else refused
     #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
     pub consistency: Consistency,
     /// Bring the older snapshot DST to a new point in time, cloning only what differs
@@ -179,7 +180,7 @@ pub struct SnapshotArgs {
     /// Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal
     #[arg(long)]
     pub force: bool,
-    /// Leave the snapshot writable
+    /// Give the snapshot write permission for its owner, and what others have on the image
     #[arg(long)]
     pub writable: bool,
     /// Say what would be done; touch nothing

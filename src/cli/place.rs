@@ -60,7 +60,7 @@ pub fn open_image(path: &Path) -> Result<Image> {
     let real = std::fs::canonicalize(path).map_err(refused)?;
     // Looked at before it is opened: opening a FIFO or a device has effects of its own.
     let not_regular = || {
-        let what = format!("the image {} is not a regular file", words::name(path));
+        let what = format!("{} is not a regular file", words::name(path));
         Error::new(Kind::Refused, what, "name a raw disk image; block devices cannot be reflinked")
     };
     if !std::fs::metadata(&real).map_err(refused)?.is_file() {
@@ -92,5 +92,7 @@ pub fn lock_image(image: &Image) -> Result<()> {
 
 /// Adds the snapshot's name to an error of the engine, which knows no paths.
 pub fn on(dst: &Path, error: Error) -> Error {
-    Error { what: format!("{}: {}", words::name(dst), error.what), ..error }
+    let resume = format!("'rclone-img resume {}'", words::shell(dst));
+    let hint = error.hint.replace("'rclone-img resume'", &resume);
+    Error { what: format!("{}: {}", words::name(dst), error.what), hint, ..error }
 }

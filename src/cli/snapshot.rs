@@ -191,9 +191,20 @@ fn min_free(wanted: MinFree) -> job::MinFree {
 }
 
 fn header(place: &Place) -> Result<Header> {
-    let no_job = |e| {
-        let hint = "start a job with 'rclone-img snapshot'";
-        Error::io(Kind::Refused, "there is no job to resume", hint, e)
+    let no_job = |e: std::io::Error| {
+        if e.raw_os_error() != Some(libc::ENOENT) {
+            return Error::io(Kind::Refused, "cannot open the journal", "check its permissions", e);
+        }
+        match place.disk.stat(&place.names.dst) {
+            Ok(Some(_)) => {
+                let hint =
+                    "'rclone-img status' says how it stands; 'rclone-img snapshot --refresh' brings it up to date";
+                Error::new(Kind::Refused, "nothing to resume: the file is there, and no job is unfinished", hint)
+            }
+            _ => {
+                Error::new(Kind::Refused, "nothing to resume: there is no journal", "start with 'rclone-img snapshot'")
+            }
+        }
     };
     let file = place.disk.open(&place.names.journal, Access::Read).map_err(no_job)?;
     let loaded = journal_file::read(&file).map_err(no_job)?;

@@ -105,6 +105,11 @@ fn person(path: &Path, condition: &Condition) -> String {
         } else {
             format!(" ({})", words::line(&job.header.reason))
         };
+        if job.header.epoch == 0 {
+            return format!(
+                "{name}: {state} before it had a point in time; run the same snapshot command again, or abort\n"
+            );
+        }
         format!(
             "{name}: {state}{why}; T0 {:.0} of {}, hold {}, {} of {} claimed; {next}\n",
             job.header.t0,

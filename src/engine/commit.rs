@@ -88,7 +88,7 @@ fn set_permissions<D: Disk>(job: &Ending<'_, D>, partial: &D::File, header: &Hea
     // Under an ACL the group bits are its mask, and would give the group what its own entry may deny.
     let group = if job.image_has_acl || !same_group { 0 } else { 0o070 };
     let mode = image.mode & (0o707 | group);
-    partial.set_mode(if header.writable { mode } else { mode & !WRITE_BITS })
+    partial.set_mode(if header.writable { mode | 0o200 } else { mode & !WRITE_BITS })
 }
 
 /// Goes on where a job that was complete was stopped: the rename, and the journal's end.

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::claims::{MakeClaims, Recorder};
+use super::commit::Ending;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked, Prepared};
-use super::commit::Ending;
 use super::{commit, inspect, window};
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
@@ -78,7 +78,13 @@ pub struct Job<'a, D: Disk> {
 
 impl<D: Disk> Job<'_, D> {
     fn ending(&self) -> Ending<'_, D> {
-        Ending { disk: self.disk, names: self.names, observer: self.observer, force: false, image_has_acl: self.image.has_acl() }
+        Ending {
+            disk: self.disk,
+            names: self.names,
+            observer: self.observer,
+            force: false,
+            image_has_acl: self.image.has_acl(),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod commit;
 pub mod inspect;
 pub mod job;
 pub mod names;
+pub mod partial;
 pub mod recover;
 pub mod report;
 pub mod start;

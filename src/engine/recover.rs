@@ -238,7 +238,8 @@ fn unreadable(error: FormatError, wish: Wish) -> Result<Start> {
 
 /// Whether all that a job has left to do is the rename and the journal's end.
 pub fn is_complete(header: &Header, found: &Found) -> bool {
-    header.state == State::Committing && (in_place(header, found) || found.partial.is_some() && partial_is_ours(header, found))
+    header.state == State::Committing
+        && (in_place(header, found) || found.partial.is_some() && partial_is_ours(header, found))
 }
 
 fn in_place(header: &Header, found: &Found) -> bool {

@@ -8,10 +8,12 @@ use std::io;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use uuid::Uuid;
 
 use super::job::Job;
 use super::names::Names;
+use super::partial::{
+    discard_partial, invalidate, make_partial, open_partial, own_snapshot, same_no_cow, take_snapshot,
+};
 use super::recover::Start;
 use super::undo::put_back;
 use crate::cbw::Clusters;
@@ -20,7 +22,6 @@ use crate::error::{Error, Kind, Result};
 use crate::hold::{Hold, T0};
 use crate::journal::file::{self as journal_file, Journal};
 use crate::journal::format::{Header, Image, State};
-use crate::record::{self, ImageId, Record};
 
 /// The journal's file, with the job's lock.
 pub struct Locked<F> {
@@ -231,24 +232,10 @@ fn adopt<D: Disk>(locked: Locked<D::File>) -> Result<(Journal<D::File>, Vec<crat
     Ok((Journal::adopt(file, &loaded), claims))
 }
 
-/// Btrfs clones between files of one kind only; the flag of one with data cannot be changed.
-fn same_no_cow<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<()> {
-    let flags = job.image.no_cow().and_then(|image| Ok(image == file.no_cow()?));
-    if flags.map_err(|e| failed("cannot look at the files' flags", e))? {
-        return Ok(());
-    }
-    let what = "image and snapshot differ in the flag +C (chattr), and cannot share blocks";
-    Err(Error::new(Kind::Refused, what, "make a new snapshot: --restart, or --force without --refresh"))
-}
-
 /// The run before may have been killed between a rename and its sync. Without this a power cut could bring the snapshot's
 /// name back to a file that a refresh has begun to change.
 fn names_are_durable<D: Disk>(job: &Job<'_, D>) -> Result<()> {
     job.disk.sync_names().map_err(|e| failed("cannot make the directory durable", e))
-}
-
-fn open_partial<D: Disk>(job: &Job<'_, D>) -> Result<D::File> {
-    job.disk.open(&job.names.partial, Access::Write).map_err(|e| failed("cannot open the partial file", e))
 }
 
 /// T0, and its place in the journal.
@@ -317,90 +304,7 @@ fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
     })
 }
 
-/// Opens the snapshot that is to be refreshed, and makes sure that nobody else has it.
-fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Result<D::File> {
-    let refused =
-        |e| Error::io(Kind::Refused, "cannot open the snapshot that is to be refreshed", "check its permissions", e);
-    // Opening may change the mode, so it is looked at before.
-    let old_mode = job.disk.stat(&job.names.dst).map_err(refused)?.map_or(0o444, |s| s.mode);
-    let file = job.disk.open(&job.names.dst, Access::Write).map_err(refused)?;
-    if !file.try_own().map_err(refused)? {
-        let _ = file.set_mode(old_mode);
-        let hint = "close it first: a refresh changes the file under its readers (fuser -v names them)";
-        return Err(Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint));
-    }
-    same_no_cow(job, &file).inspect_err(|_| drop(file.set_mode(old_mode)))?;
-    header.refreshes = true;
-    header.old_mode = old_mode;
-    header.old_record = file.record().map_err(refused)?.unwrap_or_default();
-    header.partial_ino = file.stat().map_err(refused)?.ino;
-    Ok(file)
-}
-
-/// From a snapshot to a partial file.
-fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File>, file: D::File) -> Result<D::File> {
-    let renamed = job.disk.rename(&job.names.dst, &job.names.partial, false).and_then(|()| job.disk.sync_names());
-    renamed.map_err(|e| failed("cannot rename the snapshot to its partial name", e))?;
-    invalidate::<D>(journal.header(), &file)?;
-    // Whoever may read the old snapshot need not be let in on what comes.
-    file.set_mode(0o600).map_err(|e| failed("cannot close the snapshot to others", e))?;
-    file.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))?;
-    Ok(file)
-}
-
-fn make_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Result<D::File> {
-    // A file that appeared since the last look is somebody else's: this fails, and nothing removes it.
-    let file = job.disk.create_new(&job.names.partial).map_err(|e| failed("cannot make the partial file", e))?;
-    mark_partial(job, journal, &file).inspect_err(|_| {
-        // What was just made here is removed here: until its number is in the journal nobody else knows it for ours.
-        let _ = job.disk.unlink(&job.names.partial);
-    })?;
-    Ok(file)
-}
-
-fn mark_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>, file: &D::File) -> Result<()> {
-    let cannot = |e| failed("cannot make the partial file", e);
-    // Btrfs clones between files of one kind only, and the flag can be changed on an empty file alone; a new file has its
-    // directory's.
-    job.image.no_cow().and_then(|on| file.set_no_cow(on)).map_err(cannot)?;
-    invalidate::<D>(journal.header(), file)?;
-    let ino = file.stat().map_err(cannot)?.ino;
-    job.disk.sync_names().map_err(cannot)?;
-    journal.update(|h| h.partial_ino = ino).map_err(|e| failed("cannot write the journal", e))
-}
-
-/// Says in the partial file's record, durably, that it is no snapshot.
-fn invalidate<D: Disk>(header: &Header, file: &D::File) -> Result<()> {
-    let cannot = |e| failed("cannot mark the partial file as unfinished", e);
-    let stat = file.stat().map_err(cannot)?;
-    let record = Record {
-        v: record::VERSION,
-        state: record::State::InProgress,
-        job: Uuid::from_bytes(header.job),
-        t0: Timestamp::UNIX_EPOCH,
-        hold: header.hold.name().to_owned(),
-        point_in_time: false,
-        quiesced: false,
-        image: ImageId {
-            ino: header.image.ino,
-            generation: header.image.generation,
-            subvolume: header.image.subvolume,
-        },
-        fs: Uuid::from_bytes(header.fs),
-        ino: stat.ino,
-        subvolume: stat.subvolume,
-        size: 0,
-        mtime_ns: String::new(),
-    };
-    file.set_record(Some(&record.to_bytes())).and_then(|()| file.sync_all()).map_err(cannot)
-}
-
-fn discard_partial<D: Disk>(job: &Job<'_, D>) -> Result<()> {
-    let gone = job.disk.unlink(&job.names.partial).and_then(|()| job.disk.sync_names());
-    gone.map_err(|e| failed("cannot remove the old partial file", e))
-}
-
-fn failed(what: &str, error: io::Error) -> Error {
+pub(super) fn failed(what: &str, error: io::Error) -> Error {
     let hint = match error.raw_os_error() {
         Some(libc::ENOSPC | libc::EDQUOT) => "free space, then run the same command again",
         _ => "mend the cause, then run the same command again",

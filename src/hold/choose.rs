@@ -65,7 +65,8 @@ pub fn auto(image: &Arc<RealFile>, path: &Path, stall: Duration) -> Result<Chose
         return Ok(Chosen { hold: make(first.kind, image, path), why: first.why.clone() });
     }
     let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
-    let hint = candidates.first().map_or_else(String::new, |c| c.hint.clone());
+    let hints: Vec<&str> = candidates.iter().map(|c| c.hint.as_str()).filter(|h| !h.is_empty()).collect();
+    let hint = hints.join("; or ");
     Err(Error::new(Kind::Refused, format!("no snapshot of one instant can be made now; {}", reasons.join("; ")), hint))
 }
 
@@ -79,7 +80,7 @@ fn atomic(image: &Arc<RealFile>, stall: Duration) -> Candidate {
         kind: HoldKind::Atomic,
         applies: false,
         why,
-        hint: "force it with --consistency atomic if the guest can wait that long".into(),
+        hint: "--consistency atomic makes one all the same, if the image's users can wait for it".into(),
     };
     let looked = image.fs().and_then(|fs| Ok((fs.kind.clone_cost_per_extent(), image.stat()?.size)));
     let (cost, size) = match looked {
@@ -94,7 +95,8 @@ fn atomic(image: &Arc<RealFile>, stall: Duration) -> Candidate {
     match failed {
         Some(e) => not(format!("cannot read the block map: {e}")),
         None if walk.seen() > most => not(format!(
-            "it has more than {most} extents, so a single call would keep its users waiting longer than {stall:?}"
+            "a single call for its more than {most} extents would stall its users for longer than {stall:?} (--latency); \
+             'rclone-img map' estimates for how long"
         )),
         None => applies(HoldKind::Atomic, format!("a single call for its extents ({}) is short", walk.seen())),
     }

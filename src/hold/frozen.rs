@@ -80,8 +80,8 @@ impl Frozen {
             Ok(holders) => describe(&holders.insist()),
             Err(e) => format!("who has it cannot be found out: {e}"),
         };
-        let hint = "shut the VM down (or end what has the image open), or take a snapshot that is not of one instant with \
-                    --consistency none";
+        let hint = "shut the VM down (or end what has the image open); --consistency none makes a copy that is not of one \
+                    instant";
         Error::new(Kind::Refused, format!("the image '{name}' is in use: {who}"), hint)
     }
 }
@@ -95,7 +95,8 @@ fn describe(holders: &Holders) -> String {
         words.push(format!("and {} more", holders.found.len() - NAMED));
     }
     if holders.hidden > 0 {
-        words.push(format!("{} other process(es) could not be looked into (that needs CAP_SYS_PTRACE)", holders.hidden));
+        words
+            .push(format!("{} other process(es) could not be looked into (that needs CAP_SYS_PTRACE)", holders.hidden));
     }
     words.join("; ")
 }
