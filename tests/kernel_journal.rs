@@ -9,20 +9,9 @@ use std::os::unix::fs::symlink;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use support::{Random, Sandbox, assert_same, identity, noise, on_both, roomy, slowly};
+use support::{Random, Sandbox, assert_same, identity, noise, on_both, refused, roomy, slowly};
 
 const MIB: u64 = 1 << 20;
-
-/// Refused with exit 3 and words that have `needle`; the directory is as it was.
-fn refused(s: &Sandbox, needle: &str, args: &[&str]) {
-    let before = s.listing();
-    let out = s.run(args);
-    let stderr = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(3), "{:?} {args:?}: {stderr}", s.fs);
-    assert!(stderr.contains(needle), "{:?} {args:?}: no {needle:?} in {stderr}", s.fs);
-    assert!(stderr.contains("hint: "), "{:?} {args:?}: no hint in {stderr}", s.fs);
-    assert_eq!(s.listing(), before, "{:?} {args:?}", s.fs);
-}
 
 #[test]
 fn what_stands_at_the_names_of_partial_and_journal_is_never_followed_nor_waited_for() {

@@ -12,23 +12,12 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use support::{
-    BLOCK, Fs, PROGRAM, Random, Sandbox, assert_same, fragmented, has, must, noise, on_both, on_both_sized, roomy,
-    skipped, slowly, until,
+    BLOCK, Fs, PROGRAM, Random, Sandbox, assert_same, fragmented, has, must, noise, on_both, on_both_sized, refused,
+    roomy, skipped, slowly, until,
 };
 
 const MIB: u64 = 1 << 20;
 const UNCHECKED: [&str; 2] = ["--min-free", "0"];
-
-/// Refused with exit 3 and words that have `needle`; the directory is as it was.
-fn refused(s: &Sandbox, needle: &str, args: &[&str]) {
-    let before = s.listing();
-    let out = s.run(args);
-    let stderr = String::from_utf8_lossy(&out.stderr);
-    assert_eq!(out.status.code(), Some(3), "{:?} {args:?}: {stderr}", s.fs);
-    assert!(stderr.contains(needle), "{:?} {args:?}: no {needle:?} in {stderr}", s.fs);
-    assert!(stderr.contains("hint: "), "{:?} {args:?}: no hint in {stderr}", s.fs);
-    assert_eq!(s.listing(), before, "{:?} {args:?}", s.fs);
-}
 
 #[test]
 fn what_is_no_image_is_refused_and_nothing_is_left() {

@@ -4,9 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::names::Names;
+use super::partial::unfinished;
 use super::report::{Event, Finished, Observer, Started};
 use super::start::Locked;
 use crate::disk::{Access, Disk, DiskFile, Stat};
@@ -14,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::hold::T0;
 use crate::journal::file::{self as journal_file, Journal};
 use crate::journal::format::{Header, State};
-use crate::record::{self, ImageId, Record};
+use crate::record::{self, Record};
 
 /// Permission bits that let somebody write.
 const WRITE_BITS: u32 = 0o222;
@@ -55,23 +54,12 @@ pub fn commit<D: Disk>(
         return Err(error);
     }
     let record = Record {
-        v: record::VERSION,
         state: record::State::Finished,
-        job: Uuid::from_bytes(header.job),
         t0: header.t0,
-        hold: header.hold.name().to_owned(),
         point_in_time: header.hold.point_in_time(),
-        quiesced: false,
-        image: ImageId {
-            ino: header.image.ino,
-            generation: header.image.generation,
-            subvolume: header.image.subvolume,
-        },
-        fs: Uuid::from_bytes(header.fs),
-        ino: stat.ino,
-        subvolume: stat.subvolume,
         size: stat.size,
         mtime_ns: stat.mtime_ns.to_string(),
+        ..unfinished(&header, &stat)
     };
     // The record first: without write permission nobody but root may set it.
     partial.set_record(Some(&record.to_bytes())).map_err(cannot)?;

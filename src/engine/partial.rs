@@ -6,10 +6,10 @@ use uuid::Uuid;
 
 use super::job::Job;
 use super::start::failed;
-use crate::disk::{Access, Disk, DiskFile};
+use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::journal::file::Journal;
-use crate::journal::format::Header;
+use crate::journal::format::{Header, Image};
 use crate::record::{self, ImageId, Record};
 
 /// Opens the snapshot that is to be refreshed, and makes sure that nobody else has it.
@@ -64,11 +64,10 @@ pub(super) fn mark_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::F
     journal.update(|h| h.partial_ino = ino).map_err(|e| failed("cannot write the journal", e))
 }
 
-/// Says in the partial file's record, durably, that it is no snapshot.
-pub(super) fn invalidate<D: Disk>(header: &Header, file: &D::File) -> Result<()> {
-    let cannot = |e| failed("cannot mark the partial file as unfinished", e);
-    let stat = file.stat().map_err(cannot)?;
-    let record = Record {
+/// The record of a job's file that is no snapshot yet.
+pub(super) fn unfinished(header: &Header, file: &Stat) -> Record {
+    let Image { ino, generation, subvolume, .. } = header.image;
+    Record {
         v: record::VERSION,
         state: record::State::InProgress,
         job: Uuid::from_bytes(header.job),
@@ -76,17 +75,20 @@ pub(super) fn invalidate<D: Disk>(header: &Header, file: &D::File) -> Result<()>
         hold: header.hold.name().to_owned(),
         point_in_time: false,
         quiesced: false,
-        image: ImageId {
-            ino: header.image.ino,
-            generation: header.image.generation,
-            subvolume: header.image.subvolume,
-        },
+        image: ImageId { ino, generation, subvolume },
         fs: Uuid::from_bytes(header.fs),
-        ino: stat.ino,
-        subvolume: stat.subvolume,
+        ino: file.ino,
+        subvolume: file.subvolume,
         size: 0,
         mtime_ns: String::new(),
-    };
+    }
+}
+
+/// Says in the partial file's record, durably, that it is no snapshot.
+pub(super) fn invalidate<D: Disk>(header: &Header, file: &D::File) -> Result<()> {
+    let cannot = |e| failed("cannot mark the partial file as unfinished", e);
+    let stat = file.stat().map_err(cannot)?;
+    let record = unfinished(header, &stat);
     file.set_record(Some(&record.to_bytes())).and_then(|()| file.sync_all()).map_err(cannot)
 }
 

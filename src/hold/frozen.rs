@@ -5,26 +5,25 @@
 //! instead of waiting. The lease proves T0 to the last clone: as long as F_GETLEASE says F_RDLCK nobody has written, and
 //! when it no longer does, openers wait for `/proc/sys/fs/lease-break-time` seconds before the kernel lets them in.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::holders::{self, Holders};
+use super::holders::{self, Holders, QEMU_WRITES};
 use super::{Demand, Hold, HoldKind, T0};
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
 use crate::sys::{lease, ofd};
-use std::os::fd::AsFd;
 
 /// How long a writer is made to wait at most while the job finishes: it is let in within a second of its opening.
 const FINISH_WITHIN: Duration = Duration::from_millis(500);
 
 /// QEMU: a lock on byte 100 + n is a permission in use, one on 200 + n a permission not shared; n = 1 is writing (KERNEL.md).
-const QEMU_WRITE_USED: u64 = 101;
 const QEMU_WRITE_NOT_SHARED: u64 = 201;
 
 /// How long the kernel lets an opener wait for a lease, in seconds; 0 is for ever.
@@ -141,7 +140,7 @@ impl Hold for Frozen {
         self.sure_at = Instant::now();
         self.break_time = break_time();
         let fd = self.image.as_fd();
-        let qemu_writes = ofd::conflict(fd, byte(QEMU_WRITE_USED), ofd::Lock::Write).map(|c| c.is_some());
+        let qemu_writes = ofd::conflict(fd, byte(QEMU_WRITES), ofd::Lock::Write).map(|c| c.is_some());
         let locked = ofd::try_lock(fd, byte(QEMU_WRITE_NOT_SHARED), ofd::Lock::Read);
         match (qemu_writes, locked) {
             (Ok(false), Ok(true)) => Ok(()),

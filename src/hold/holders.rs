@@ -20,7 +20,7 @@ use crate::sys::loopdev;
 use crate::sys::ofd::{self, Lock};
 
 /// Where QEMU holds a read lock while it has the write permission (`RAW_LOCK_PERM_BASE` + 1, QEMU's `block/file-posix.c`).
-const QEMU_WRITES: u64 = 101;
+pub(super) const QEMU_WRITES: u64 = 101;
 
 /// Lines of a maps file and files of an io_uring looked at in one process: a bound for what others decide.
 const MOST_LINES: usize = 1 << 20;

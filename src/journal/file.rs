@@ -110,9 +110,4 @@ impl<F: DiskFile> Journal<F> {
         self.log_end = LOG as u64;
         Ok(())
     }
-
-    /// The file, for its identity.
-    pub fn file(&self) -> &F {
-        &self.file
-    }
 }

@@ -71,6 +71,17 @@ pub fn skipped(what: &str) {
     assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "skipped on CI: {what}");
 }
 
+/// Refused with exit 3 and words that have `needle`; the directory is as it was.
+pub fn refused(s: &Sandbox, needle: &str, args: &[&str]) {
+    let before = s.listing();
+    let out = s.run(args);
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{:?} {args:?}: {stderr}", s.fs);
+    assert!(stderr.contains(needle), "{:?} {args:?}: no {needle:?} in {stderr}", s.fs);
+    assert!(stderr.contains("hint: "), "{:?} {args:?}: no hint in {stderr}", s.fs);
+    assert_eq!(s.listing(), before, "{:?} {args:?}", s.fs);
+}
+
 /// Whether a command can be run.
 pub fn has(tool: &str) -> bool {
     let found = Command::new("sh").args(["-c", "command -v \"$0\"", tool]).stdout(Stdio::null()).status();

@@ -15,12 +15,10 @@ use super::{ALWAYS, convert};
 use crate::disk::{CallCost, DiskFile, FsFacts, FsKind, Stat};
 use crate::extent::Extent;
 use crate::range::{ByteRange, CloneRange};
+use crate::record::ATTRIBUTE;
 use crate::sys::lease::{self, Lease};
 use crate::sys::ofd::{self, Lock};
 use crate::sys::{clone, cpu, fiemap, fs, inode};
-
-/// The attribute that carries a finished snapshot's record.
-const RECORD: &str = "user.reflink-img";
 
 /// An open file.
 #[derive(Debug)]
@@ -133,7 +131,7 @@ impl DiskFile for RealFile {
     }
 
     fn record(&self) -> io::Result<Option<Vec<u8>>> {
-        match self.file.get_xattr(RECORD) {
+        match self.file.get_xattr(ATTRIBUTE) {
             Err(e) if e.raw_os_error() == Some(libc::ENOTSUP) => Ok(None),
             other => other,
         }
@@ -142,12 +140,12 @@ impl DiskFile for RealFile {
     /// As the trait says; not durable before [`DiskFile::sync_all`].
     fn set_record(&self, record: Option<&[u8]>) -> io::Result<()> {
         let Some(record) = record else {
-            return match self.file.remove_xattr(RECORD) {
+            return match self.file.remove_xattr(ATTRIBUTE) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP)) => Ok(()),
                 other => other,
             };
         };
-        self.file.set_xattr(RECORD, record)
+        self.file.set_xattr(ATTRIBUTE, record)
     }
 
     fn has_acl(&self) -> bool {
