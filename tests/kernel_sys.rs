@@ -5,14 +5,14 @@ mod loopfs;
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 
 use loopfs::other::Other;
 use loopfs::{FsType, LEAST, Sandbox, make_fragmented, on_both, sync_counts};
 use nix::unistd::{Uid, setfsuid};
 use rclone_img::disk::real::{RealDisk, RealFile};
 use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
-use rclone_img::extent::Extent;
+use rclone_img::extent::{Extent, ExtentFlags};
 use rclone_img::range::{ByteRange, CloneRange, Geometry, PowerOfTwo};
 use rclone_img::sys::{fiemap as walker, inode};
 
@@ -78,6 +78,89 @@ fn a_ranged_walk_begins_and_ends_at_the_extents_that_touch_the_range() {
         assert_eq!(map(&file, range(2 << 20, 3 << 20), 10), [], "a hole has no extents");
         assert_eq!(map(&file, range(0, 4 << 20), 0), [], "none asked for");
     });
+}
+
+/// What `addresses` says, block by block of the first `blocks`; `None` for a hole.
+fn by_block(extents: &[Extent], blocks: u64) -> Vec<Option<(u64, u32)>> {
+    let at = |offset| {
+        let extent = extents.iter().find(|e| e.logical.start() <= offset && offset < e.logical.end())?;
+        let moved = if extent.flags.comparable() { offset - extent.logical.start() } else { 0 };
+        Some((extent.physical + moved, extent.flags.of_place().bits()))
+    };
+    (0..blocks).map(|block| at(block * 4096)).collect()
+}
+
+/// The whole of `addresses`, from `start` on, in batches of `max`.
+fn addresses(file: &RealFile, start: u64, end: u64, max: usize) -> Vec<Extent> {
+    let (mut extents, mut at) = (Vec::new(), start);
+    while let Some(rest) = ByteRange::new(at, end) {
+        let mut more = Vec::new();
+        file.addresses(rest, max, &mut more).expect("addresses");
+        at = more.last().map_or(rest.end(), |e| e.logical.end());
+        let done = more.len() < max;
+        extents.extend(more);
+        if done {
+            break;
+        }
+    }
+    extents
+}
+
+#[test]
+fn addresses_are_those_of_the_map_whatever_the_file_is_made_of() {
+    on_both(|kind, sandbox| {
+        let path = sandbox.path().join("image");
+        make_fragmented(&path, 2048);
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+        // A hole, unwritten blocks, a long extent overwritten in its middle, a shared part at another offset.
+        let fallocate = |mode, from: u64, blocks: u64| {
+            nix::fcntl::fallocate(&file, mode, (from * 4096) as i64, (blocks * 4096) as i64).expect("fallocate");
+        };
+        use nix::fcntl::FallocateFlags as Mode;
+        fallocate(Mode::FALLOC_FL_PUNCH_HOLE | Mode::FALLOC_FL_KEEP_SIZE, 100, 50);
+        file.set_len(4096 * 4096).expect("a hole at the end");
+        fallocate(Mode::empty(), 3200, 100);
+        file.write_all_at(&vec![1; 400 * 4096], 3400 * 4096).expect("write");
+        file.sync_all().expect("sync");
+        file.write_all_at(&[2; 4096], 3500 * 4096).expect("write");
+        file.sync_all().expect("sync");
+        let snapshot = sandbox.path().join("snapshot");
+        let copy = OpenOptions::new().read(true).write(true).create_new(true).open(&snapshot).expect("create");
+        copy.set_len(4096 * 4096).expect("size");
+        let (one, other) = (RealFile::from(file), RealFile::from(copy));
+        other.clone_range(&one, whole(4096 * 4096)).expect("clone");
+        for file in [&one, &other] {
+            let truth = by_block(&map(file, range(0, 4096 * 4096), 10_000), 4096);
+            let unwritten = truth.iter().flatten().any(|(_, flags)| *flags == ExtentFlags::UNWRITTEN.bits());
+            // XFS makes holes of unwritten extents (KERNEL.md).
+            assert!(truth.contains(&None) && (unwritten || kind == FsType::Xfs), "{kind:?}");
+            for (start, max) in [(0, 1), (0, 2), (0, 700), (0, 10_000), (3450, 100), (120, 3), (4000, 1)] {
+                let told = by_block(&addresses(file, start * 4096, 4096 * 4096, max), 4096);
+                assert!(told[start as usize..] == truth[start as usize..], "{kind:?} from {start} in batches of {max}");
+            }
+        }
+        assert!(!one.relocating().expect("asked"), "{kind:?}");
+    });
+}
+
+#[test]
+fn compressed_and_inline_data_have_no_address_to_compare() {
+    let Some(sandbox) = Sandbox::new(FsType::Btrfs, LEAST) else { return };
+    let path = sandbox.path().join("compressed");
+    fs::write(&path, b"").expect("create");
+    let mut btrfs = std::process::Command::new("btrfs");
+    btrfs.args(["property", "set"]).arg(&path).args(["compression", "zstd"]);
+    assert!(btrfs.status().expect("btrfs").success());
+    fs::write(&path, vec![b'x'; 1 << 20]).expect("write");
+    let small = sandbox.path().join("inline");
+    fs::write(&small, b"small").expect("write");
+    for (path, flag) in [(path, ExtentFlags::ENCODED), (small, ExtentFlags::DATA_INLINE)] {
+        let file = RealFile::open_image(&path).expect("open");
+        let truth = map(&file, range(0, 1 << 20), 10_000);
+        let told = addresses(&file, 0, 1 << 20, 10_000);
+        assert!(!told.is_empty() && told.iter().all(|e| e.flags.has(flag) && !e.flags.comparable()), "{told:?}");
+        assert_eq!(by_block(&told, 256), by_block(&truth, 256));
+    }
 }
 
 #[test]

@@ -4,15 +4,13 @@ use std::time::{Duration, Instant};
 
 use super::claims::Claims;
 use super::clone::{Cloner, Tally};
+use super::compare;
 use super::job::{self, Job};
 use super::report::{Event, Finished, Progress, Started};
 use crate::cbw::Clusters;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
-use crate::extent::delta::verdicts;
-use crate::extent::lockstep::lockstep;
-use crate::extent::segments::segments;
-use crate::extent::{Extent, walk::MapWalk};
+use crate::extent::Extent;
 use crate::hold::{Demand, Hold, T0};
 use crate::plan::chunk::{Planner, Step, WALK_BATCH};
 use crate::plan::pacer::Pacer;
@@ -125,7 +123,7 @@ impl<'a, D: Disk> Window<'a, D> {
             return self.whole_in_one_call(claims);
         }
         if self.compare {
-            self.flush()?;
+            compare::flush(&*self.job.image, self.partial, self.geometry)?;
         }
         let limit = if self.compare { self.job.options.chunk.min(COMPARE) } else { self.job.options.chunk };
         let mut from = 0;
@@ -160,38 +158,16 @@ impl<'a, D: Disk> Window<'a, D> {
         self.tick(true)
     }
 
-    /// Dirty data shows its old block in the map, without a flag (KERNEL.md): both files are flushed before the first
-    /// comparison.
-    fn flush(&self) -> Result<()> {
-        let first = ByteRange::new(0, self.geometry.block.get()).expect("a block has bytes");
-        for (file, name) in [(&*self.job.image, "image"), (self.partial, "partial file")] {
-            file.map(first, 1, true, &mut Vec::new()).map_err(|e| cannot_map(name, first, e))?;
-        }
-        Ok(())
-    }
-
     /// Compares the maps of `open` and clones what they do not prove equal.
     fn refresh(&mut self, open: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {
         self.step(claims)?;
-        let mut differing = Vec::new();
-        {
-            let mut image = MapWalk::new(&*self.job.image, open, WALK_BATCH);
-            let mut partial = MapWalk::new(self.partial, open, WALK_BATCH);
-            let sides = lockstep(
-                segments(&mut image, open.start(), open.end()),
-                segments(&mut partial, open.start(), open.end()),
-            );
-            for verdict in verdicts(sides) {
-                let verdict = verdict.map_err(|e| cannot_map("image or snapshot", open, e))?;
-                if verdict.equal {
-                    self.work.skipped += verdict.range.len();
-                } else {
-                    differing.push(verdict.range);
-                }
-            }
-            self.work.extents += image.seen();
+        let compared = compare::compare(&*self.job.image, self.partial, open)?;
+        self.work.skipped += compared.equal_bytes;
+        match compared.extents {
+            Some(extents) => self.work.extents += extents,
+            None => self.work.every_extent_counted = false,
         }
-        for range in differing {
+        for range in compared.differing {
             let Some(range) = self.geometry.cover(range) else { continue };
             self.runs(range.bytes(), claims, None)?;
         }
@@ -251,8 +227,8 @@ impl<'a, D: Disk> Window<'a, D> {
                 Step::Clone { range, extents } => return Ok((range, extents)),
                 Step::Walk(range) => {
                     let mut extents: Vec<Extent> = Vec::with_capacity(WALK_BATCH);
-                    let walked = self.job.image.map(range, WALK_BATCH, false, &mut extents);
-                    walked.map_err(|e| cannot_map("image", range, e))?;
+                    let walked = self.job.image.addresses(range, WALK_BATCH, &mut extents);
+                    walked.map_err(|e| compare::cannot_map("image", range, e))?;
                     self.planner.feed(range, &extents);
                 }
             }
@@ -389,10 +365,4 @@ impl<'a, D: Disk> Window<'a, D> {
 fn interrupted(why: &str) -> Error {
     let hint = "'rclone-img resume' goes on from the checkpoint";
     Error::new(Kind::Interrupted, format!("stopped with a checkpoint: {why}"), hint)
-}
-
-fn cannot_map(file: &str, range: ByteRange, error: std::io::Error) -> Error {
-    let kind = if error.raw_os_error() == Some(libc::EIO) { Kind::Broken } else { Kind::Failed };
-    let hint = "check the kernel's log, then run the same command again";
-    Error::io(kind, format!("cannot read the block map of the {file}, {range}"), hint, error)
 }

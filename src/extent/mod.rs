@@ -58,6 +58,18 @@ impl ExtentFlags {
         self.0
     }
 
+    /// These without those of `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// What tells of the place alone: not of who else has it, nor of the report.
+    #[must_use]
+    pub fn of_place(self) -> Self {
+        self.without(Self::SHARED).without(Self::MERGED).without(Self::LAST)
+    }
+
     /// Whether every flag of `other` is set.
     pub fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0

@@ -5,7 +5,7 @@ use std::io;
 use super::Extent;
 use crate::range::ByteRange;
 
-/// What answers for a range's extents: see [`crate::disk::DiskFile::map`].
+/// What answers for a range's extents: see [`crate::disk::DiskFile::addresses`].
 pub trait Maps {
     /// Appends the extents that touch `range`, in order, at most `max`; fewer mean that there are no more.
     ///

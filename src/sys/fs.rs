@@ -110,6 +110,24 @@ pub fn facts(fd: BorrowedFd<'_>) -> io::Result<FsFacts> {
     Ok(FsFacts { kind, uuid, block, mount_instance })
 }
 
+/// What Btrfs does exclusively that leaves logical addresses alone (`btrfs_exclop_sprintf` in fs/btrfs/sysfs.c names all).
+const MOVES_NOTHING: [&str; 5] = ["none", "balance paused", "device add", "device replace", "swap activate"];
+
+/// Whether the file system may be moving extents of files that nobody writes: Btrfs during a balance, a shrink, the
+/// removal of a device (`/sys/fs/btrfs/UUID/exclusive_operation`, Linux 5.10+). XFS has no such thing.
+///
+/// # Errors
+/// What fstatfs(2) says; a Btrfs that does not tell is taken to be.
+pub fn relocating(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    if fstatfs(fd)?.filesystem_type() != BTRFS_SUPER_MAGIC {
+        return Ok(false);
+    }
+    let (_, uuid) = btrfs(fd)?;
+    let directory = instance_directory(fd, FsKind::Btrfs, uuid);
+    let operation = directory.and_then(|d| fs::read_to_string(d.join("exclusive_operation")).ok());
+    Ok(operation.is_none_or(|operation| !MOVES_NOTHING.contains(&operation.trim())))
+}
+
 fn xfs(fd: BorrowedFd<'_>) -> io::Result<(u64, [u8; 16])> {
     let mut geometry = XfsGeometry::new_zeroed();
     // SAFETY: XFS_IOC_FSGEOMETRY_V1 writes one 112-byte struct and keeps no pointer.

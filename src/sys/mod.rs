@@ -4,6 +4,7 @@
 //! names the kernel's contract that it relies on. Functions take borrowed descriptors, answer with `io::Error` carrying the
 //! kernel's errno, and decide nothing.
 
+pub mod btrfs;
 pub mod clone;
 pub mod cpu;
 pub mod fiemap;

@@ -51,6 +51,12 @@ impl DiskFile for Mapped {
         self.largest_batch.set(self.largest_batch.get().max(into.len()));
         Ok(())
     }
+    fn addresses(&self, range: ByteRange, max: usize, into: &mut Vec<Extent>) -> io::Result<()> {
+        self.map(range, max, false, into)
+    }
+    fn relocating(&self) -> io::Result<bool> {
+        Ok(false)
+    }
     fn count(&self, _: ByteRange) -> io::Result<u64> {
         none()
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use nix::fcntl::{OFlag, open};
@@ -14,16 +15,24 @@ use xattr::FileExt as _;
 use super::{ALWAYS, convert};
 use crate::disk::{CallCost, DiskFile, FsFacts, FsKind, Stat};
 use crate::extent::Extent;
-use crate::range::{ByteRange, CloneRange};
+use crate::range::{ByteRange, CloneRange, PowerOfTwo};
 use crate::record::ATTRIBUTE;
 use crate::sys::lease::{self, Lease};
 use crate::sys::ofd::{self, Lock};
-use crate::sys::{clone, cpu, fiemap, fs, inode};
+use crate::sys::{btrfs, clone, cpu, fiemap, fs, inode};
 
 /// An open file.
 #[derive(Debug)]
 pub struct RealFile {
     file: File,
+    tree: OnceLock<Option<Tree>>,
+}
+
+/// Where the items of a file are in its subvolume's tree.
+#[derive(Clone, Copy, Debug)]
+struct Tree {
+    inode: u64,
+    block: PowerOfTwo,
 }
 
 impl RealFile {
@@ -48,11 +57,22 @@ impl RealFile {
             Err(TryLockError::Error(e)) => Err(e),
         }
     }
+
+    /// Where to ask for the file's items; `None` where only FIEMAP answers.
+    fn tree(&self) -> Option<Tree> {
+        *self.tree.get_or_init(|| {
+            let facts = self.fs().ok().filter(|f| f.kind == FsKind::Btrfs)?;
+            let tree = Tree { inode: fstat(&self.file).ok()?.st_ino, block: facts.block };
+            let first = ByteRange::at(0, 1)?;
+            let told = btrfs::extents_starting_in(self.as_fd(), tree.inode, tree.block, first, 1, &mut Vec::new());
+            told.is_ok().then_some(tree)
+        })
+    }
 }
 
 impl From<File> for RealFile {
     fn from(file: File) -> Self {
-        Self { file }
+        Self { file, tree: OnceLock::new() }
     }
 }
 
@@ -83,6 +103,29 @@ impl DiskFile for RealFile {
 
     fn map(&self, range: ByteRange, max: usize, flush: bool, into: &mut Vec<Extent>) -> io::Result<()> {
         fiemap::walk(self.as_fd(), range, max, flush, into)
+    }
+
+    /// As the trait says. The tree's search finds the items that begin in a range: what reaches into it from before is
+    /// FIEMAP's to tell, one extent a call.
+    fn addresses(&self, range: ByteRange, max: usize, into: &mut Vec<Extent>) -> io::Result<()> {
+        let from = into.len();
+        match self.tree() {
+            None => self.map(range, max, false, into)?,
+            Some(Tree { inode, block }) => {
+                self.map(range, 1, false, into)?;
+                let reached = into[from..].last().map(|e| e.logical.end());
+                let rest = reached.and_then(|end| ByteRange::new(end, range.end())).filter(|_| max > 1);
+                if let Some(rest) = rest {
+                    btrfs::extents_starting_in(self.as_fd(), inode, block, rest, max - 1, into)?;
+                }
+            }
+        }
+        into[from..].iter_mut().for_each(|e| e.flags = e.flags.of_place());
+        Ok(())
+    }
+
+    fn relocating(&self) -> io::Result<bool> {
+        fs::relocating(self.as_fd())
     }
 
     fn count(&self, range: ByteRange) -> io::Result<u64> {

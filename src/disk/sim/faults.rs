@@ -17,6 +17,8 @@ pub struct Faults {
     pub stale_maps: u16,
     /// Per block written: it becomes an encoded extent, whose reported address it has in common with others.
     pub encoded: u16,
+    /// Per question: the file system may be moving extents about.
+    pub relocating: u16,
 
     /// Per block address, for good: FICLONERANGE of it is ENOSPC; it can be read, and copied.
     pub clone_never: u16,
@@ -59,6 +61,7 @@ impl Faults {
             in_place: often(),
             stale_maps: often(),
             encoded: often() / 4,
+            relocating: often() / 4,
             ..Self::default()
         }
     }

@@ -100,6 +100,20 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    fn addresses(&self, range: ByteRange, max: usize, into: &mut Vec<Extent>) -> io::Result<()> {
+        let from = into.len();
+        self.map(range, max, false, into)?;
+        into[from..].iter_mut().for_each(|e| e.flags = e.flags.of_place());
+        Ok(())
+    }
+
+    fn relocating(&self) -> io::Result<bool> {
+        let mut w = self.world.borrow_mut();
+        w.alive()?;
+        let odds = w.faults.relocating;
+        Ok(w.rng.per_mille(odds))
+    }
+
     fn count(&self, range: ByteRange) -> io::Result<u64> {
         let mut extents = Vec::new();
         self.map(range, usize::MAX, false, &mut extents)?;
