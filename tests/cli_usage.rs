@@ -91,7 +91,6 @@ fn a_cluster_is_at_most_a_chunk() {
 #[test]
 fn what_is_not_built_is_not_accepted() {
     check_usage(&["serve", "a"], "error: unrecognized subcommand 'serve'");
-    check_usage(&["help"], "error: unrecognized subcommand 'help'");
     check_usage(&["snapshot", "a", "b", "--qmp", "s"], "error: unexpected argument '--qmp' found");
     check_usage(
         &["snapshot", "a", "b", "--consistency", "guard"],

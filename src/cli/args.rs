@@ -82,7 +82,6 @@ Example:
     version,
     about = "Snapshot a VM's raw disk image on XFS or Btrfs by reflink, in bounded steps that can be interrupted and resumed",
     after_help = EXIT_CODES,
-    disable_help_subcommand = true,
     max_term_width = 100
 )]
 struct Cli {

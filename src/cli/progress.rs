@@ -106,7 +106,9 @@ impl Bar {
     #[allow(clippy::new_without_default)] // Making one is a deed: it takes the terminal.
     pub fn new() -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{bar:12} {binary_bytes}/{binary_total_bytes} {wide_msg}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:10} {percent:>3} % {binary_bytes}/{binary_total_bytes} {wide_msg}")
+        {
             bar.set_style(style);
         }
         Self { bar, begun_at: 0, next: Duration::ZERO, last: None }
@@ -190,7 +192,9 @@ mod tests {
                 "warning: the log\\n",
                 "vm.snap: 0 B of 0 ",
                 "vm.snap: 0 B of 0 ",
-                "vm.snap: snapshot "
+                "vm.snap: snapshot ",
+                "  8.0 KiB, 2 exten",
+                "  next: back it up"
             ]
         );
     }

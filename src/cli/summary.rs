@@ -1,4 +1,4 @@
-//! What a job says to people, a line at a time. Pure.
+//! What a job says to people. Pure.
 
 use std::time::Duration;
 
@@ -47,24 +47,24 @@ pub fn time_left(begun_at: u64, now: &Progress) -> Option<Duration> {
     Duration::try_from_secs_f64(now.elapsed.as_secs_f64() * left as f64 / done as f64).ok()
 }
 
-/// What was made, and what to do next.
+/// What was made, in figures, and what to do next: three lines.
 pub fn finished(names: &Names, end: &Finished) -> String {
     let Started { t0, hold, bytes, new_t0, .. } = end.started;
     let dst = words::name(&names.dst);
     let of = names.src.as_ref().map_or(String::new(), |src| format!(" of {}", words::name(src)));
     let new = if new_t0 { "new T0" } else { "T0" };
     let instant = if hold.point_in_time() { "one point in time" } else { "NOT A POINT IN TIME" };
-    let extents = end.extents.map_or("extents not counted".into(), |n| words::count(n, "extent"));
+    let mut figures =
+        vec![words::bytes(bytes), end.extents.map_or("extents not counted".into(), |n| words::count(n, "extent"))];
+    figures.push(format!("{} (longest {})", words::count(end.calls, "call"), words::time(end.longest_call)));
+    let told = |bytes: u64, what: &str| (bytes > 0).then(|| format!("{} {what}", words::bytes(bytes)));
+    figures.extend(told(end.skipped_bytes, "shared already"));
+    figures.extend(told(end.copied_bytes, "copied because they could not be shared"));
+    figures.push(format!("{} in all", words::time(end.elapsed)));
     format!(
-        "{dst}: snapshot{of}, {new} {t0:.0}, hold {}, {instant}; {}, {extents}, {}, longest {}, {} skipped, {} copied, \
-         {} in all; next: {}",
+        "{dst}: snapshot{of}, {instant}: {new} {t0:.0}, hold {}\n  {}\n  next: {}",
         hold.name(),
-        words::bytes(bytes),
-        words::count(end.calls, "call"),
-        words::time(end.longest_call),
-        words::bytes(end.skipped_bytes),
-        words::bytes(end.copied_bytes),
-        words::time(end.elapsed),
+        figures.join(", "),
         next(names, hold)
     )
 }
@@ -138,14 +138,21 @@ mod tests {
         let mut end = samples::finished();
         assert_eq!(
             finished(&names, &end),
-            "vm.snap: snapshot of vm.img, T0 2026-11-21T05:00:00Z, hold frozen, one point in time; 8.0 KiB, 2 extents, \
-             3 calls, longest 5.1 ms, 0 B skipped, 4.0 KiB copied, 2.5 s in all; next: back it up; rclone-img snapshot \
-             --refresh vm.img vm.snap brings it up to date"
+            "vm.snap: snapshot of vm.img, one point in time: T0 2026-11-21T05:00:00Z, hold frozen\n  8.0 KiB, 2 extents, \
+             3 calls (longest 5.1 ms), 4.0 KiB copied because they could not be shared, 2.5 s in all\n  next: back it up; \
+             rclone-img snapshot --refresh vm.img vm.snap brings it up to date"
         );
+        end.skipped_bytes = 4096;
+        assert!(finished(&names, &end).contains(", 4.0 KiB shared already, "));
+        end.copied_bytes = 0;
+        assert!(!finished(&names, &end).contains("copied"));
         end.started.hold = HoldKind::None;
         end.extents = None;
         let text = finished(&names, &end);
-        assert!(text.contains("hold none, NOT A POINT IN TIME; 8.0 KiB, extents not counted"), "{text}");
+        assert!(
+            text.contains("NOT A POINT IN TIME: T0 2026-11-21T05:00:00Z, hold none\n  8.0 KiB, extents not counted,"),
+            "{text}"
+        );
         assert!(!text.contains("back it up"), "{text}");
     }
 }

@@ -170,6 +170,13 @@ pub trait Disk {
 
     /// Waits.
     fn wait(&self, time: Duration);
+
+    /// Takes the file system's turn, which one job has at a time; false where another has it, and then this one is in the
+    /// queue. Does not wait. True where there is nothing to take turns by.
+    fn take_turn(&self) -> bool;
+
+    /// Gives the turn to others, and the place in the queue.
+    fn end_turn(&self);
 }
 
 /// A file as the engine and the journal use it. All methods take `&self`: a descriptor may be used from several threads.

@@ -17,5 +17,6 @@ pub mod partial;
 pub mod recover;
 pub mod report;
 pub mod start;
+pub mod turns;
 pub mod undo;
 pub mod window;

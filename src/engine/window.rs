@@ -7,6 +7,7 @@ use super::clone::{Cloner, Tally};
 use super::compare;
 use super::job::{self, Job};
 use super::report::{Event, Finished, Progress, Started};
+use super::turns::{self, Turn, Turns};
 use crate::cbw::Clusters;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
@@ -68,6 +69,7 @@ pub struct Window<'a, D: Disk> {
     began: Instant,
     ticked: Instant,
     leave_by: Option<Instant>,
+    turns: Turns,
 }
 
 impl<'a, D: Disk> Window<'a, D> {
@@ -111,6 +113,7 @@ impl<'a, D: Disk> Window<'a, D> {
             began,
             ticked: began,
             leave_by: None,
+            turns: Turns::default(),
         })
     }
 
@@ -122,6 +125,12 @@ impl<'a, D: Disk> Window<'a, D> {
         if self.hold.kind().one_call() {
             return self.whole_in_one_call(claims);
         }
+        let result = self.in_turns(claims);
+        self.turns.end(self.job.disk);
+        result
+    }
+
+    fn in_turns(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
         if self.compare {
             compare::flush(&*self.job.image, self.partial, self.geometry)?;
         }
@@ -272,16 +281,31 @@ impl<'a, D: Disk> Window<'a, D> {
         Cloner { image, partial: self.partial, geometry: self.geometry, floor, may_copy }
     }
 
-    /// Between two calls: what the hold demands, whether to stop, and now and then the news.
+    /// Between two calls: what the hold demands, whether to stop, now and then the news, and whose turn it is.
     fn step(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
         loop {
+            self.meet_demands(claims)?;
+            if (self.job.stop)() {
+                return Err(interrupted("the job was told to stop"));
+            }
+            self.tick(false)?;
+            if self.leave_by.is_some() {
+                return Ok(()); // Somebody waits for this job.
+            }
+            match self.turns.ask(self.job.disk, Instant::now()) {
+                Turn::Ours => return Ok(()),
+                Turn::Theirs => self.job.disk.wait(turns::POLL),
+                Turn::GivenUp => self.job.observer.on(Event::Warning(turns::GIVEN_UP.into())),
+            }
+        }
+    }
+
+    fn meet_demands(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
+        loop {
             match self.hold.demand() {
-                Demand::Nothing => break,
+                Demand::Nothing => return Ok(()),
                 Demand::Promote(range) => self.promote(range, claims)?,
-                Demand::Leave(within) => {
-                    self.leave(within)?;
-                    break;
-                }
+                Demand::Leave(within) => return self.leave(within),
                 Demand::Broken(why) => {
                     return Err(Error::new(
                         Kind::Broken,
@@ -291,10 +315,6 @@ impl<'a, D: Disk> Window<'a, D> {
                 }
             }
         }
-        if (self.job.stop)() {
-            return Err(interrupted("the job was told to stop"));
-        }
-        self.tick(false)
     }
 
     fn promote(&mut self, range: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {

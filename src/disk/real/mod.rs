@@ -4,7 +4,9 @@
 //! may be renamed while a job runs and nobody can put a link in its way. All descriptors are close-on-exec.
 
 mod file;
+mod turns;
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -21,6 +23,7 @@ use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use uuid::Uuid;
 
 pub use file::RealFile;
+use turns::Turns;
 
 use super::{Access, Disk, HostFacts, Space, Stat};
 use crate::sys::process;
@@ -33,6 +36,7 @@ const ALWAYS: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NONBLOCK).union(OFlag::O_N
 #[derive(Debug)]
 pub struct RealDisk {
     dir: OwnedFd,
+    turns: RefCell<Option<Turns>>,
 }
 
 impl RealDisk {
@@ -42,7 +46,8 @@ impl RealDisk {
     /// ENOENT, ENOTDIR, EACCES, and what open(2) says.
     pub fn open_dir(path: &Path) -> io::Result<Self> {
         let dir = nix::fcntl::open(path, ALWAYS | OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
-        Ok(Self { dir })
+        let turns = RefCell::new(Turns::of(dir.as_fd()));
+        Ok(Self { dir, turns })
     }
 
     fn open_flags(&self, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> {
@@ -145,6 +150,16 @@ impl Disk for RealDisk {
 
     fn wait(&self, time: Duration) {
         std::thread::sleep(time);
+    }
+
+    fn take_turn(&self) -> bool {
+        self.turns.borrow_mut().as_mut().is_none_or(Turns::take)
+    }
+
+    fn end_turn(&self) {
+        if let Some(turns) = self.turns.borrow_mut().as_mut() {
+            turns.end();
+        }
     }
 }
 

@@ -82,6 +82,15 @@ impl Disk for SimDisk {
 
     fn wait(&self, _: Duration) {}
 
+    /// Without chance: how often a job asks depends on the clock, and must not change what happens to it.
+    fn take_turn(&self) -> bool {
+        let mut w = self.world.borrow_mut();
+        w.turn_questions += 1;
+        !w.others_turn.unwrap_or(w.turn_questions % 3 == 1)
+    }
+
+    fn end_turn(&self) {}
+
     fn rename(&self, from: &OsStr, to: &OsStr, replace: bool) -> io::Result<()> {
         assert_component(from);
         assert_component(to);

@@ -142,6 +142,11 @@ impl SimDisk {
         self.world.borrow_mut().space = space;
     }
 
+    /// Says whether another job has the file system's turn.
+    pub fn others_have_the_turn(&self, have: bool) {
+        self.world.borrow_mut().others_turn = Some(have);
+    }
+
     /// The last operations, at most `last`, a line each: for the message of a test that failed.
     pub fn trace(&self, last: usize) -> String {
         let world = self.world.borrow();

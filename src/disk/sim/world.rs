@@ -96,6 +96,9 @@ pub(super) struct World {
     /// The file times' clock: every change of a file has a later one.
     pub(super) tick: i128,
     pub(super) space: Space,
+    /// Whether another job has the turn; where nobody said so it has at the first question of each three.
+    pub(super) others_turn: Option<bool>,
+    pub(super) turn_questions: u64,
     pub(super) steps: u64,
     pub(super) stop_at: Option<u64>,
     pub(super) stopped: bool,
@@ -116,6 +119,8 @@ impl World {
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             name_ops: Vec::new(),
+            others_turn: None,
+            turn_questions: 0,
             next_ino: 128,
             next_open: 3,
             mount_instance: 1,
