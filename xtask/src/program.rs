@@ -1,5 +1,6 @@
 //! The program under demonstration or measurement: how it is built, called, and what it says about a job.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,6 +88,14 @@ pub fn beside(target: &Path, suffix: &str) -> PathBuf {
     let mut name = target.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// How much of the image a job's partial file has, of 1; nothing before the job has a journal to be resumed from.
+pub fn share_done(source: &Path, target: &Path) -> Option<f64> {
+    std::fs::metadata(beside(target, ".journal")).ok()?;
+    let partial = std::fs::metadata(beside(target, ".partial")).ok()?;
+    let source = std::fs::metadata(source).ok()?;
+    Some(partial.blocks() as f64 / source.blocks().max(1) as f64)
 }
 
 /// Removes a snapshot, and whatever a broken-off job left of it.

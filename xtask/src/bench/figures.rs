@@ -15,6 +15,8 @@ pub enum Measure {
     LongestCall,
     /// A refresh after 1 % was rewritten, of the time of `cp`.
     Refresh,
+    /// How long somebody waits who opens the image for writing in the middle of a job.
+    Writer,
     /// Peak memory with a million extents.
     PeakMemory,
     /// Peak memory with 65 thousand extents.
@@ -29,6 +31,7 @@ impl Measure {
             Self::WholeJob => "snapshot / (cp + sync)",
             Self::LongestCall => "p99 call at --latency 5ms",
             Self::Refresh => "refresh of 1 % / (cp + sync)",
+            Self::Writer => "a writer waits to open",
             Self::PeakMemory => "peak memory",
             Self::PeakMemorySmall => "peak memory, 65k extents",
             Self::Map => "map / filefrag",
@@ -38,7 +41,7 @@ impl Measure {
     fn unit(self) -> &'static str {
         match self {
             Self::WholeJob | Self::Refresh | Self::Map => "x",
-            Self::LongestCall => "ms",
+            Self::LongestCall | Self::Writer => "ms",
             Self::PeakMemory | Self::PeakMemorySmall => "MiB",
         }
     }
@@ -48,6 +51,7 @@ impl Measure {
         match self {
             Self::WholeJob => 1.2,
             Self::LongestCall => 10.0,
+            Self::Writer => 1000.0,
             Self::Refresh if file_system == "XFS" => 0.35,
             Self::Refresh => 0.6,
             Self::PeakMemory | Self::PeakMemorySmall => 32.0,

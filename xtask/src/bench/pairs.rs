@@ -1,9 +1,10 @@
 //! The runs of `cargo xtask bench clone` on one file system: both sides of a ratio in turn, each first in every other pair.
 
+use std::fs::OpenOptions;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
@@ -39,7 +40,7 @@ impl<'a> Bench<'a> {
         self.figures
     }
 
-    /// One pair: `cp`, the whole job, the job with short calls, the refresh, `map` and `filefrag`.
+    /// One pair: `cp`, the whole job, a job that somebody's writing ends, the job with short calls, the refresh, `map` and `filefrag`.
     pub fn pair(&mut self, number: u32) -> Result<()> {
         eprintln!("{}: pair {}", self.figures.file_system, number + 1);
         let ours_first = number % 2 == 1;
@@ -50,6 +51,7 @@ impl<'a> Bench<'a> {
             (self.cp()?, self.job()?)
         };
         self.figures.add(Measure::WholeJob, job / cp);
+        self.writer()?;
         let refresh = self.paced_and_refreshed()?;
         self.figures.add(Measure::Refresh, refresh / cp);
         let (theirs, ours) = if ours_first {
@@ -91,6 +93,31 @@ impl<'a> Bench<'a> {
         self.figures.add(Measure::PeakMemory, run.peak_mib);
         program::remove(&target)?;
         Ok(self.seconds("snapshot", run.outcome.took))
+    }
+
+    /// Somebody opens the image for writing when a quarter is cloned.
+    fn writer(&mut self) -> Result<()> {
+        self.calm()?;
+        let (source, target) = (&self.source, self.folder.join("vm.snap"));
+        let mut waited = None;
+        let mut job = self.program.snapshot(source, &target, &[]);
+        let outcome = run::watched(&mut job, |_| {
+            if program::share_done(source, &target).is_none_or(|done| done < 0.25) {
+                return ControlFlow::Continue(());
+            }
+            let began = Instant::now();
+            waited = Some(OpenOptions::new().write(true).open(source).map(|_| began.elapsed()));
+            ControlFlow::Break(())
+        })?;
+        program::remove(&target)?;
+        let Some(waited) = waited else {
+            run::require_success(&job, outcome)?;
+            eprintln!("  the job was over before anybody could open the image");
+            return Ok(());
+        };
+        let waited = waited.with_context(|| format!("open {} for writing", source.display()))?;
+        self.figures.add(Measure::Writer, waited.as_secs_f64() * 1000.0);
+        Ok(())
     }
 
     /// A snapshot made of short calls, and its refresh once 1 % of the image was rewritten.

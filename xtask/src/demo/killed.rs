@@ -1,7 +1,6 @@
 //! The part of the demonstration in which a job dies halfway.
 
 use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,7 +29,7 @@ pub fn kill_and_resume(program: &Program, source: &Path, target: &Path) -> Resul
         let mut seen = 0.0;
         let mut job = program.snapshot(source, target, &["--latency", "5ms"]);
         let outcome = run::watched(&mut job, |pid| {
-            let Some(done) = done(source, target).filter(|done| *done >= share) else {
+            let Some(done) = program::share_done(source, target).filter(|done| *done >= share) else {
                 return ControlFlow::Continue(());
             };
             if kill(pid, Signal::SIGKILL).is_ok() {
@@ -57,12 +56,4 @@ pub fn kill_and_resume(program: &Program, source: &Path, target: &Path) -> Resul
         return Ok(Killed { at: seen, after: outcome.took, resumed: resumed.took, equal: Some(equal) });
     }
     Ok(Killed { at: 0.0, after: Duration::ZERO, resumed: Duration::ZERO, equal: None })
-}
-
-/// How much of the image a job's partial file has, of 1; nothing before the job has a journal to be resumed from.
-fn done(source: &Path, target: &Path) -> Option<f64> {
-    std::fs::metadata(program::beside(target, ".journal")).ok()?;
-    let partial = std::fs::metadata(program::beside(target, ".partial")).ok()?;
-    let source = std::fs::metadata(source).ok()?;
-    Some(partial.blocks() as f64 / source.blocks().max(1) as f64)
 }
