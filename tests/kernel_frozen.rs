@@ -41,10 +41,8 @@ fn a_writer_that_has_the_image_open_is_named_with_pid_and_command() {
     on_both(|s| {
         let image = image(s);
         let mut child = Command::new("sh");
-        child.args(["-c", "exec 9<>\"$0\"; echo ready; exec sleep 600"]).arg(s.path(image)).stdout(Stdio::piped());
-        let mut other = Other(child.spawn().expect("sh"));
-        let mut line = String::new();
-        BufReader::new(other.0.stdout.take().expect("piped")).read_line(&mut line).expect("ready");
+        child.args(["-c", "exec 9<>\"$0\"; echo ready; exec sleep 600"]).arg(s.path(image));
+        let other = Other::start(&mut child, "ready");
         // The shell becomes sleep after it has said so.
         let comm = format!("/proc/{}/comm", other.0.id());
         assert!(support::until(|| fs::read_to_string(&comm).is_ok_and(|c| c == "sleep\n")));

@@ -1,6 +1,6 @@
 //! Whoever has an image open for writing keeps the lease away and is named, on real XFS and Btrfs.
 
-mod loopfs;
+mod support;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -8,21 +8,21 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use loopfs::other::Other;
-use loopfs::{FsType, LEAST, Sandbox, on_both};
 use rclone_img::disk::real::RealFile;
 use rclone_img::hold::holders::{Holder, Holding, holders};
 use rclone_img::range::ByteRange;
 use rclone_img::sys::lease::{self, Lease};
 use rclone_img::sys::ofd::{self, Lock};
+use support::{Fs, Other, Sandbox, must, on_both};
 
 /// Set for the child that looks for holders as an unprivileged user; the value is the file's path.
 const CHILD_SEARCHES: &str = "RCLIMG_TEST_CHILD_SEARCHES";
 
 #[test]
 fn a_writer_refuses_the_lease_and_is_named() {
-    on_both(|kind, sandbox| {
-        let path = sandbox.path().join("image");
+    on_both(|s| {
+        let kind = s.fs;
+        let path = s.path("image");
         fs::write(&path, [0; 4096]).expect("write");
         let image = RealFile::open_image(&path).expect("open");
         {
@@ -53,8 +53,9 @@ fn a_writer_refuses_the_lease_and_is_named() {
 
 #[test]
 fn a_loop_device_is_named_and_a_read_only_one_is_not() {
-    on_both(|kind, sandbox| {
-        let path = sandbox.path().join("image");
+    on_both(|s| {
+        let kind = s.fs;
+        let path = s.path("image");
         File::create(&path).and_then(|f| f.set_len(1 << 20)).expect("create");
         let image = RealFile::open_image(&path).expect("open");
         for read_only in [false, true] {
@@ -72,27 +73,22 @@ struct LoopDevice(PathBuf);
 
 impl LoopDevice {
     fn on(path: &Path, read_only: bool) -> Self {
-        let mut losetup = Command::new("losetup");
-        if read_only {
-            losetup.arg("--read-only");
-        }
-        let output = losetup.args(["--find", "--show"]).arg(path).output().expect("losetup");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+        let find = if read_only { "-rf" } else { "-f" };
+        Self(PathBuf::from(must("losetup", &[&find, &"--show", &path]).trim()))
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        // The sandbox detaches what is left.
         let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
     }
 }
 
 #[test]
 fn a_shared_mapping_outlives_its_descriptor_and_is_named() {
-    on_both(|kind, sandbox| {
-        let path = sandbox.path().join("image");
+    on_both(|s| {
+        let kind = s.fs;
+        let path = s.path("image");
         fs::write(&path, [0; 8192]).expect("write");
         let image = RealFile::open_image(&path).expect("open");
         // Maps the file for reading as yet, through a descriptor that may write, and closes that; says so in a listing.
@@ -108,11 +104,11 @@ fn a_shared_mapping_outlives_its_descriptor_and_is_named() {
 
 #[test]
 fn somebody_elses_processes_are_counted_where_they_cannot_be_seen() {
-    let Some(sandbox) = Sandbox::new(FsType::Xfs, LEAST) else { return };
-    let path = sandbox.path().join("image");
+    let Some(s) = Sandbox::new(Fs::Xfs) else { return };
+    let path = s.path("image");
     fs::write(&path, [0; 4096]).expect("write");
     // Where the test was built need not be open to that user.
-    let itself = sandbox.path().join("search");
+    let itself = s.path("search");
     fs::copy(std::env::current_exe().expect("this test"), &itself).expect("copy");
     let _writer = Other::opens("<>", &path);
     let mut command = Command::new(itself);
@@ -134,8 +130,9 @@ fn child_that_searches() {
 
 #[test]
 fn qemus_lock_is_seen() {
-    on_both(|kind, sandbox| {
-        let path = sandbox.path().join("image");
+    on_both(|s| {
+        let kind = s.fs;
+        let path = s.path("image");
         fs::write(&path, [0; 4096]).expect("write");
         let image = RealFile::open_image(&path).expect("open");
         let qemu = File::open(&path).expect("open");

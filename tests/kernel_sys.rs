@@ -1,20 +1,21 @@
 //! The kernel's side of the bargain: what `sys` and `disk::real` rely on, on real XFS and Btrfs.
 
-mod loopfs;
+mod support;
 
 use std::ffi::OsStr;
 use std::fs::{self, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 
-use loopfs::other::Other;
-use loopfs::{FsType, LEAST, Sandbox, make_fragmented, on_both, sync_counts};
+use fiemap::{FiemapExtent, FiemapExtentFlags};
 use nix::unistd::{Uid, setfsuid};
 use rclone_img::disk::real::{RealDisk, RealFile};
 use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
 use rclone_img::extent::{Extent, ExtentFlags};
 use rclone_img::range::{ByteRange, CloneRange, Geometry, PowerOfTwo};
 use rclone_img::sys::{fiemap as walker, inode};
+use support::{BLOCK, Fs, Other, Sandbox, on_both};
 
 fn range(start: u64, end: u64) -> ByteRange {
     ByteRange::new(start, end).expect("not empty")
@@ -30,12 +31,37 @@ fn map(file: &RealFile, range: ByteRange, max: usize) -> Vec<Extent> {
     extents
 }
 
+/// What the fiemap crate says of a file that is synced.
+fn oracle(path: &Path) -> Vec<FiemapExtent> {
+    fiemap::fiemap(path).expect("open").map(|e| e.expect("fiemap")).collect()
+}
+
+/// A file without holes, of so many blocks (a power of two). They are written past the page cache, in an order in which
+/// none follows its neighbour, so that few of them merge into one extent. Each is filled with its number's low byte.
+fn shuffled(path: &Path, blocks: u64) {
+    assert!(blocks.is_power_of_two(), "the order is a permutation of powers of two only");
+    let file = OpenOptions::new().write(true).create_new(true).custom_flags(libc::O_DIRECT).open(path);
+    let file = file.expect("open for O_DIRECT");
+    let len = BLOCK as usize;
+    let mut buffer = vec![0_u8; 2 * len];
+    let aligned = buffer.as_ptr().align_offset(len);
+    let mut block = 0;
+    for _ in 0..blocks {
+        // A linear congruential generator of full period: multiplier 1 mod 4, increment odd.
+        block = (block * 1_664_525 + 1_013_904_223) % blocks;
+        buffer[aligned..aligned + len].fill(block as u8);
+        file.write_all_at(&buffer[aligned..aligned + len], block * BLOCK).expect("write a block");
+    }
+    file.sync_all().expect("fsync");
+}
+
 #[test]
 fn the_walk_agrees_with_the_oracle_in_batches_of_any_size() {
-    on_both(|kind, sandbox| {
-        let path = sandbox.path().join("image");
-        make_fragmented(&path, 4096);
-        let oracle: Vec<_> = fiemap::fiemap(&path).expect("open").map(|e| e.expect("fiemap")).collect();
+    on_both(|s| {
+        let kind = s.fs;
+        let path = s.path("image");
+        shuffled(&path, 4096);
+        let oracle = oracle(&path);
         assert!(oracle.len() > 3000, "{kind:?} merged all but {} extents", oracle.len());
         let file = RealFile::open_image(&path).expect("open");
         for batch in [1, 7, 256, 1024, 3000, 5000] {
@@ -56,7 +82,7 @@ fn the_walk_agrees_with_the_oracle_in_batches_of_any_size() {
         }
         let count = walker::count(file.as_fd(), range(0, u64::MAX)).expect("count");
         assert_eq!(count, oracle.len() as u64, "{kind:?}");
-        if kind == FsType::Xfs {
+        if kind == Fs::Xfs {
             assert_eq!(file.extent_count(), Some(count));
         } else {
             assert_eq!(file.extent_count(), None);
@@ -66,8 +92,9 @@ fn the_walk_agrees_with_the_oracle_in_batches_of_any_size() {
 
 #[test]
 fn a_ranged_walk_begins_and_ends_at_the_extents_that_touch_the_range() {
-    on_both(|kind, sandbox| {
-        let path = sandbox.path().join("image");
+    on_both(|s| {
+        let kind = s.fs;
+        let path = s.path("image");
         fs::write(&path, vec![7; 1 << 20]).expect("write");
         let file = OpenOptions::new().write(true).open(&path).map(RealFile::from).expect("open");
         file.set_len(4 << 20).expect("a hole behind it");
@@ -108,9 +135,10 @@ fn addresses(file: &RealFile, start: u64, end: u64, max: usize) -> Vec<Extent> {
 
 #[test]
 fn addresses_are_those_of_the_map_whatever_the_file_is_made_of() {
-    on_both(|kind, sandbox| {
-        let path = sandbox.path().join("image");
-        make_fragmented(&path, 2048);
+    on_both(|s| {
+        let kind = s.fs;
+        let path = s.path("image");
+        shuffled(&path, 2048);
         let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
         // A hole, unwritten blocks, a long extent overwritten in its middle, a shared part at another offset.
         let fallocate = |mode, from: u64, blocks: u64| {
@@ -124,7 +152,7 @@ fn addresses_are_those_of_the_map_whatever_the_file_is_made_of() {
         file.sync_all().expect("sync");
         file.write_all_at(&[2; 4096], 3500 * 4096).expect("write");
         file.sync_all().expect("sync");
-        let snapshot = sandbox.path().join("snapshot");
+        let snapshot = s.path("snapshot");
         let copy = OpenOptions::new().read(true).write(true).create_new(true).open(&snapshot).expect("create");
         copy.set_len(4096 * 4096).expect("size");
         let (one, other) = (RealFile::from(file), RealFile::from(copy));
@@ -133,7 +161,7 @@ fn addresses_are_those_of_the_map_whatever_the_file_is_made_of() {
             let truth = by_block(&map(file, range(0, 4096 * 4096), 10_000), 4096);
             let unwritten = truth.iter().flatten().any(|(_, flags)| *flags == ExtentFlags::UNWRITTEN.bits());
             // XFS makes holes of unwritten extents (KERNEL.md).
-            assert!(truth.contains(&None) && (unwritten || kind == FsType::Xfs), "{kind:?}");
+            assert!(truth.contains(&None) && (unwritten || kind == Fs::Xfs), "{kind:?}");
             for (start, max) in [(0, 1), (0, 2), (0, 700), (0, 10_000), (3450, 100), (120, 3), (4000, 1)] {
                 let told = by_block(&addresses(file, start * 4096, 4096 * 4096, max), 4096);
                 assert!(told[start as usize..] == truth[start as usize..], "{kind:?} from {start} in batches of {max}");
@@ -145,14 +173,14 @@ fn addresses_are_those_of_the_map_whatever_the_file_is_made_of() {
 
 #[test]
 fn compressed_and_inline_data_have_no_address_to_compare() {
-    let Some(sandbox) = Sandbox::new(FsType::Btrfs, LEAST) else { return };
-    let path = sandbox.path().join("compressed");
+    let Some(s) = Sandbox::new(Fs::Btrfs) else { return };
+    let path = s.path("compressed");
     fs::write(&path, b"").expect("create");
     let mut btrfs = std::process::Command::new("btrfs");
     btrfs.args(["property", "set"]).arg(&path).args(["compression", "zstd"]);
     assert!(btrfs.status().expect("btrfs").success());
     fs::write(&path, vec![b'x'; 1 << 20]).expect("write");
-    let small = sandbox.path().join("inline");
+    let small = s.path("inline");
     fs::write(&small, b"small").expect("write");
     for (path, flag) in [(path, ExtentFlags::ENCODED), (small, ExtentFlags::DATA_INLINE)] {
         let file = RealFile::open_image(&path).expect("open");
@@ -165,19 +193,21 @@ fn compressed_and_inline_data_have_no_address_to_compare() {
 
 #[test]
 fn a_clone_shares_blocks_up_to_a_tail_that_is_no_whole_block() {
-    on_both(|kind, sandbox| {
+    on_both(|s| {
+        let kind = s.fs;
         let size = (1 << 20) + 777;
-        let source = sandbox.path().join("image");
+        let source = s.path("image");
         fs::write(&source, (0..size).map(|i| (i / 511) as u8).collect::<Vec<_>>()).expect("write");
-        let disk = RealDisk::open_dir(&sandbox.path()).expect("open");
+        let disk = RealDisk::open_dir(&s.dir()).expect("open");
         let from = disk.open(OsStr::new("image"), Access::Read).expect("open");
         let to = disk.create_new(OsStr::new("snapshot")).expect("create");
         to.set_len(size as u64).expect("size");
         to.clone_range(&from, whole(size as u64)).expect("clone");
         to.sync_all().expect("fsync");
-        assert!(fs::read(&source).expect("read") == fs::read(sandbox.path().join("snapshot")).expect("read"));
-        let (extents, shared) = sync_counts(&sandbox.path().join("snapshot"));
-        assert!(extents > 0 && shared == extents, "{kind:?}: {shared} of {extents} extents are shared");
+        assert!(fs::read(&source).expect("read") == fs::read(s.path("snapshot")).expect("read"));
+        let extents = oracle(&s.path("snapshot"));
+        let shared = extents.iter().filter(|e| e.fe_flags.contains(FiemapExtentFlags::SHARED)).count();
+        assert!(shared > 0 && shared == extents.len(), "{kind:?}: {shared} shared extents in {extents:?}");
         let all = range(0, 2 << 20);
         let addresses = |file| map(file, all, 100).iter().map(|e| (e.logical, e.physical)).collect::<Vec<_>>();
         assert_eq!(addresses(&from), addresses(&to), "{kind:?}");
@@ -190,13 +220,14 @@ fn a_clone_shares_blocks_up_to_a_tail_that_is_no_whole_block() {
 
 #[test]
 fn a_change_shows_in_the_stat_and_a_new_file_has_another_identity() {
-    on_both(|kind, sandbox| {
-        let disk = RealDisk::open_dir(&sandbox.path()).expect("open");
+    on_both(|s| {
+        let kind = s.fs;
+        let disk = RealDisk::open_dir(&s.dir()).expect("open");
         let name = OsStr::new("image");
         let file = disk.create_new(name).expect("create");
         let before = file.stat().expect("stat");
         assert!(before.regular && before.nlink == 1 && before.mode == 0o600);
-        assert_eq!(before.subvolume, if kind == FsType::Btrfs { 5 } else { 0 }, "{kind:?}");
+        assert_eq!(before.subvolume, if kind == Fs::Btrfs { 5 } else { 0 }, "{kind:?}");
         // Kernels before 6.13 stamp files by the tick, so the first change may show none.
         let changed = (0..10_000_000).any(|i| {
             file.set_mode(0o600 | (i & 1)).expect("chmod");
@@ -212,16 +243,17 @@ fn a_change_shows_in_the_stat_and_a_new_file_has_another_identity() {
 
 #[test]
 fn a_remount_is_another_instance_of_the_same_file_system() {
-    on_both(|kind, sandbox| {
-        let facts = || RealFile::open_image(&sandbox.path()).expect("open").fs().expect("facts");
+    on_both(|s| {
+        let kind = s.fs;
+        let facts = || RealFile::open_image(&s.dir()).expect("open").fs().expect("facts");
         let before = facts();
         assert_eq!(facts(), before, "{kind:?}");
-        assert_eq!(before.kind, if kind == FsType::Xfs { FsKind::Xfs } else { FsKind::Btrfs });
+        assert_eq!(before.kind, if kind == Fs::Xfs { FsKind::Xfs } else { FsKind::Btrfs });
         assert_ne!(before.uuid, [0; 16]);
         assert_eq!(before.block.get(), 4096);
         assert_ne!(before.mount_instance, 0, "{kind:?}");
-        sandbox.unmount();
-        sandbox.mount();
+        s.unmount();
+        s.mount();
         let after = facts();
         assert_ne!(after.mount_instance, before.mount_instance, "{kind:?}");
         assert_eq!((after.uuid, after.block), (before.uuid, before.block));
@@ -230,12 +262,13 @@ fn a_remount_is_another_instance_of_the_same_file_system() {
 
 #[test]
 fn owning_a_file_takes_the_only_descriptor() {
-    on_both(|kind, sandbox| {
-        let disk = RealDisk::open_dir(&sandbox.path()).expect("open");
+    on_both(|s| {
+        let kind = s.fs;
+        let disk = RealDisk::open_dir(&s.dir()).expect("open");
         let name = OsStr::new("snapshot");
         let file = disk.create_new(name).expect("create");
         {
-            let reader = Other::opens("<", &sandbox.path().join(name));
+            let reader = Other::opens("<", &s.path(name));
             assert!(!file.try_own().expect("ask"), "{kind:?}: a reader");
             drop(reader);
         }
@@ -250,9 +283,9 @@ fn owning_a_file_takes_the_only_descriptor() {
 
 #[test]
 fn a_protected_snapshot_of_ones_own_can_be_opened_for_writing() {
-    let Some(sandbox) = Sandbox::new(FsType::Xfs, LEAST) else { return };
-    fs::set_permissions(sandbox.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
-    let path = sandbox.path();
+    let Some(s) = Sandbox::new(Fs::Xfs) else { return };
+    fs::set_permissions(s.dir(), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let path = s.dir();
     // The kernel keeps this user id by the thread: the rest of the tests stay root.
     let user = std::thread::spawn(move || {
         setfsuid(Uid::from_raw(65_534));
@@ -270,12 +303,13 @@ fn a_protected_snapshot_of_ones_own_can_be_opened_for_writing() {
 
 #[test]
 fn no_cow_sticks_to_an_empty_file_and_to_no_other() {
-    on_both(|kind, sandbox| {
-        let disk = RealDisk::open_dir(&sandbox.path()).expect("open");
+    on_both(|s| {
+        let kind = s.fs;
+        let disk = RealDisk::open_dir(&s.dir()).expect("open");
         let file = disk.create_new(OsStr::new("image")).expect("create");
         assert!(!file.no_cow().expect("ask"));
         file.set_no_cow(false).expect("clear already");
-        if kind == FsType::Xfs {
+        if kind == Fs::Xfs {
             file.set_no_cow(true).expect_err("XFS has no such flag");
             return;
         }
@@ -291,8 +325,9 @@ fn no_cow_sticks_to_an_empty_file_and_to_no_other() {
 
 #[test]
 fn a_record_is_kept_replaced_and_removed() {
-    on_both(|kind, sandbox| {
-        let disk = RealDisk::open_dir(&sandbox.path()).expect("open");
+    on_both(|s| {
+        let kind = s.fs;
+        let disk = RealDisk::open_dir(&s.dir()).expect("open");
         let file = disk.create_new(OsStr::new("snapshot")).expect("create");
         assert_eq!(file.record().expect("read"), None, "{kind:?}");
         for record in [&[1_u8; 200][..], &[2; 3]] {

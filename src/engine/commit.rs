@@ -11,7 +11,7 @@ use super::start::Locked;
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::T0;
-use crate::journal::file::{self as journal_file, Journal};
+use crate::journal::file::Journal;
 use crate::journal::format::{Header, State};
 use crate::record::{self, Record};
 
@@ -84,10 +84,8 @@ fn set_permissions<D: Disk>(job: &Ending<'_, D>, partial: &D::File, header: &Hea
 /// # Errors
 /// As [`commit`].
 pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began: Instant) -> Result<Finished> {
-    let file = locked.into_file();
-    let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
-    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
-    let header = loaded.header;
+    let (journal, _) = locked.adopt()?;
+    let header = journal.header();
     let started = Started {
         job: header.job,
         t0: header.t0,
@@ -104,7 +102,7 @@ pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began
         let partial = job.disk.open(&job.names.partial, Access::Read);
         let synced = partial.and_then(|p| p.sync_all());
         synced.map_err(|e| failed("cannot make the snapshot durable", e))?;
-        rename_and_clean(job, &header)?;
+        rename_and_clean(job, header)?;
     } else {
         clean(job)?;
     }

@@ -22,6 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::hold::{Hold, T0};
 use crate::journal::file::{self as journal_file, Journal};
 use crate::journal::format::{Header, Image, State};
+use crate::range::ByteRange;
 
 /// The journal's file, with the job's lock.
 pub struct Locked<F> {
@@ -38,9 +39,14 @@ impl<F: DiskFile> Locked<F> {
         error
     }
 
-    /// The file.
-    pub fn into_file(self) -> F {
-        self.file
+    /// Goes on with the journal that is there: itself, which keeps the lock, and its claims.
+    ///
+    /// # Errors
+    /// Failed where it cannot be read.
+    pub fn adopt(self) -> Result<(Journal<F>, Vec<ByteRange>)> {
+        let loaded = journal_file::read(&self.file).map_err(|e| failed("cannot read the journal", e))?;
+        let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
+        Ok((Journal::adopt(self.file, &loaded), loaded.claims))
     }
 }
 
@@ -153,8 +159,7 @@ fn begin<D: Disk>(
             Err(error) => return Err(locked.give_up(job.disk, job.names, error)),
         },
     };
-    let mut journal = match Journal::create(locked.into_file(), header).and_then(|j| job.disk.sync_names().map(|()| j))
-    {
+    let mut journal = match Journal::create(locked.file, header).and_then(|j| job.disk.sync_names().map(|()| j)) {
         Ok(journal) => journal,
         Err(error) => {
             let _ = job.disk.unlink(&job.names.journal);
@@ -183,7 +188,7 @@ fn begin<D: Disk>(
 }
 
 fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
-    let (mut journal, claims) = adopt::<D>(locked)?;
+    let (mut journal, claims) = locked.adopt()?;
     let partial = open_partial(job)?;
     same_no_cow(job, &partial)?;
     names_are_durable(job)?;
@@ -210,7 +215,7 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
 }
 
 fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
-    let (mut journal, _) = adopt::<D>(locked)?;
+    let (mut journal, _) = locked.adopt()?;
     let partial = open_partial(job)?;
     same_no_cow(job, &partial)?;
     names_are_durable(job)?;
@@ -222,14 +227,6 @@ fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>
     partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
     let clusters = Clusters::new(t0.image.size, job.options.cluster);
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare: !hold.kind().one_call(), t0 })
-}
-
-fn adopt<D: Disk>(locked: Locked<D::File>) -> Result<(Journal<D::File>, Vec<crate::range::ByteRange>)> {
-    let file = locked.into_file();
-    let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
-    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
-    let claims = loaded.claims.clone();
-    Ok((Journal::adopt(file, &loaded), claims))
 }
 
 /// The run before may have been killed between a rename and its sync. Without this a power cut could bring the snapshot's

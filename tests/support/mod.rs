@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod files;
+mod other;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -27,6 +28,7 @@ use serde_json::Value;
 pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
 };
+pub use other::Other;
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");
@@ -353,15 +355,5 @@ impl Drop for Job {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// Another program that is ended with the test: a writer, a loop device's user.
-pub struct Other(pub Child);
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

@@ -1,14 +1,14 @@
-//! Other processes, for the tests that need somebody else to have a file open.
+//! Other programs, for the tests that need somebody else to have a file open.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// A process that does something with a file and says so on a line; ended and waited for on drop.
-pub struct Other(Child);
+/// Another program that is ended with the test: a writer, a reader, a mapping's owner.
+pub struct Other(pub Child);
 
 impl Other {
-    /// Starts it and waits for the line that has `said` in it.
+    /// Starts one and waits for the line of its output that has `said` in it.
     pub fn start(command: &mut Command, said: &str) -> Self {
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
         let mut other = Self(child);
