@@ -86,7 +86,7 @@ fn set_permissions<D: Disk>(job: &Ending<'_, D>, partial: &D::File, header: &Hea
 pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began: Instant) -> Result<Finished> {
     let file = locked.into_file();
     let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
-    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
+    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), e.hint()))?;
     let header = loaded.header;
     let started = Started {
         job: header.job,

@@ -227,7 +227,7 @@ fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>
 fn adopt<D: Disk>(locked: Locked<D::File>) -> Result<(Journal<D::File>, Vec<crate::range::ByteRange>)> {
     let file = locked.into_file();
     let loaded = journal_file::read(&file).map_err(|e| failed("cannot read the journal", e))?;
-    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
+    let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), e.hint()))?;
     let claims = loaded.claims.clone();
     Ok((Journal::adopt(file, &loaded), claims))
 }
