@@ -38,7 +38,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consi
 frozen\t''
 atomic\t''
 none\t''"
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'The longest a clone call should take, 1ms to 10s; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
@@ -50,7 +50,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s h -l help -d 'Print help'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'The longest a clone call should take, 1ms to 10s; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F

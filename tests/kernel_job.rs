@@ -257,6 +257,27 @@ fn json_tells_started_progress_and_last_always_finished_or_failed() {
 }
 
 #[test]
+fn a_qcow2_image_is_told_of_once_and_taken_all_the_same() {
+    on_both(|s| {
+        fs::write(s.path("a.qcow2"), [&b"QFI\xfb"[..], &Random::new(3).bytes(MIB as usize)].concat()).expect("written");
+        let told = |args: &[&str]| {
+            let out = s.run(args);
+            let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert_eq!(out.status.code(), Some(0), "{args:?}: {stderr}");
+            stderr.matches("warning: a.qcow2 is a qcow2 image").count()
+        };
+        let asked = ["map", "check"].map(|verb| told(&[verb, "a.qcow2"]));
+        assert_eq!((asked, told(&["snapshot", "--dry-run", "a.qcow2", "a.snap"])), ([1, 1], 1));
+        assert_eq!(told(&["snapshot", "a.qcow2", "a.snap"]), 1);
+        assert_eq!(told(&["snapshot", "-q", "--refresh", "a.qcow2", "a.snap"]), 0, "quiet");
+        assert_same(&s.path("a.qcow2"), &s.path("a.snap"));
+        let events = s.exits(0, &["snapshot", "--json", "a.qcow2", "b.snap"]);
+        let warnings = events.iter().filter(|e| e["event"] == "warning").count();
+        assert_eq!(warnings, 1, "{events:?}");
+    });
+}
+
+#[test]
 fn metrics_are_written_by_every_job_and_keep_the_last_success() {
     on_both(|s| {
         noise(&s.path("a.img"), MIB);

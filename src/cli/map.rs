@@ -1,4 +1,4 @@
-//! `map FILE`: how fragmented a file is, and how long a clone of it takes here. Reads the map and nothing else: flushes
+//! `map FILE`: how fragmented a file is, and how long a clone of it takes here. Reads the map and the first bytes: flushes
 //! nothing, takes no lock, and its memory does not grow with the extents.
 
 use std::io::{self, Write};
@@ -29,6 +29,7 @@ const LEVELS: [char; 9] =
 /// As [`show`].
 pub fn run(args: &MapArgs) -> Result<u8> {
     let image = place::open_image(&args.file)?;
+    super::warn(place::warning(&*image.file, &args.file));
     show(&*image.file, &args.file, args.json, &mut io::BufWriter::new(io::stdout()))?;
     Ok(0)
 }

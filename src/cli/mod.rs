@@ -85,6 +85,13 @@ pub fn error_lines(error: &Error) -> String {
     lines
 }
 
+/// Tells of what keeps no verb from its work.
+pub fn warn(text: Option<String>) {
+    if let Some(text) = text {
+        last_words(format!("warning: {text}\n"));
+    }
+}
+
 /// Writes to standard error, as long as that takes a bounded time and somebody reads.
 pub fn last_words(text: String) {
     within(LAST_WORDS_LIMIT, move || drop(io::stderr().write_all(text.as_bytes())));

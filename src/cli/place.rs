@@ -10,6 +10,9 @@ use crate::disk::real::{RealDisk, RealFile};
 use crate::engine::names::Names;
 use crate::error::{Error, Kind, Result};
 
+/// How a qcow2 image begins, of every version.
+const QCOW2: [u8; 4] = *b"QFI\xfb";
+
 /// A snapshot's directory, open, and the names that its job uses in it.
 pub struct Place {
     /// The directory.
@@ -73,6 +76,16 @@ pub fn open_image(path: &Path) -> Result<Image> {
     Ok(Image { file: Arc::new(file), path: real })
 }
 
+/// What to say of an image that is none of the raw ones: the program takes every file byte by byte.
+pub fn warning(image: &impl DiskFile, path: &Path) -> Option<String> {
+    let mut magic = [0; QCOW2.len()];
+    let read = image.read_at(0, &mut magic).ok()?;
+    (read == magic.len() && magic == QCOW2).then(|| {
+        let name = words::name(path);
+        format!("{name} is a qcow2 image: it is taken byte by byte, without the backing files that it may have ('qemu-img info' lists them)")
+    })
+}
+
 /// Takes the one job's lock on an image (flock(2), which QEMU and libvirt do not use).
 ///
 /// # Errors
@@ -95,4 +108,26 @@ pub fn on(dst: &Path, error: Error) -> Error {
     let resume = format!("'rclone-img resume {}'", words::shell(dst));
     let hint = error.hint.replace("'rclone-img resume'", &resume);
     Error { what: format!("{}: {}", words::name(dst), error.what), hint, ..error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Path, warning};
+    use crate::disk::sim::{IMAGE, Setup, SimDisk};
+
+    #[test]
+    fn qcow2_images_are_told_from_raw_ones() {
+        let check = |bytes: &[u8], expect: bool| {
+            let disk = SimDisk::new(Setup::new(1));
+            disk.add_file(IMAGE, bytes);
+            let told = warning(&disk.image().expect("there"), Path::new("a\nb"));
+            assert_eq!(told.is_some(), expect, "{bytes:?}");
+            assert!(told.is_none_or(|t| t.starts_with("a\\nb is a qcow2 image: ")));
+        };
+        check(b"QFI\xfb\0\0\0\x03", true);
+        check(b"QFI\xfb", true);
+        check(b"QFI", false);
+        check(b"", false);
+        check(b"\0QFI\xfb", false);
+    }
 }

@@ -17,7 +17,7 @@ use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
 use crate::engine::job::{self, Job, LATENCY_GUESTS, Options};
 use crate::engine::recover::{Start, Wish};
-use crate::engine::report::Finished;
+use crate::engine::report::{Event, Finished, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose::{self, Chosen};
 use crate::journal::file as journal_file;
@@ -38,10 +38,15 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     under_watch(&args.job, Some(&args.src), &args.dst, |stop, reporter, _| {
         let place = place::place(&args.dst)?;
         let options = options(args)?;
+        let mut warned = false;
         attempts(&args.job, stop, || {
             // Anew each time: while another job was waited for the image may have been replaced.
             let image = place::open_image(&args.src)?;
             place::lock_image(&image)?;
+            if let Some(text) = place::warning(&*image.file, &args.src).filter(|_| !warned) {
+                warned = true;
+                reporter.on(Event::Warning(text));
+            }
             let chosen = choose_hold(args.consistency, &image, args.job.latency)?;
             run(&place, &image, &options, chosen, stop, reporter)
         })
@@ -219,6 +224,7 @@ fn dry_run(args: &SnapshotArgs) -> Result<u8> {
         let place = place::place(&args.dst)?;
         let image = place::open_image(&args.src)?;
         place::lock_image(&image)?;
+        super::warn(place::warning(&*image.file, &args.src).filter(|_| !args.job.output.quiet));
         let options = options(args)?;
         let mut chosen = choose_hold(args.consistency, &image, args.job.latency)?;
         let job = Job {

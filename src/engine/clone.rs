@@ -150,7 +150,9 @@ impl<F: DiskFile> Cloner<'_, F> {
     }
 
     fn same_size(&self) -> Result<()> {
-        let now = self.image.stat().map_err(|e| Error::io(Kind::Failed, "cannot look at the image", "", e))?.size;
+        let hint = "check the kernel's log, then run the same command again";
+        let cannot = |e| Error::io(Kind::Failed, "cannot look at the image", hint, e);
+        let now = self.image.stat().map_err(cannot)?.size;
         if now == self.geometry.size {
             return Ok(());
         }

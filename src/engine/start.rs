@@ -45,7 +45,8 @@ impl<F: DiskFile> Locked<F> {
     /// Failed where it cannot be read.
     pub fn adopt(self) -> Result<(Journal<F>, Vec<ByteRange>)> {
         let loaded = journal_file::read(&self.file).map_err(|e| failed("cannot read the journal", e))?;
-        let loaded = loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), ""))?;
+        let loaded =
+            loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), e.hint()))?;
         Ok((Journal::adopt(self.file, &loaded), loaded.claims))
     }
 }

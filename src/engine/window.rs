@@ -86,8 +86,9 @@ impl<'a, D: Disk> Window<'a, D> {
         t0: &T0,
         began: Instant,
     ) -> Result<Self> {
-        let fs =
-            job.image.fs().map_err(|e| Error::io(Kind::Failed, "cannot look at the image's file system", "", e))?;
+        let hint = "check the kernel's log, then run the same command again";
+        let cannot = |e| Error::io(Kind::Failed, "cannot look at the image's file system", hint, e);
+        let fs = job.image.fs().map_err(cannot)?;
         let guests = hold.kind().has_guests();
         let default = if guests { job::LATENCY_GUESTS } else { job::LATENCY_FROZEN };
         let latency = job.options.latency.unwrap_or(default);
@@ -154,7 +155,13 @@ impl<'a, D: Disk> Window<'a, D> {
     }
 
     fn whole_in_one_call(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
-        let whole = self.geometry.whole().ok_or_else(|| Error::new(Kind::Refused, "the image is empty", ""))?;
+        let whole = self.geometry.whole().ok_or_else(|| {
+            Error::new(
+                Kind::Refused,
+                "the image is empty: there is nothing to snapshot",
+                "check that this is the right file",
+            )
+        })?;
         // Any second call would show a second instant, so nothing is cut and nothing is copied.
         let cloner = self.cloner(false);
         let mut tally = std::mem::take(&mut self.work.tally);
@@ -224,7 +231,8 @@ impl<'a, D: Disk> Window<'a, D> {
         claims.done(range);
         if claims.failed() {
             // The reason comes with the claims' end.
-            return Err(Error::new(Kind::Failed, "cannot make the cloned data durable", ""));
+            let hint = "check the kernel's log and the free space, then run the same command again";
+            return Err(Error::new(Kind::Failed, "cannot make the cloned data durable", hint));
         }
         Ok(())
     }

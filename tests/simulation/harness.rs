@@ -71,7 +71,7 @@ impl Hold for SimHold {
     }
 
     fn begin(&mut self) -> Result<T0> {
-        let failed = |e| Error::io(Kind::Failed, "cannot flush the image", "", e);
+        let failed = |e| Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", e);
         self.image.sync_data().map_err(failed)?;
         let image = self.image.stat().map_err(failed)?;
         let at = self.disk.host().now;
@@ -219,7 +219,7 @@ impl World {
 
     /// Runs the job as the user's command would.
     pub fn run(&mut self) -> Result<Finished> {
-        let failed = |e| Error::io(Kind::Failed, "cannot open the image", "", e);
+        let failed = |e| Error::io(Kind::Failed, "cannot open the image", "check the path", e);
         // A job shares its image between threads on the kernel's disk; here there is one.
         #[allow(clippy::arc_with_non_send_sync)]
         let image = Arc::new(self.disk.image().map_err(failed)?);

@@ -75,7 +75,10 @@ fn calls_that_fail_end_in_words_or_in_the_right_snapshot() {
         for attempt in 0..8 {
             match world.run() {
                 Ok(_) => break,
-                Err(error) => assert_ne!(error.kind, Kind::Usage, "{error}"),
+                Err(error) => {
+                    assert_ne!(error.kind, Kind::Usage, "{error}");
+                    assert!(!error.hint.is_empty(), "nothing is said of what to do: {error}");
+                }
             }
             world.check(&format!("after attempt {attempt}"));
             world.guest(seed ^ attempt);

@@ -64,9 +64,10 @@ fn files(command: &Command) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut command = command.clone().disable_help_subcommand(true);
     command.build();
     let name = command.get_name().to_owned();
-    page(&command, &name, &mut files)?;
+    let program = format!("{name} {}", command.get_version().unwrap_or_default());
+    page(&command, &name, &program, &mut files)?;
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        page(verb, &format!("{name}-{}", verb.get_name()), &mut files)?;
+        page(verb, &format!("{name}-{}", verb.get_name()), &program, &mut files)?;
     }
     for (shell, file) in
         [(Shell::Bash, format!("{name}.bash")), (Shell::Zsh, format!("_{name}")), (Shell::Fish, format!("{name}.fish"))]
@@ -78,14 +79,31 @@ fn files(command: &Command) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     Ok(files)
 }
 
-fn page(command: &Command, title: &str, files: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
+fn page(command: &Command, title: &str, program: &str, files: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone())
         .title(title)
+        .source(program.trim_end())
         .render(&mut page)
         .with_context(|| format!("write the page of {title}"))?;
-    files.insert(PathBuf::from("man").join(format!("{title}.1")), page);
+    let page = headings(&String::from_utf8(page)?);
+    files.insert(PathBuf::from("man").join(format!("{title}.1")), page.into_bytes());
     Ok(())
+}
+
+/// The headings of manual pages for what clap_mangen puts under EXTRA: whatever stands below the options in the help.
+fn headings(page: &str) -> String {
+    let Some((options, extra)) = page.split_once(".SH EXTRA\n") else { return page.to_owned() };
+    let mut lines = vec![".SH NOTES"];
+    lines.extend(extra.lines().map(|line| match line {
+        "Exit codes:" => ".SH \"EXIT STATUS\"",
+        "Example:" | "Examples:" => ".SH EXAMPLES",
+        other => other,
+    }));
+    if lines.get(1).is_some_and(|line| line.starts_with(".SH ")) {
+        lines.remove(0);
+    }
+    format!("{options}{}\n", lines.join("\n"))
 }
 
 /// Every file there is.
@@ -122,5 +140,14 @@ mod tests {
             "man/demo.1",
         ];
         assert_eq!(names, expect);
+    }
+
+    #[test]
+    fn what_stands_below_the_options_has_a_heading_of_its_own() {
+        let check = |page: &str, expect: &str| assert_eq!(headings(page), expect);
+        check(".SH NAME\nx\n", ".SH NAME\nx\n");
+        check("a\n.SH EXTRA\nMore.\n\nExample:\n  x y\n", "a\n.SH NOTES\nMore.\n\n.SH EXAMPLES\n  x y\n");
+        let page = "a\n.SH EXTRA\nExit codes:\n  0  done\n.SH VERSION\nv1\n";
+        check(page, "a\n.SH \"EXIT STATUS\"\n  0  done\n.SH VERSION\nv1\n");
     }
 }

@@ -34,7 +34,7 @@ impl Program {
             let path = path.canonicalize().with_context(|| format!("find the program {}", path.display()))?;
             return Ok(Self { path });
         }
-        eprintln!("building rclone-img (release)");
+        eprintln!("building rclone-img (release); the first time this takes some minutes");
         let status = run::attached(cargo().args(["build", "--quiet", "--release", "--bin", "rclone-img"]))?;
         if !status.success() {
             bail!("rclone-img does not build ({status}); see above");

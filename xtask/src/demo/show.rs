@@ -6,10 +6,16 @@ use serde_json::{Value, json};
 
 use super::{Scene, Turn};
 use crate::chart;
-use crate::sandbox::MIB;
+use crate::sandbox::{Kind, MIB};
 
 /// Characters in the longest timeline.
 const WIDTH: usize = 72;
+
+/// Why there is little to be seen on XFS.
+const ON_XFS: &str = "
+  On XFS a clone hardly touches other files, and lets reads of the image pass as long as nobody writes to it: it is the
+  image's own users, a guest that writes, who wait for a whole call. Nobody writes to the image here.
+";
 
 /// A scene for people.
 pub fn text(scene: &Scene) -> String {
@@ -18,11 +24,17 @@ pub fn text(scene: &Scene) -> String {
         text += &format!(" in {extents} extents");
     }
     text += "\n\n";
-    let heading = ["", "time", "longest read", "p99.9 read", "longest write", "result equal?"];
-    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let heading = [
+        ["", "", "longest read", "p99.9 read", "longest write", "result"],
+        ["", "time", "of the image", "of the image", "to another file", "equal?"],
+    ];
+    let mut rows: Vec<_> = heading.iter().map(|line| line.map(str::to_owned).to_vec()).collect();
     rows.extend(scene.turns.iter().map(row));
     text += &chart::table(&rows);
-    text += "\nWorst read at each moment, left to right, all to one scale:\n\n";
+    if !scene.file_system.starts_with(Kind::Btrfs.name()) {
+        text += ON_XFS;
+    }
+    text += "\nWorst read of the image at each moment, left to right; a line is as long as its turn took:\n\n";
     text += &timeline(&scene.turns);
     text += &format!("\n  {}\n\n{}\n", chart::legend(), killed(scene));
     text
@@ -73,10 +85,11 @@ fn killed(scene: &Scene) -> String {
 /// How to read it, and what to do next.
 pub fn farewell(own: bool) -> String {
     let mut text = String::from(
-        "\nHow to read this: a VM whose disk this image were would have waited as long as the longest read. The kernel clones\n\
-         one extent at a time with the file locked, so `cp` keeps others waiting the longer the more extents there are\n\
+        "\nHow to read this: a VM whose disk this image were would have waited at least as long as the longest read. The kernel\n\
+         clones one extent at a time with the file locked, so `cp` keeps others waiting the longer the more extents there are\n\
          (on XFS since Linux 6.7 reads pass until somebody writes to the image). rclone-img takes the lock for a short\n\
-         time only, again and again; the price is in the `time` column.\n\nNext:\n",
+         time only, again and again; the price is in the `time` column. Where another program uses the disk or the\n\
+         processor, a single run says little about seconds.\n\nNext:\n",
     );
     if own {
         text += "  cargo xtask demo --dir PATH     the same on your own XFS or Btrfs, without root\n";
@@ -115,4 +128,39 @@ pub fn json(scene: &Scene) -> Value {
             "equal": killed.equal,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Duration, Scene, Turn, text};
+    use crate::demo::killed::Killed;
+    use crate::probe::{Access, Accesses, Felt};
+
+    fn scene(file_system: &str) -> Scene {
+        let access = |ms| Accesses(vec![Access { at: Duration::ZERO, took: Duration::from_millis(ms) }]);
+        let turn = Turn {
+            tool: "cp",
+            took: Some(Duration::from_secs(6)),
+            felt: Felt { reads: access(43), writes: access(56) },
+            start: Duration::ZERO,
+            end: Duration::from_secs(6),
+            equal: Some(true),
+        };
+        let killed = Killed { at: 0.0, after: Duration::ZERO, resumed: Duration::ZERO, equal: None };
+        Scene { file_system: file_system.into(), bytes: 512 << 20, extents: Some(7), turns: vec![turn], killed }
+    }
+
+    #[test]
+    fn the_table_says_which_file_and_on_xfs_why_there_is_little_to_see() {
+        let xfs = text(&scene("XFS, loop-mounted"));
+        let table = "
+         longest read    p99.9 read    longest write  result
+    time  of the image  of the image  to another file  equal?
+  cp  6.0 s         43 ms         43 ms            56 ms     yes
+
+  On XFS a clone hardly touches other files";
+        let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(squeezed(&xfs).contains(&squeezed(table)), "{xfs}");
+        assert!(!text(&scene("Btrfs, loop-mounted")).contains("On XFS"));
+    }
 }
