@@ -38,7 +38,7 @@ pub(super) fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File
     renamed.map_err(|e| failed("cannot rename the snapshot to its partial name", e))?;
     invalidate::<D>(journal.header(), &file)?;
     // Whoever may read the old snapshot need not be let in on what comes.
-    file.set_mode(0o600).map_err(|e| failed("cannot close the snapshot to others", e))?;
+    close_to_others::<D>(&file)?;
     file.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))?;
     Ok(file)
 }
@@ -107,6 +107,24 @@ pub(super) fn same_no_cow<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<(
     Err(Error::new(Kind::Refused, what, "make a new snapshot: --restart, or --force without --refresh"))
 }
 
-pub(super) fn open_partial<D: Disk>(job: &Job<'_, D>) -> Result<D::File> {
-    job.disk.open(&job.names.partial, Access::Write).map_err(|e| failed("cannot open the partial file", e))
+/// The partial file of an earlier run, marked and closed to others: a kill may have come before that was done, or after an
+/// abort had begun to undo it.
+pub(super) fn open_partial<D: Disk>(job: &Job<'_, D>, header: &Header) -> Result<D::File> {
+    let file =
+        job.disk.open(&job.names.partial, Access::Write).map_err(|e| failed("cannot open the partial file", e))?;
+    same_no_cow(job, &file)?;
+    invalidate::<D>(header, &file)?;
+    close_to_others::<D>(&file)?;
+    Ok(file)
+}
+
+fn close_to_others<D: Disk>(file: &D::File) -> Result<()> {
+    file.set_mode(0o600).map_err(|e| failed("cannot close the partial file to others", e))
+}
+
+/// Gives the partial file the image's size. One that has it is left alone: truncation alone changes the modification time,
+/// by which a snapshot that the refresh has not changed is known.
+pub(super) fn resize<D: Disk>(file: &D::File, size: u64) -> Result<()> {
+    let resized = file.stat().and_then(|s| if s.size == size { Ok(()) } else { file.set_len(size) });
+    resized.map_err(|e| failed("cannot give the partial file the image's size", e))
 }

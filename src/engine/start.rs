@@ -11,9 +11,7 @@ use jiff::Timestamp;
 
 use super::job::Job;
 use super::names::Names;
-use super::partial::{
-    discard_partial, invalidate, make_partial, open_partial, own_snapshot, same_no_cow, take_snapshot,
-};
+use super::partial::{discard_partial, make_partial, open_partial, own_snapshot, resize, take_snapshot};
 use super::recover::Start;
 use super::undo::put_back;
 use crate::cbw::Clusters;
@@ -167,7 +165,7 @@ fn begin<D: Disk>(
     };
     let result = made.and_then(|partial| {
         let t0 = set_t0(job, hold, &mut journal)?;
-        partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
+        resize::<D>(&partial, t0.image.size)?;
         Ok((partial, t0))
     });
     let (partial, t0) = match result {
@@ -184,13 +182,12 @@ fn begin<D: Disk>(
 
 fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, claims) = adopt::<D>(locked)?;
-    let partial = open_partial(job)?;
-    same_no_cow(job, &partial)?;
     names_are_durable(job)?;
+    let partial = open_partial(job, journal.header())?;
     let mut t0 = hold.begin()?;
     // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
     t0.at = journal.header().t0;
-    partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
+    resize::<D>(&partial, t0.image.size)?;
     let host = job.disk.host();
     journal
         .update(|h| {
@@ -211,15 +208,12 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
 
 fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, _) = adopt::<D>(locked)?;
-    let partial = open_partial(job)?;
-    same_no_cow(job, &partial)?;
     names_are_durable(job)?;
-    // A kill may have come between the rename and the record.
-    invalidate::<D>(journal.header(), &partial)?;
+    let partial = open_partial(job, journal.header())?;
     let t0 = set_t0(job, hold, &mut journal)?;
     // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
     journal.clear_log().map_err(|e| failed("cannot write the journal", e))?;
-    partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
+    resize::<D>(&partial, t0.image.size)?;
     let clusters = Clusters::new(t0.image.size, job.options.cluster);
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare: !hold.kind().one_call(), t0 })
 }
