@@ -136,6 +136,11 @@ pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
             return Err(Error::new(Kind::Refused, what, "use another name"));
         }
     }
+    if found.dst.as_ref().is_some_and(|d| !d.stat.regular) {
+        let what =
+            "the snapshot's name is taken by something that is not a regular file (a directory, a link, a device)";
+        return Err(Error::new(Kind::Refused, what, "use another name"));
+    }
     trusted(found, here)?;
     match &found.journal {
         None if wish.same_t0_only => Err(Error::new(
@@ -185,11 +190,6 @@ fn without_journal(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> 
     let discard = found.partial.is_some();
     match &found.dst {
         None => Ok(Start::Fresh { discard }),
-        Some(dst) if !dst.stat.regular => Err(Error::new(
-            Kind::Refused,
-            "the snapshot's name is taken by something that is not a regular file (a directory, a link, a device)",
-            "use another name",
-        )),
         Some(dst) if wish.refresh => {
             may_be_refreshed(dst, wish.force, here)?;
             Ok(Start::Refresh)

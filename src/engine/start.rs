@@ -188,12 +188,13 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
     // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
     t0.at = journal.header().t0;
     resize::<D>(&partial, t0.image.size)?;
-    let host = job.disk.host();
+    let (host, replace) = (job.disk.host(), replaces(job)?);
     journal
         .update(|h| {
             h.state = State::Running;
             h.reason.clear();
             (h.pid, h.pid_start) = (host.pid, host.pid_start);
+            h.replace |= replace;
             h.writable = job.options.writable;
         })
         .map_err(|e| failed("cannot write the journal", e))?;
@@ -236,7 +237,7 @@ fn names_are_durable<D: Disk>(job: &Job<'_, D>) -> Result<()> {
 fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<D::File>) -> Result<T0> {
     let t0 = hold.begin()?;
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
-    let host = job.disk.host();
+    let (host, replace) = (job.disk.host(), replaces(job)?);
     let options = job.options;
     journal
         .update(|h| {
@@ -258,6 +259,7 @@ fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<
             h.boot = host.boot_id;
             (h.pid, h.pid_start) = (host.pid, host.pid_start);
             h.image_path = job.image_path.to_vec();
+            h.replace |= replace;
             h.writable = options.writable;
             h.cluster = options.cluster.get();
             h.chunk = options.chunk;
@@ -266,9 +268,15 @@ fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<
     Ok(t0)
 }
 
+/// Whether the rename at the end may replace a file. Only what is there now: a file that appears meanwhile is news to whoever
+/// said --force.
+fn replaces<D: Disk>(job: &Job<'_, D>) -> Result<bool> {
+    let there = job.disk.stat(&job.names.dst).map_err(|e| failed("cannot look at the snapshot", e))?.is_some();
+    Ok(job.options.wish.force && there)
+}
+
 /// The header of a job that has done nothing.
 fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
-    let there = job.disk.stat(&job.names.dst).map_err(|e| failed("cannot look at the snapshot", e))?.is_some();
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
     let image = job.image.stat().map_err(|e| failed("cannot look at the image", e))?;
     let host = job.disk.host();
@@ -277,8 +285,7 @@ fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
         epoch: 0,
         state: State::Preparing,
         hold: hold.kind(),
-        // Only what is there now may be replaced later: a file that appears meanwhile is news to whoever said --force.
-        replace: job.options.wish.force && there,
+        replace: replaces(job)?,
         writable: job.options.writable,
         refreshes: false,
         t0: Timestamp::UNIX_EPOCH,
