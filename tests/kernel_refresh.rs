@@ -4,14 +4,17 @@
 mod support;
 
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use nix::sys::signal::Signal;
+use rclone_img::disk::Disk;
+use rclone_img::disk::real::RealDisk;
 use serde_json::Value;
 
 use support::{
-    BLOCK, Random, Sandbox, addresses, assert_same, difference, fragmented, must, noise, on_both, roomy, rounds,
-    slowly, writer,
+    BLOCK, Random, Sandbox, addresses, assert_same, difference, fragmented, identity, must, noise, on_both, roomy,
+    rounds, slowly, writer,
 };
 
 const MIB: u64 = 1 << 20;
@@ -309,5 +312,54 @@ fn a_snapshot_of_another_image_can_be_refreshed_from_this_one() {
                 assert_same(&s.path("b.img"), &s.path("a.snap"));
             }
         }
+    });
+}
+
+/// A refresh that has T0 and has not cloned anything: it waits for its turn.
+fn before_the_first_clone(s: &Sandbox) -> (RealDisk, support::Job) {
+    let other = RealDisk::open_dir(&s.dir()).expect("the directory");
+    assert!(other.take_turn());
+    let mut job = s.start(&["snapshot", "--consistency", "frozen", "--refresh", "a.img", "a.snap"]);
+    assert!(job.wait_for("progress"), "{:?}", s.fs);
+    (other, job)
+}
+
+#[test]
+fn a_refresh_that_has_cloned_nothing_is_put_back_whatever_ended_it() {
+    on_both(|s| {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            prepared(s);
+            let before = identity(&s.path("a.snap"));
+            let (_other, job) = before_the_first_clone(s);
+            job.signal(signal);
+            job.end();
+            assert_eq!(s.exits(0, &["abort", "--json", "a.snap"])[0]["what"], "put-back", "{:?} {signal}", s.fs);
+            assert_eq!(identity(&s.path("a.snap")), before, "{:?} {signal}", s.fs);
+            assert_same(&s.path("old"), &s.path("a.snap"));
+            assert_eq!(s.exits(0, &["status", "--json", "a.snap"])[0]["state"], "finished", "{:?} {signal}", s.fs);
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_that_was_half_put_back_is_marked_and_closed_before_it_is_changed() {
+    on_both(|s| {
+        prepared(s);
+        let record = xattr::get(s.path("a.snap"), "user.reflink-img").expect("xattr").expect("a record");
+        before_the_first_clone(s).1.kill();
+        // What an abort does before its rename.
+        let partial = s.path("a.snap.partial");
+        xattr::set(&partial, "user.reflink-img", &record).expect("xattr");
+        fs::set_permissions(&partial, fs::Permissions::from_mode(0o444)).expect("chmod");
+        let other = RealDisk::open_dir(&s.dir()).expect("the directory");
+        assert!(other.take_turn());
+        let mut job = s.start(&["resume", "a.snap"]);
+        assert!(job.wait_for("progress"), "{:?}", s.fs);
+        assert_eq!(fs::metadata(&partial).expect("there").mode() & 0o777, 0o600, "{:?}", s.fs);
+        let now = xattr::get(&partial, "user.reflink-img").expect("xattr").expect("a record");
+        assert!(String::from_utf8_lossy(&now).contains("in-progress"), "{:?}: {now:?}", s.fs);
+        other.end_turn();
+        assert_eq!(job.end().code, Some(0), "{:?}", s.fs);
+        assert_same(&s.path("a.img"), &s.path("a.snap"));
     });
 }

@@ -7,6 +7,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use nix::sys::signal::Signal;
+use rclone_img::disk::Disk;
+use rclone_img::disk::real::RealDisk;
 use serde_json::Value;
 
 use support::{
@@ -316,5 +318,38 @@ fn a_file_that_appears_at_the_snapshots_name_is_not_replaced() {
         s.exits(0, &["resume", "-q", "a.snap"]);
         assert_same(&s.path("a.img"), &s.path("a.snap"));
         s.no_sidecars("a.snap");
+    });
+}
+
+#[test]
+fn a_file_that_appeared_at_the_snapshots_name_is_replaced_by_force_alone() {
+    on_both(|s| {
+        roomy(&s.path("a.img"), 16 * MIB);
+        for complete in [false, true] {
+            let other = RealDisk::open_dir(&s.dir()).expect("the directory");
+            assert!(other.take_turn());
+            let mut job = s.start(&["snapshot", "--consistency", "frozen", "a.img", "a.snap"]);
+            assert!(job.wait_for("progress"), "{:?}", s.fs);
+            std::os::unix::fs::symlink("elsewhere", s.path("a.snap")).expect("a link");
+            let code = if complete {
+                other.end_turn();
+                1
+            } else {
+                job.signal(Signal::SIGTERM);
+                4
+            };
+            assert_eq!(job.end().code, Some(code), "{:?}", s.fs);
+            drop(other);
+            s.exits(3, &["snapshot", "-q", "--force", "a.img", "a.snap"]);
+            fs::remove_file(s.path("a.snap")).expect("removed");
+            fs::write(s.path("a.snap"), b"precious").expect("written");
+            let refused = s.run(&["snapshot", "-q", "a.img", "a.snap"]);
+            assert!(!refused.status.success(), "{:?} {refused:?}", s.fs);
+            assert_eq!(fs::read(s.path("a.snap")).expect("there"), b"precious", "{:?}", s.fs);
+            s.exits(0, &["snapshot", "-q", "--force", "a.img", "a.snap"]);
+            assert_same(&s.path("a.img"), &s.path("a.snap"));
+            s.no_sidecars("a.snap");
+            fs::remove_file(s.path("a.snap")).expect("removed");
+        }
     });
 }

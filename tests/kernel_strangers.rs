@@ -89,6 +89,22 @@ fn a_strangers_partial_file_survives_the_abort_of_a_job_that_never_made_one() {
 }
 
 #[test]
+fn a_strangers_file_that_was_given_the_partial_files_inode_number_is_left_alone() {
+    on_both(|s| {
+        noise(&s.path("a.img"), MIB);
+        put(s, "x.partial", b"precious");
+        let ino = fs::metadata(s.path("x.partial")).expect("there").ino();
+        put(s, "x.journal", &journal(s, "a.img", State::Interrupted, ino));
+        let before = s.listing();
+        s.exits(3, &["abort", "x"]);
+        s.exits(3, &["snapshot", "a.img", "x"]);
+        s.exits(3, &["resume", "x"]);
+        assert_eq!(s.listing(), before, "{:?}", s.fs);
+        assert_eq!(fs::read(s.path("x.partial")).expect("still there"), b"precious", "{:?}", s.fs);
+    });
+}
+
+#[test]
 fn an_image_too_large_for_the_done_map_is_refused_before_anything_is_touched() {
     let Some(s) = Sandbox::new(support::Fs::Xfs) else { return };
     fs::File::create(s.path("a.img")).and_then(|f| f.set_len(7 << 60)).expect("sparse");

@@ -43,7 +43,11 @@ pub fn run(args: &AbortArgs) -> Result<u8> {
         ),
     };
     if args.output.json {
-        let object = json!({"v": 1, "event": "aborted", "dst": args.dst.to_string_lossy(), "what": event});
+        let (dst, bytes) = super::json::path(&args.dst);
+        let mut object = json!({"v": 1, "event": "aborted", "dst": dst, "what": event});
+        if let Some(bytes) = bytes {
+            object["dst_bytes"] = bytes.into();
+        }
         super::written(std::io::Write::write_all(&mut std::io::stdout(), format!("{object}\n").as_bytes()))?;
     } else if !args.output.quiet {
         last_words(format!("{text}; 'rclone-img snapshot' makes a new one\n"));

@@ -157,7 +157,8 @@ fn run_held<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Finished> 
         Err(error) => return Err(locked.give_up(job.disk, job.names, error)),
     };
     if decision == Start::RollForward {
-        return commit::roll_forward(&job.ending(), locked, began);
+        let ending = Ending { force: job.options.wish.force, ..job.ending() };
+        return commit::roll_forward(&ending, locked, began);
     }
     if first == Start::RollForward {
         return Err(locked.give_up(job.disk, job.names, changed_meanwhile()));

@@ -5,12 +5,13 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::job::Job;
+use super::recover::Existing;
 use super::start::failed;
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::journal::file::Journal;
 use crate::journal::format::{Header, Image};
-use crate::record::{self, ImageId, Record};
+use crate::record::{self, ImageId, Record, Verdict};
 
 /// Opens the snapshot that is to be refreshed, and makes sure that nobody else has it.
 pub(super) fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Result<D::File> {
@@ -24,12 +25,26 @@ pub(super) fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Re
         let hint = "close it first: a refresh changes the file under its readers (fuser -v names them)";
         return Err(Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint));
     }
-    same_no_cow(job, &file).inspect_err(|_| drop(file.set_mode(old_mode)))?;
+    still_ours(job, &file).and_then(|()| same_no_cow(job, &file)).inspect_err(|_| drop(file.set_mode(old_mode)))?;
     header.refreshes = true;
     header.old_mode = old_mode;
     header.old_record = file.record().map_err(refused)?.unwrap_or_default();
     header.partial_ino = file.stat().map_err(refused)?.ino;
     Ok(file)
+}
+
+/// The file was looked at before it was opened. Now that nobody else has it, it must still be what was looked at: not one
+/// that was moved to its name since, nor one that somebody has just written to.
+fn still_ours<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<()> {
+    let cannot = |e| failed("cannot look at the snapshot that is to be refreshed", e);
+    let stat = file.stat().map_err(cannot)?;
+    let record = file.record().map_err(cannot)?.and_then(|bytes| Record::from_bytes(&bytes));
+    let valid = Existing { stat, record }.verdict() == Some(Verdict::Valid);
+    if stat.nlink == 1 && (valid || job.options.wish.force) {
+        return Ok(());
+    }
+    let what = "what is to be refreshed changed while it was looked at";
+    Err(Error::new(Kind::Refused, what, "see that nobody else works on it, then run the same command again"))
 }
 
 /// From a snapshot to a partial file.
@@ -38,7 +53,7 @@ pub(super) fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File
     renamed.map_err(|e| failed("cannot rename the snapshot to its partial name", e))?;
     invalidate::<D>(journal.header(), &file)?;
     // Whoever may read the old snapshot need not be let in on what comes.
-    file.set_mode(0o600).map_err(|e| failed("cannot close the snapshot to others", e))?;
+    close_to_others::<D>(&file)?;
     file.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))?;
     Ok(file)
 }
@@ -107,6 +122,24 @@ pub(super) fn same_no_cow<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<(
     Err(Error::new(Kind::Refused, what, "make a new snapshot: --restart, or --force without --refresh"))
 }
 
-pub(super) fn open_partial<D: Disk>(job: &Job<'_, D>) -> Result<D::File> {
-    job.disk.open(&job.names.partial, Access::Write).map_err(|e| failed("cannot open the partial file", e))
+/// The partial file of an earlier run, marked and closed to others: a kill may have come before that was done, or after an
+/// abort had begun to undo it.
+pub(super) fn open_partial<D: Disk>(job: &Job<'_, D>, header: &Header) -> Result<D::File> {
+    let file =
+        job.disk.open(&job.names.partial, Access::Write).map_err(|e| failed("cannot open the partial file", e))?;
+    same_no_cow(job, &file)?;
+    invalidate::<D>(header, &file)?;
+    close_to_others::<D>(&file)?;
+    Ok(file)
+}
+
+fn close_to_others<D: Disk>(file: &D::File) -> Result<()> {
+    file.set_mode(0o600).map_err(|e| failed("cannot close the partial file to others", e))
+}
+
+/// Gives the partial file the image's size. One that has it is left alone: truncation alone changes the modification time,
+/// by which a snapshot that the refresh has not changed is known.
+pub(super) fn resize<D: Disk>(file: &D::File, size: u64) -> Result<()> {
+    let resized = file.stat().and_then(|s| if s.size == size { Ok(()) } else { file.set_len(size) });
+    resized.map_err(|e| failed("cannot give the partial file the image's size", e))
 }

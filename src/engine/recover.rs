@@ -136,6 +136,11 @@ pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
             return Err(Error::new(Kind::Refused, what, "use another name"));
         }
     }
+    if found.dst.as_ref().is_some_and(|d| !d.stat.regular) {
+        let what =
+            "the snapshot's name is taken by something that is not a regular file (a directory, a link, a device)";
+        return Err(Error::new(Kind::Refused, what, "use another name"));
+    }
     trusted(found, here)?;
     match &found.journal {
         None if wish.same_t0_only => Err(Error::new(
@@ -185,11 +190,6 @@ fn without_journal(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> 
     let discard = found.partial.is_some();
     match &found.dst {
         None => Ok(Start::Fresh { discard }),
-        Some(dst) if !dst.stat.regular => Err(Error::new(
-            Kind::Refused,
-            "the snapshot's name is taken by something that is not a regular file (a directory, a link, a device)",
-            "use another name",
-        )),
         Some(dst) if wish.refresh => {
             may_be_refreshed(dst, wish.force, here)?;
             Ok(Start::Refresh)
@@ -239,7 +239,8 @@ fn unreadable(error: FormatError, wish: Wish) -> Result<Start> {
 /// Whether all that a job has left to do is the rename and the journal's end.
 pub fn is_complete(header: &Header, found: &Found) -> bool {
     header.state == State::Committing
-        && (in_place(header, found) || found.partial.is_some() && partial_is_ours(header, found))
+        && (in_place(header, found)
+            || found.partial.as_ref().is_some_and(|p| p.is_of(header.job)) && partial_is_ours(header, found))
 }
 
 fn in_place(header: &Header, found: &Found) -> bool {
@@ -261,7 +262,12 @@ pub fn partial_is_ours(header: &Header, found: &Found) -> bool {
         None => true,
         // A kill may have come between the file and its record; an empty file has nothing that could be lost.
         Some(p) if header.partial_ino == 0 => p.is_of(header.job) || p.stat.size == 0,
-        Some(p) => p.stat.ino == header.partial_ino,
+        // The number of a file that was removed is given to the next one, so the record must be the job's as well, or what a
+        // refresh has not replaced yet or has put back.
+        Some(p) => {
+            let old = header.refreshes && p.record == Record::from_bytes(&header.old_record);
+            p.stat.ino == header.partial_ino && (p.is_of(header.job) || old)
+        }
     }
 }
 

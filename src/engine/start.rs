@@ -11,9 +11,7 @@ use jiff::Timestamp;
 
 use super::job::Job;
 use super::names::Names;
-use super::partial::{
-    discard_partial, invalidate, make_partial, open_partial, own_snapshot, same_no_cow, take_snapshot,
-};
+use super::partial::{discard_partial, make_partial, open_partial, own_snapshot, resize, take_snapshot};
 use super::recover::Start;
 use super::undo::put_back;
 use crate::cbw::Clusters;
@@ -173,7 +171,7 @@ fn begin<D: Disk>(
     };
     let result = made.and_then(|partial| {
         let t0 = set_t0(job, hold, &mut journal)?;
-        partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
+        resize::<D>(&partial, t0.image.size)?;
         Ok((partial, t0))
     });
     let (partial, t0) = match result {
@@ -190,19 +188,19 @@ fn begin<D: Disk>(
 
 fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, claims) = locked.adopt()?;
-    let partial = open_partial(job)?;
-    same_no_cow(job, &partial)?;
     names_are_durable(job)?;
+    let partial = open_partial(job, journal.header())?;
     let mut t0 = hold.begin()?;
     // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
     t0.at = journal.header().t0;
-    partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
-    let host = job.disk.host();
+    resize::<D>(&partial, t0.image.size)?;
+    let (host, replace) = (job.disk.host(), replaces(job)?);
     journal
         .update(|h| {
             h.state = State::Running;
             h.reason.clear();
             (h.pid, h.pid_start) = (host.pid, host.pid_start);
+            h.replace |= replace;
             h.writable = job.options.writable;
         })
         .map_err(|e| failed("cannot write the journal", e))?;
@@ -217,15 +215,12 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
 
 fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
     let (mut journal, _) = locked.adopt()?;
-    let partial = open_partial(job)?;
-    same_no_cow(job, &partial)?;
     names_are_durable(job)?;
-    // A kill may have come between the rename and the record.
-    invalidate::<D>(journal.header(), &partial)?;
+    let partial = open_partial(job, journal.header())?;
     let t0 = set_t0(job, hold, &mut journal)?;
     // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
     journal.clear_log().map_err(|e| failed("cannot write the journal", e))?;
-    partial.set_len(t0.image.size).map_err(|e| failed("cannot give the partial file the image's size", e))?;
+    resize::<D>(&partial, t0.image.size)?;
     let clusters = Clusters::new(t0.image.size, job.options.cluster);
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare: !hold.kind().one_call(), t0 })
 }
@@ -240,7 +235,7 @@ fn names_are_durable<D: Disk>(job: &Job<'_, D>) -> Result<()> {
 fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<D::File>) -> Result<T0> {
     let t0 = hold.begin()?;
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
-    let host = job.disk.host();
+    let (host, replace) = (job.disk.host(), replaces(job)?);
     let options = job.options;
     journal
         .update(|h| {
@@ -262,6 +257,7 @@ fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<
             h.boot = host.boot_id;
             (h.pid, h.pid_start) = (host.pid, host.pid_start);
             h.image_path = job.image_path.to_vec();
+            h.replace |= replace;
             h.writable = options.writable;
             h.cluster = options.cluster.get();
             h.chunk = options.chunk;
@@ -270,9 +266,15 @@ fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<
     Ok(t0)
 }
 
+/// Whether the rename at the end may replace a file. Only what is there now: a file that appears meanwhile is news to whoever
+/// said --force.
+fn replaces<D: Disk>(job: &Job<'_, D>) -> Result<bool> {
+    let there = job.disk.stat(&job.names.dst).map_err(|e| failed("cannot look at the snapshot", e))?.is_some();
+    Ok(job.options.wish.force && there)
+}
+
 /// The header of a job that has done nothing.
 fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
-    let there = job.disk.stat(&job.names.dst).map_err(|e| failed("cannot look at the snapshot", e))?.is_some();
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
     let image = job.image.stat().map_err(|e| failed("cannot look at the image", e))?;
     let host = job.disk.host();
@@ -281,8 +283,7 @@ fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
         epoch: 0,
         state: State::Preparing,
         hold: hold.kind(),
-        // Only what is there now may be replaced later: a file that appears meanwhile is news to whoever said --force.
-        replace: job.options.wish.force && there,
+        replace: replaces(job)?,
         writable: job.options.writable,
         refreshes: false,
         t0: Timestamp::UNIX_EPOCH,
