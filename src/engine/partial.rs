@@ -25,7 +25,9 @@ pub(super) fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Re
         let hint = "close it first: a refresh changes the file under its readers (fuser -v names them)";
         return Err(Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint));
     }
-    still_ours(job, &file).and_then(|()| same_no_cow(job, &file)).inspect_err(|_| drop(file.set_mode(old_mode)))?;
+    still_ours(&file, job.options.wish.force)
+        .and_then(|()| same_no_cow(job, &file))
+        .inspect_err(|_| drop(file.set_mode(old_mode)))?;
     header.refreshes = true;
     header.old_mode = old_mode;
     header.old_record = file.record().map_err(refused)?.unwrap_or_default();
@@ -35,12 +37,12 @@ pub(super) fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Re
 
 /// The file was looked at before it was opened. Now that nobody else has it, it must still be what was looked at: not one
 /// that was moved to its name since, nor one that somebody has just written to.
-fn still_ours<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<()> {
+fn still_ours<F: DiskFile>(file: &F, force: bool) -> Result<()> {
     let cannot = |e| failed("cannot look at the snapshot that is to be refreshed", e);
     let stat = file.stat().map_err(cannot)?;
     let record = file.record().map_err(cannot)?.and_then(|bytes| Record::from_bytes(&bytes));
     let valid = Existing { stat, record }.verdict() == Some(Verdict::Valid);
-    if stat.nlink == 1 && (valid || job.options.wish.force) {
+    if stat.nlink == 1 && (valid || force) {
         return Ok(());
     }
     let what = "what is to be refreshed changed while it was looked at";
@@ -142,4 +144,41 @@ fn close_to_others<D: Disk>(file: &D::File) -> Result<()> {
 pub(super) fn resize<D: Disk>(file: &D::File, size: u64) -> Result<()> {
     let resized = file.stat().and_then(|s| if s.size == size { Ok(()) } else { file.set_len(size) });
     resized.map_err(|e| failed("cannot give the partial file the image's size", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+    use crate::disk::sim::{Setup, SimDisk};
+
+    #[test]
+    fn a_snapshot_that_was_written_to_since_it_was_looked_at_is_not_refreshed() {
+        let disk = SimDisk::new(Setup::new(1));
+        let file = disk.create_new(OsStr::new("vm.snap")).expect("made");
+        file.write_at(0, &[1; 4096]).expect("written");
+        assert!(still_ours(&file, false).is_err(), "no record");
+        let stat = file.stat().expect("there");
+        let record = Record {
+            v: record::VERSION,
+            state: record::State::Finished,
+            job: Uuid::nil(),
+            t0: Timestamp::UNIX_EPOCH,
+            hold: "frozen".into(),
+            point_in_time: true,
+            quiesced: false,
+            image: ImageId { ino: 1, generation: 1, subvolume: 0 },
+            fs: Uuid::nil(),
+            ino: stat.ino,
+            subvolume: stat.subvolume,
+            size: stat.size,
+            mtime_ns: stat.mtime_ns.to_string(),
+        };
+        file.set_record(Some(&record.to_bytes())).expect("marked");
+        still_ours(&file, false).expect("a valid snapshot");
+        file.write_at(0, &[2; 4096]).expect("written");
+        assert!(still_ours(&file, false).is_err(), "modified");
+        still_ours(&file, true).expect("its content may be lost");
+    }
 }

@@ -2,7 +2,7 @@
 //! as long as one after the other (KERNEL.md, FIEMAP).
 //!
 //! Good manners, not a safeguard: what is promoted waits for no turn, a job that somebody waits for takes none, and one that
-//! gets none in [`PATIENCE`] goes on without.
+//! gets none for a minute goes on without.
 
 use std::time::{Duration, Instant};
 
