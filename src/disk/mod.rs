@@ -293,6 +293,12 @@ pub trait DiskFile {
     /// What FS_IOC_GETFLAGS says.
     fn no_cow(&self) -> io::Result<bool>;
 
+    /// Whether the data is on a device of its own whose addresses are not those of other files (XFS realtime).
+    ///
+    /// # Errors
+    /// What FS_IOC_FSGETXATTR says.
+    fn realtime(&self) -> io::Result<bool>;
+
     /// Sets or clears +C; the file must be empty.
     ///
     /// # Errors

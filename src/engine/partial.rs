@@ -26,7 +26,7 @@ pub(super) fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Re
         return Err(Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint));
     }
     still_ours(&file, job.options.wish.force)
-        .and_then(|()| same_no_cow(job, &file))
+        .and_then(|()| same_kind(job, &file))
         .inspect_err(|_| drop(file.set_mode(old_mode)))?;
     header.refreshes = true;
     header.old_mode = old_mode;
@@ -114,13 +114,17 @@ pub(super) fn discard_partial<D: Disk>(job: &Job<'_, D>) -> Result<()> {
     gone.map_err(|e| failed("cannot remove the old partial file", e))
 }
 
-/// Btrfs clones between files of one kind only; the flag of one with data cannot be changed.
-pub(super) fn same_no_cow<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<()> {
-    let flags = job.image.no_cow().and_then(|image| Ok(image == file.no_cow()?));
-    if flags.map_err(|e| failed("cannot look at the files' flags", e))? {
-        return Ok(());
-    }
-    let what = "image and snapshot differ in the flag +C (chattr), and cannot share blocks";
+/// Files of two kinds share no blocks, and their addresses are not to be compared: Btrfs with and without +C, which one with
+/// data keeps, and XFS's data and realtime devices.
+pub(super) fn same_kind<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<()> {
+    let cannot = |e| failed("cannot look at the files' flags", e);
+    let no_cow = job.image.no_cow().and_then(|image| Ok(image == file.no_cow()?)).map_err(cannot)?;
+    let device = job.image.realtime().and_then(|image| Ok(image == file.realtime()?)).map_err(cannot)?;
+    let what = match (no_cow, device) {
+        (true, true) => return Ok(()),
+        (false, _) => "image and snapshot differ in the flag +C (chattr), and cannot share blocks",
+        (true, false) => "one of image and snapshot is on the realtime device, and they cannot share blocks",
+    };
     Err(Error::new(Kind::Refused, what, "make a new snapshot: --restart, or --force without --refresh"))
 }
 
@@ -129,7 +133,7 @@ pub(super) fn same_no_cow<D: Disk>(job: &Job<'_, D>, file: &D::File) -> Result<(
 pub(super) fn open_partial<D: Disk>(job: &Job<'_, D>, header: &Header) -> Result<D::File> {
     let file =
         job.disk.open(&job.names.partial, Access::Write).map_err(|e| failed("cannot open the partial file", e))?;
-    same_no_cow(job, &file)?;
+    same_kind(job, &file)?;
     invalidate::<D>(header, &file)?;
     close_to_others::<D>(&file)?;
     Ok(file)

@@ -9,6 +9,9 @@ use zerocopy::FromZeros;
 /// Exempt from copy-on-write and, on Btrfs, from checksums: `chattr +C` (`FS_NOCOW_FL`).
 const NO_COW: libc::c_int = 0x0080_0000;
 
+/// `FS_XFLAG_REALTIME` of `linux/fs.h`.
+const REALTIME: u32 = 0x1;
+
 /// The object id that stands for "the subvolume itself" (`BTRFS_FIRST_FREE_OBJECTID`).
 const SUBVOLUME_ROOT: u64 = 256;
 
@@ -95,6 +98,19 @@ pub fn extent_count(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: FS_IOC_FSGETXATTR writes one `struct fsxattr` and keeps no pointer.
     unsafe { raw::fsgetxattr(fd.as_raw_fd(), &raw mut attributes) }?;
     Ok(attributes.nextents)
+}
+
+/// Whether the file's data is on XFS's realtime device (`FS_XFLAG_REALTIME`), whose addresses FIEMAP counts from 0 as it does
+/// those of the data device; false where there is no such thing.
+///
+/// # Errors
+/// What FS_IOC_FSGETXATTR says.
+pub fn realtime(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut attributes = FsXattr::new_zeroed();
+    // SAFETY: FS_IOC_FSGETXATTR writes one `struct fsxattr` and keeps no pointer.
+    let answer = unsafe { raw::fsgetxattr(fd.as_raw_fd(), &raw mut attributes) };
+    let known = where_known(answer.map_err(io::Error::from))?;
+    Ok(known.is_some() && attributes.xflags & REALTIME != 0)
 }
 
 /// The id of the Btrfs subvolume that the inode is in; needs no privilege.

@@ -99,6 +99,9 @@ impl DiskFile for Mapped {
     fn no_cow(&self) -> io::Result<bool> {
         none()
     }
+    fn realtime(&self) -> io::Result<bool> {
+        none()
+    }
     fn set_no_cow(&self, _: bool) -> io::Result<()> {
         none()
     }

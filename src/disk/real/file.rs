@@ -207,6 +207,10 @@ impl DiskFile for RealFile {
         inode::no_cow(self.as_fd())
     }
 
+    fn realtime(&self) -> io::Result<bool> {
+        inode::realtime(self.as_fd())
+    }
+
     fn set_no_cow(&self, on: bool) -> io::Result<()> {
         inode::set_no_cow(self.as_fd(), on)
     }

@@ -204,6 +204,10 @@ impl DiskFile for SimFile {
         Ok(w.inode(self.ino).now.no_cow)
     }
 
+    fn realtime(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn set_no_cow(&self, on: bool) -> io::Result<()> {
         {
             let w = self.world.borrow();
