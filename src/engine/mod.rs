@@ -2,8 +2,8 @@
 //!
 //! [`job::run`] is the whole of it. It is generic over the disk and the hold, so that the same code runs over the kernel and
 //! over the simulated disk with a crash at every step. [`recover`] decides what an existing journal means (pure), [`start`]
-//! prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`commit`] puts the snapshot into place, [`abort`] takes a job back, [`inspect`] looks
-//! at one without taking its lock.
+//! prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`turns`] when; [`commit`] puts the
+//! snapshot into place, [`abort`] takes a job back, [`inspect`] looks at one without taking its lock.
 
 pub mod abort;
 pub mod claims;

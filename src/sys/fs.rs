@@ -168,12 +168,13 @@ fn instance_directory(fd: BorrowedFd<'_>, kind: FsKind, uuid: [u8; 16]) -> Optio
 /// Two directories that stand for the file system while it is mounted, to be locked by whoever takes turns there; `None`
 /// where there are none.
 pub fn turn_directories(fd: BorrowedFd<'_>) -> Option<[PathBuf; 2]> {
-    let (kind, uuid, second) = match fstatfs(fd).ok()?.filesystem_type() {
-        XFS_SUPER_MAGIC => (FsKind::Xfs, [0; 16], "log"),
-        BTRFS_SUPER_MAGIC => (FsKind::Btrfs, btrfs(fd).ok()?.1, "allocation"),
-        _ => return None,
+    let facts = facts(fd).ok()?;
+    let second = match facts.kind {
+        FsKind::Xfs => "log",
+        FsKind::Btrfs => "allocation",
+        FsKind::Other => return None,
     };
-    let first = instance_directory(fd, kind, uuid)?;
+    let first = instance_directory(fd, facts.kind, facts.uuid)?;
     let second = first.join(second);
     Some([first, second])
 }

@@ -51,11 +51,7 @@ impl RealFile {
     /// # Errors
     /// What flock(2) says.
     pub fn try_flock(&self) -> io::Result<bool> {
-        match self.file.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            Err(TryLockError::Error(e)) => Err(e),
-        }
+        try_flock(&self.file)
     }
 
     /// Where to ask for the file's items; `None` where only FIEMAP answers.
@@ -235,6 +231,15 @@ impl DiskFile for RealFile {
 
     fn disown(&self) -> io::Result<()> {
         lease::release(self.as_fd())
+    }
+}
+
+/// Takes the file's flock(2) lock; false where somebody else has it.
+pub(super) fn try_flock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

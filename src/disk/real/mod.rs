@@ -6,7 +6,7 @@
 mod file;
 mod turns;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -36,7 +36,8 @@ const ALWAYS: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NONBLOCK).union(OFlag::O_N
 #[derive(Debug)]
 pub struct RealDisk {
     dir: OwnedFd,
-    turns: RefCell<Option<Turns>>,
+    /// Opened by the first who wants a turn: most commands want none.
+    turns: OnceCell<Option<RefCell<Turns>>>,
 }
 
 impl RealDisk {
@@ -46,8 +47,7 @@ impl RealDisk {
     /// ENOENT, ENOTDIR, EACCES, and what open(2) says.
     pub fn open_dir(path: &Path) -> io::Result<Self> {
         let dir = nix::fcntl::open(path, ALWAYS | OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
-        let turns = RefCell::new(Turns::of(dir.as_fd()));
-        Ok(Self { dir, turns })
+        Ok(Self { dir, turns: OnceCell::new() })
     }
 
     fn open_flags(&self, name: &OsStr, flags: OFlag) -> nix::Result<OwnedFd> {
@@ -153,12 +153,13 @@ impl Disk for RealDisk {
     }
 
     fn take_turn(&self) -> bool {
-        self.turns.borrow_mut().as_mut().is_none_or(Turns::take)
+        let turns = self.turns.get_or_init(|| Turns::of(self.dir.as_fd()).map(RefCell::new));
+        turns.as_ref().is_none_or(|turns| turns.borrow_mut().take())
     }
 
     fn end_turn(&self) {
-        if let Some(turns) = self.turns.borrow_mut().as_mut() {
-            turns.end();
+        if let Some(Some(turns)) = self.turns.get() {
+            turns.borrow_mut().end();
         }
     }
 }

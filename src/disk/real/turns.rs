@@ -5,10 +5,10 @@
 //! the turn takes `next` first and keeps it until the turn is free: so the one who had it last cannot take it again before one
 //! who waits.
 
-use std::fs::{File, TryLockError};
-use std::io;
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 
+use super::file::try_flock;
 use crate::sys::fs;
 
 /// The two locks of a file system, and which are ours.
@@ -31,8 +31,8 @@ impl Turns {
     /// Whether the turn is ours now. Waits for nothing; a lock that cannot be had at all (ENOLCK) keeps nobody from working.
     pub fn take(&mut self) -> bool {
         if !self.has_turn {
-            self.is_next = self.is_next || locked(&self.next).unwrap_or(true);
-            self.has_turn = self.is_next && locked(&self.turn).unwrap_or(true);
+            self.is_next = self.is_next || try_flock(&self.next).unwrap_or(true);
+            self.has_turn = self.is_next && try_flock(&self.turn).unwrap_or(true);
             if self.has_turn {
                 let _ = self.next.unlock();
                 self.is_next = false;
@@ -47,14 +47,6 @@ impl Turns {
         let _ = self.turn.unlock();
         let _ = self.next.unlock();
         (self.has_turn, self.is_next) = (false, false);
-    }
-}
-
-fn locked(file: &File) -> io::Result<bool> {
-    match file.try_lock() {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
