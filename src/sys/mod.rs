@@ -7,6 +7,7 @@
 pub mod btrfs;
 pub mod clone;
 pub mod cpu;
+pub mod fanotify;
 pub mod fiemap;
 pub mod fs;
 pub mod inode;
