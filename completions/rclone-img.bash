@@ -127,7 +127,7 @@ _rclone__img() {
             return 0
             ;;
         rclone__subcmd__img__subcmd__snapshot)
-            opts="-q -h --chunk --cluster --consistency --refresh --restart --force --writable --dry-run --latency --min-free --wait --metrics --json --quiet --help"
+            opts="-q -h --chunk --cluster --consistency --refresh --restart --force --writable --guest-deadline --dry-run --latency --min-free --wait --metrics --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -142,7 +142,11 @@ _rclone__img() {
                     return 0
                     ;;
                 --consistency)
-                    COMPREPLY=($(compgen -W "auto frozen atomic none" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto frozen guard atomic none" -- "${cur}"))
+                    return 0
+                    ;;
+                --guest-deadline)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --latency)

@@ -34,10 +34,12 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. atomic: a single call, which stalls the image\'s users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else atomic if it is short, else refused' -r -f -a "auto\t''
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. guard: a running VM\'s accesses wait until what they may change is cloned; it must have been started under \'rclone-img guard\'. atomic: a single call, which stalls the image\'s users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else guard if all who write can be watched, else atomic if it is short, else refused' -r -f -a "auto\t''
 frozen\t''
+guard\t''
 atomic\t''
 none\t''"
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r

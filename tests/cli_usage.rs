@@ -93,8 +93,8 @@ fn what_is_not_built_is_not_accepted() {
     check_usage(&["serve", "a"], "error: unrecognized subcommand 'serve'");
     check_usage(&["snapshot", "a", "b", "--qmp", "s"], "error: unexpected argument '--qmp' found");
     check_usage(
-        &["snapshot", "a", "b", "--consistency", "guard"],
-        "error: invalid value 'guard' for '--consistency <HOLD>'",
+        &["snapshot", "a", "b", "--consistency", "filter"],
+        "error: invalid value 'filter' for '--consistency <HOLD>'",
     );
 }
 

@@ -167,7 +167,7 @@ pub struct SnapshotArgs {
     /// The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = values::cluster)]
     pub cluster: u64,
-    /// How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. atomic: a single call, which stalls the image's users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else atomic if it is short, else refused
+    /// How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. guard: a running VM's accesses wait until what they may change is cloned; it must have been started under 'rclone-img guard'. atomic: a single call, which stalls the image's users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else guard if all who write can be watched, else atomic if it is short, else refused
     #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
     pub consistency: Consistency,
     /// Bring the older snapshot DST to a new point in time, cloning only what differs
@@ -182,6 +182,9 @@ pub struct SnapshotArgs {
     /// Give the snapshot write permission for its owner, and what others have on the image
     #[arg(long)]
     pub writable: bool,
+    /// How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = values::guest_deadline)]
+    pub guest_deadline: Duration,
     /// Say what would be done; touch nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -17,8 +17,10 @@ pub mod signals;
 pub mod snapshot;
 pub mod status;
 pub mod summary;
+pub mod supervisor;
 pub mod values;
 pub mod words;
+pub mod worker;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -27,6 +29,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
+use crate::hold::guard::watch::SUPERVISOR;
 use args::Verb;
 
 /// How long the last words on standard error may take.
@@ -35,11 +38,15 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
 /// Runs the program: `args` with its name first. The exit code (DESIGN section 8).
 pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
     signals::survive_file_size_limit();
+    let args: Vec<OsString> = args.collect();
+    if args.get(1).is_some_and(|verb| verb == SUPERVISOR) {
+        return supervisor::run();
+    }
+    let worker = args.get(1).is_some_and(|verb| verb == worker::WORKER);
+    let args = if worker { worker::become_worker(args) } else { args };
     match args::parse(args) {
-        Ok(verb) => dispatch(&verb).unwrap_or_else(|error| {
-            last_words(error_lines(&error));
-            error.kind.exit_code()
-        }),
+        Ok(Verb::Snapshot(args)) if worker => ended(snapshot::here(&args)),
+        Ok(verb) => ended(dispatch(&verb)),
         // Help and version go to standard output and are no errors.
         Err(told) if !told.use_stderr() => {
             let _ = told.print();
@@ -50,6 +57,14 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
             Kind::Usage.exit_code()
         }
     }
+}
+
+/// The exit code of a verb; an error is told.
+fn ended(result: Result<u8>) -> u8 {
+    result.unwrap_or_else(|error| {
+        last_words(error_lines(&error));
+        error.kind.exit_code()
+    })
 }
 
 fn dispatch(verb: &Verb) -> Result<u8> {

@@ -9,6 +9,7 @@ use crate::disk::DiskFile;
 use crate::disk::real::{RealDisk, RealFile};
 use crate::engine::names::Names;
 use crate::error::{Error, Kind, Result};
+use crate::hold::guard;
 
 /// How a qcow2 image begins, of every version.
 const QCOW2: [u8; 4] = *b"QFI\xfb";
@@ -45,8 +46,12 @@ fn split(dst: &Path) -> Result<(PathBuf, &OsStr)> {
 
 /// An image, open for reading, with the image's lock.
 pub struct Image {
-    /// The file.
+    /// The file, through a descriptor that sends no fanotify events where one can be had: a job must not watch itself.
     pub file: Arc<RealFile>,
+    /// Whether it is such a descriptor.
+    pub exempt: bool,
+    /// The file as it was opened, which holds the job's lock.
+    lock: RealFile,
     /// Its path, absolute and without links.
     pub path: PathBuf,
 }
@@ -73,7 +78,11 @@ pub fn open_image(path: &Path) -> Result<Image> {
     if !file.stat().map_err(refused)?.regular {
         return Err(not_regular());
     }
-    Ok(Image { file: Arc::new(file), path: real })
+    // Without the right to it there is no watching either.
+    let tried = guard::exempt(&file, &real);
+    let exempt = tried.is_ok();
+    let used = tried.or_else(|_| RealFile::open_image(&real).map_err(refused))?;
+    Ok(Image { file: Arc::new(used), exempt, lock: file, path: real })
 }
 
 /// What to say of an image that is none of the raw ones: the program takes every file byte by byte.
@@ -92,7 +101,7 @@ pub fn warning(image: &impl DiskFile, path: &Path) -> Option<String> {
 /// Busy where another job has it.
 pub fn lock_image(image: &Image) -> Result<()> {
     let name = words::name(&image.path);
-    match image.file.try_flock() {
+    match image.lock.try_flock() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::new(
             Kind::Busy,

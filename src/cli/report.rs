@@ -229,6 +229,7 @@ pub(super) mod samples {
             longest_call: Duration::from_micros(5125),
             call_p99: Duration::from_millis(5),
             longest_guest_wait: Some(Duration::ZERO),
+            accesses: None,
             promoted: 0,
             skipped_bytes: 0,
             copied_bytes: 4096,

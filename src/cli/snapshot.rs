@@ -12,10 +12,10 @@ use super::place::{self, Image, Place};
 use super::report::Reporter;
 use super::signals::Stop;
 use super::values::MinFree;
-use super::{last_words, words};
+use super::{last_words, words, worker};
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
-use crate::engine::job::{self, Job, LATENCY_GUESTS, Options};
+use crate::engine::job::{self, GUEST_DEADLINE, Job, LATENCY_GUESTS, Options};
 use crate::engine::recover::{Start, Wish};
 use crate::engine::report::{Event, Finished, Observer};
 use crate::error::{Error, Kind, Result};
@@ -35,6 +35,14 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     if args.dry_run {
         return dry_run(args);
     }
+    if worker::is_needed(args) { worker::run(args) } else { here(args) }
+}
+
+/// Runs `snapshot` in this process.
+///
+/// # Errors
+/// What kept the snapshot from being made.
+pub fn here(args: &SnapshotArgs) -> Result<u8> {
     under_watch(&args.job, Some(&args.src), &args.dst, |stop, reporter, _| {
         let place = place::place(&args.dst)?;
         let options = options(args)?;
@@ -47,7 +55,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
                 warned = true;
                 reporter.on(Event::Warning(text));
             }
-            let chosen = choose_hold(args.consistency, &image, args.job.latency)?;
+            let chosen = choose_hold(args, &image)?;
             run(&place, &image, &options, chosen, stop, reporter)
         })
     })
@@ -85,13 +93,17 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
         };
         attempts(&args.job, stop, || {
             place::lock_image(&image)?;
-            let hold = choose::make(header.hold, &image.file, &image.path);
+            let hold = choose::make(header.hold, &image.file, &image.path, GUEST_DEADLINE);
             run(&place, &image, &options, Chosen { hold, why: "the journal's".into() }, stop, reporter)
         })
     })
 }
 
-fn under_watch(
+/// Does a job's work, with reports and metrics whatever way it ends.
+///
+/// # Errors
+/// What the work says.
+pub fn under_watch(
     args: &JobArgs,
     src: Option<&Path>,
     dst: &Path,
@@ -164,11 +176,15 @@ fn run(
     job::run(&job, chosen.hold.as_mut())
 }
 
-fn choose_hold(wanted: Consistency, image: &Image, latency: Option<Duration>) -> Result<Chosen> {
-    match wanted {
-        Consistency::Auto => choose::auto(&image.file, &image.path, latency.unwrap_or(LATENCY_GUESTS)),
+fn choose_hold(args: &SnapshotArgs, image: &Image) -> Result<Chosen> {
+    let deadline = args.guest_deadline;
+    match args.consistency {
+        Consistency::Auto => {
+            let stall = args.job.latency.unwrap_or(LATENCY_GUESTS);
+            choose::auto(&image.file, &image.path, stall, deadline)
+        }
         Consistency::Hold(kind) => {
-            let hold = choose::make(kind, &image.file, &image.path);
+            let hold = choose::make(kind, &image.file, &image.path, deadline);
             Ok(Chosen { hold, why: "asked for".into() })
         }
     }
@@ -226,7 +242,7 @@ fn dry_run(args: &SnapshotArgs) -> Result<u8> {
         place::lock_image(&image)?;
         super::warn(place::warning(&*image.file, &args.src).filter(|_| !args.job.output.quiet));
         let options = options(args)?;
-        let mut chosen = choose_hold(args.consistency, &image, args.job.latency)?;
+        let mut chosen = choose_hold(args, &image)?;
         let job = Job {
             disk: &place.disk,
             names: &place.names,

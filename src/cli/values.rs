@@ -16,6 +16,10 @@ pub const CLUSTER_MAX: u64 = 64 << 20;
 pub const LATENCY_MIN: Duration = Duration::from_millis(1);
 /// The greatest `--latency`.
 pub const LATENCY_MAX: Duration = Duration::from_secs(10);
+/// The least `--guest-deadline`: below it a busy host breaks snapshots for nothing.
+pub const GUEST_DEADLINE_MIN: Duration = Duration::from_millis(100);
+/// The greatest `--guest-deadline`: guests give an access up after 30 s or more.
+pub const GUEST_DEADLINE_MAX: Duration = Duration::from_secs(30);
 /// The greatest `--wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -60,6 +64,16 @@ pub fn latency(text: &str) -> Result<Duration, String> {
     time(text)
         .filter(|time| (LATENCY_MIN..=LATENCY_MAX).contains(time))
         .ok_or_else(|| "a latency is 1ms to 10s, written like 5ms or 2s".into())
+}
+
+/// `--guest-deadline`: 100ms to 30s.
+///
+/// # Errors
+/// Words that name the range.
+pub fn guest_deadline(text: &str) -> Result<Duration, String> {
+    time(text)
+        .filter(|time| (GUEST_DEADLINE_MIN..=GUEST_DEADLINE_MAX).contains(time))
+        .ok_or_else(|| "a guest deadline is 100ms to 30s, written like 500ms or 2s".into())
 }
 
 /// `--wait`: 0s to 24h.

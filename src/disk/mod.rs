@@ -215,6 +215,13 @@ pub trait DiskFile {
     /// Where that cannot be found out.
     fn relocating(&self) -> io::Result<bool>;
 
+    /// Writes dirty data back, at least that of `range`, without the file's lock and without making anything durable: so that
+    /// the next clone call need not do it with the lock held.
+    ///
+    /// # Errors
+    /// What sync_file_range(2) says. EIO means that data was lost.
+    fn write_back(&self, range: ByteRange) -> io::Result<()>;
+
     /// How many extents touch `range`. Cheaper than [`DiskFile::map`] where the kernel need not say which are shared.
     ///
     /// # Errors

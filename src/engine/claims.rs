@@ -84,6 +84,21 @@ pub trait Claims<F> {
 /// How the engine gets its [`Claims`].
 pub type MakeClaims<'a, F> = &'a dyn Fn(Recorder<F>) -> Box<dyn Claims<F>>;
 
+/// Claims nothing and syncs nothing: where a point in time does not outlive the run, nothing could go on from a claim.
+pub struct Unclaimed<F>(pub Journal<F>);
+
+impl<F: DiskFile> Claims<F> for Unclaimed<F> {
+    fn done(&mut self, _: ByteRange) {}
+
+    fn failed(&self) -> bool {
+        false
+    }
+
+    fn finish(self: Box<Self>, _: bool) -> (Journal<F>, io::Result<()>) {
+        (self.0, Ok(()))
+    }
+}
+
 /// Syncs in line, after every so many ranges.
 pub struct Inline<F> {
     recorder: Recorder<F>,

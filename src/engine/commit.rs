@@ -113,6 +113,7 @@ pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began
         longest_call: Duration::ZERO,
         call_p99: Duration::ZERO,
         longest_guest_wait: None,
+        accesses: None,
         promoted: 0,
         skipped_bytes: 0,
         copied_bytes: 0,

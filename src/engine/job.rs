@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::claims::{MakeClaims, Recorder};
+use super::claims::{MakeClaims, Recorder, Unclaimed};
 use super::commit::Ending;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked, Prepared};
-use super::{commit, inspect, window};
+use super::{commit, inspect, room, window};
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::Hold;
 use crate::journal::file as journal_file;
 use crate::journal::format::State;
-use crate::range::{ByteRange, Geometry, PowerOfTwo};
+use crate::range::PowerOfTwo;
 use crate::record::Record;
 
 /// Space that a job leaves to the guests.
@@ -47,6 +47,9 @@ pub struct Options {
 
 /// What one call may take where guests use the image (DESIGN section 6).
 pub const LATENCY_GUESTS: Duration = Duration::from_millis(5);
+
+/// How long an access of a guest may wait before the snapshot breaks (DESIGN section 3).
+pub const GUEST_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What one call may take where nobody does: an interrupt is answered after it.
 pub const LATENCY_FROZEN: Duration = Duration::from_millis(100);
@@ -187,9 +190,15 @@ fn clone_and_commit<D: Disk>(
     };
     job.observer.on(Event::Started(started.clone()));
 
-    let mut claims = (job.make_claims)(Recorder::new(journal, Arc::clone(&partial)));
+    let kind = hold.kind();
+    let mut claims = if kind.keeps_t0() || kind.one_call() {
+        (job.make_claims)(Recorder::new(journal, Arc::clone(&partial)))
+    } else {
+        Box::new(Unclaimed(journal))
+    };
     let mut window = window::Window::new(job, hold, &*partial, clusters, compare, &t0, began)?;
     let ended = window.run(claims.as_mut()).and_then(|()| window.hold.end());
+    let ended = if kind.answers_accesses() { ended.map_err(t0_is_lost) } else { ended };
     let work = window.into_work();
     // Whatever happened, the image is let go before anything is synced: a writer may wait for it.
     hold.release();
@@ -222,6 +231,21 @@ fn clone_and_commit<D: Disk>(
     Ok(work.finished(started, began))
 }
 
+/// Whatever ends a job whose T0 lives by this process's answers, ends that T0.
+fn t0_is_lost(error: Error) -> Error {
+    let what = match error.kind {
+        Kind::Interrupted | Kind::Failed => format!("{}; the point in time is lost with it", error.what),
+        _ => return error,
+    };
+    let hint = match error.kind {
+        Kind::Interrupted => {
+            "run the same command again: it takes a new point in time and keeps the finished work".into()
+        }
+        _ => error.hint,
+    };
+    Error { kind: Kind::Broken, what, hint, ..error }
+}
+
 /// The first look, without a lock: refuses early, before anything is touched.
 fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
     let (found, here) = look(job)?;
@@ -242,8 +266,8 @@ fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
     }
     let decision = decide(job, hold, &found, &here)?;
     if decision != Start::RollForward {
-        enough_space(job)?;
-        try_cloning(job, &here)?;
+        room::enough_space(job)?;
+        room::try_cloning(job, &here)?;
     }
     Ok(decision)
 }
@@ -311,75 +335,10 @@ fn existing<D: Disk>(disk: &D, name: &std::ffi::OsStr) -> Result<Option<Existing
     Ok(Some(Existing { stat, record: bytes.and_then(|b| Record::from_bytes(&b)) }))
 }
 
-fn cannot_look(what: &str, error: std::io::Error) -> Error {
+pub(super) fn cannot_look(what: &str, error: std::io::Error) -> Error {
     Error::io(Kind::Refused, format!("cannot look at {what}"), "check the directory and its permissions", error)
 }
 
 fn changed_meanwhile() -> Error {
     Error::new(Kind::Busy, "another job changed the snapshot meanwhile", "run the same command again")
-}
-
-/// Whether the file system has the space that is to be left to the guests.
-///
-/// # Errors
-/// Refused, with the figures.
-pub fn enough_space<D: Disk>(job: &Job<'_, D>) -> Result<()> {
-    let space = job.disk.space().map_err(|e| cannot_look("the free space", e))?;
-    let wanted = match job.options.min_free {
-        MinFree::Bytes(bytes) => bytes,
-        MinFree::Percent(percent) => (space.total as f64 * percent / 100.0) as u64,
-    };
-    if space.free >= wanted {
-        return Ok(());
-    }
-    let what = format!(
-        "the file system has {} free, and {} are to be left to the guests (--min-free)",
-        bytesize::ByteSize(space.free),
-        bytesize::ByteSize(wanted)
-    );
-    Err(Error::new(Kind::Refused, what, "free space or delete old snapshots first"))
-}
-
-/// Clones the first block into a file without a name: what the file system refuses it refuses here, with nothing left.
-fn try_cloning<D: Disk>(job: &Job<'_, D>, now: &Now) -> Result<()> {
-    let refuse = |what: &str, hint: &str, e| Err(Error::io(Kind::Refused, what.to_owned(), hint, e));
-    let probe = match job.disk.create_unnamed() {
-        Ok(probe) => probe,
-        Err(e) => return refuse("cannot make a file in the snapshot's directory", hint_for(&e), e),
-    };
-    let geometry = Geometry { size: now.image.size, block: now.fs.block };
-    let first = ByteRange::new(0, now.fs.block.get()).and_then(|block| geometry.cover(block));
-    let Some(first) = first else { return Ok(()) };
-    let tried = job
-        .image
-        .no_cow()
-        .and_then(|on| probe.set_no_cow(on))
-        .and_then(|()| probe.set_len(now.image.size))
-        .and_then(|()| probe.clone_range(&job.image, first).map(|_| ()));
-    match tried {
-        Err(e) if e.raw_os_error() == Some(libc::EFBIG) => {
-            refuse("the image is larger than a file may be here (ulimit -f)", "raise the limit", e)
-        }
-        // These the window meets again, and knows what to do about them.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ENOSPC)) => Ok(()),
-        Err(e) => refuse("the first block of the image cannot be cloned to the snapshot's directory", hint_for(&e), e),
-        Ok(()) => Ok(()),
-    }
-}
-
-fn hint_for(error: &std::io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EXDEV) => "a reflink cannot leave its file system: put the snapshot where the image is",
-        Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EISDIR) => {
-            "the file system has no reflinks: use XFS (made with reflink=1) or Btrfs"
-        }
-        Some(libc::EROFS) => "the file system is mounted read-only",
-        Some(libc::EACCES | libc::EPERM) => "the directory must be writable for you and not immutable (lsattr -d)",
-        Some(libc::ETXTBSY) => "an active swap file cannot be cloned: swapoff it",
-        Some(libc::ENOSPC | libc::EDQUOT) => "free space, or raise the quota",
-        Some(libc::EINVAL) => {
-            "image and directory differ in DAX or realtime, or the image has not the file system's block size"
-        }
-        _ => "check the directory and the kernel's log",
-    }
 }

@@ -1,8 +1,8 @@
 //! One T0 job from begin to rename: the driver that joins plan, hold, journal and disk (DESIGN section 5).
 //!
 //! [`job::run`] is the whole of it. It is generic over the disk and the hold, so that the same code runs over the kernel and
-//! over the simulated disk with a crash at every step. [`recover`] decides what an existing journal means (pure), [`start`]
-//! prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`turns`] when; [`commit`] puts the
+//! over the simulated disk with a crash at every step. [`recover`] decides what an existing journal means (pure), [`room`]
+//! whether there is room for it, [`start`] prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`turns`] when; [`commit`] puts the
 //! snapshot into place, [`abort`] takes a job back, [`inspect`] looks at one without taking its lock.
 
 pub mod abort;
@@ -16,6 +16,7 @@ pub mod names;
 pub mod partial;
 pub mod recover;
 pub mod report;
+pub mod room;
 pub mod start;
 pub mod turns;
 pub mod undo;

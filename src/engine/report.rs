@@ -61,6 +61,8 @@ pub struct Finished {
     pub call_p99: Duration,
     /// The longest that a guest's access waited on the program; `None` where nobody could measure it.
     pub longest_guest_wait: Option<Duration>,
+    /// Accesses to the image that were looked at before they went on; `None` where the hold does not see them.
+    pub accesses: Option<u64>,
     /// Clusters cloned out of turn.
     pub promoted: u64,
     /// Bytes that a refresh did not clone, because both files share the blocks.

@@ -101,7 +101,7 @@ pub struct Prepared<F> {
     /// The partial file, of the image's size.
     pub partial: Arc<F>,
     /// What is done.
-    pub clusters: Clusters,
+    pub clusters: Arc<Clusters>,
     /// Whether the maps are compared, to clone only what differs.
     pub compare: bool,
     /// The instant.
@@ -170,11 +170,11 @@ fn begin<D: Disk>(
         None => make_partial(job, &mut journal),
     };
     let result = made.and_then(|partial| {
-        let t0 = set_t0(job, hold, &mut journal)?;
+        let (t0, clusters) = set_t0(job, hold, &mut journal)?;
         resize::<D>(&partial, t0.image.size)?;
-        Ok((partial, t0))
+        Ok((partial, t0, clusters))
     });
-    let (partial, t0) = match result {
+    let (partial, t0, clusters) = match result {
         Ok(made) => made,
         Err(error) => {
             let _ = put_back(job.disk, job.names, journal.header());
@@ -182,7 +182,6 @@ fn begin<D: Disk>(
         }
     };
     let compare = origin == Origin::Snapshot && !hold.kind().one_call();
-    let clusters = Clusters::new(t0.image.size, job.options.cluster);
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare, t0 })
 }
 
@@ -190,7 +189,11 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
     let (mut journal, claims) = locked.adopt()?;
     names_are_durable(job)?;
     let partial = open_partial(job, journal.header())?;
-    let mut t0 = hold.begin()?;
+    let clusters = pending(job)?;
+    for claim in claims {
+        clusters.finish(claim);
+    }
+    let mut t0 = only(hold.begin(&[Arc::clone(&clusters)])?);
     // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
     t0.at = journal.header().t0;
     resize::<D>(&partial, t0.image.size)?;
@@ -204,10 +207,6 @@ fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::Fi
             h.writable = job.options.writable;
         })
         .map_err(|e| failed("cannot write the journal", e))?;
-    let mut clusters = Clusters::new(t0.image.size, job.options.cluster);
-    for claim in claims {
-        clusters.finish(claim);
-    }
     // A refresh that was stopped has done ranges and old ones: those are compared again.
     let compare = (journal.header().refreshes || journal.header().epoch > 1) && !hold.kind().one_call();
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare, t0 })
@@ -217,11 +216,10 @@ fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>
     let (mut journal, _) = locked.adopt()?;
     names_are_durable(job)?;
     let partial = open_partial(job, journal.header())?;
-    let t0 = set_t0(job, hold, &mut journal)?;
+    let (t0, clusters) = set_t0(job, hold, &mut journal)?;
     // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
     journal.clear_log().map_err(|e| failed("cannot write the journal", e))?;
     resize::<D>(&partial, t0.image.size)?;
-    let clusters = Clusters::new(t0.image.size, job.options.cluster);
     Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare: !hold.kind().one_call(), t0 })
 }
 
@@ -231,39 +229,74 @@ fn names_are_durable<D: Disk>(job: &Job<'_, D>) -> Result<()> {
     job.disk.sync_names().map_err(|e| failed("cannot make the directory durable", e))
 }
 
+/// The states of the image's clusters, all pending.
+fn pending<D: Disk>(job: &Job<'_, D>) -> Result<Arc<Clusters>> {
+    let size = job.image.stat().map_err(|e| failed("cannot look at the image", e))?.size;
+    Ok(Arc::new(Clusters::new(size, job.options.cluster)))
+}
+
+/// The T0 of the one image.
+fn only(mut t0: Vec<T0>) -> T0 {
+    t0.pop().expect("a hold that has begun says when")
+}
+
 /// T0, and its place in the journal.
-fn set_t0<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, journal: &mut Journal<D::File>) -> Result<T0> {
-    let t0 = hold.begin()?;
+///
+/// Where accesses wait from T0 on they must not wait for a disk: the journal is durable before, with an instant that is a
+/// moment early, and the true one is written without a sync. Such a T0 does not outlive the process, so that no crash can
+/// make anything of it.
+fn set_t0<D: Disk>(
+    job: &Job<'_, D>,
+    hold: &mut dyn Hold,
+    journal: &mut Journal<D::File>,
+) -> Result<(T0, Arc<Clusters>)> {
+    let clusters = pending(job)?;
+    let cannot = |e| failed("cannot write the journal", e);
+    let entry = entry(job, hold)?;
+    let begin = |hold: &mut dyn Hold| Ok::<T0, Error>(only(hold.begin(&[Arc::clone(&clusters)])?));
+    let t0 = if hold.kind().answers_accesses() {
+        let early = T0 { at: job.disk.host().now, image: job.image.stat().map_err(cannot)? };
+        journal.update(|h| entry(h, &early)).map_err(cannot)?;
+        let t0 = begin(hold)?;
+        journal.note(|h| h.t0 = t0.at).map_err(cannot)?;
+        t0
+    } else {
+        let t0 = begin(hold)?;
+        journal.update(|h| entry(h, &t0)).map_err(cannot)?;
+        t0
+    };
+    Ok((t0, clusters))
+}
+
+/// What a new T0 changes in the journal's header.
+fn entry<'a, D: Disk>(job: &'a Job<'_, D>, hold: &dyn Hold) -> Result<impl Fn(&mut Header, &T0) + 'a> {
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
     let (host, replace) = (job.disk.host(), replaces(job)?);
-    let options = job.options;
-    journal
-        .update(|h| {
-            h.epoch += 1;
-            h.state = State::Running;
-            h.reason.clear();
-            h.hold = hold.kind();
-            h.t0 = t0.at;
-            h.image = Image {
-                dev: t0.image.dev,
-                ino: t0.image.ino,
-                generation: t0.image.generation,
-                subvolume: t0.image.subvolume,
-                size: t0.image.size,
-                ctime_ns: t0.image.ctime_ns,
-            };
-            h.fs = fs.uuid;
-            h.mount_instance = fs.mount_instance;
-            h.boot = host.boot_id;
-            (h.pid, h.pid_start) = (host.pid, host.pid_start);
-            h.image_path = job.image_path.to_vec();
-            h.replace |= replace;
-            h.writable = options.writable;
-            h.cluster = options.cluster.get();
-            h.chunk = options.chunk;
-        })
-        .map_err(|e| failed("cannot write the journal", e))?;
-    Ok(t0)
+    let (options, kind) = (job.options, hold.kind());
+    Ok(move |h: &mut Header, t0: &T0| {
+        h.epoch += 1;
+        h.state = State::Running;
+        h.reason.clear();
+        h.hold = kind;
+        h.t0 = t0.at;
+        h.image = Image {
+            dev: t0.image.dev,
+            ino: t0.image.ino,
+            generation: t0.image.generation,
+            subvolume: t0.image.subvolume,
+            size: t0.image.size,
+            ctime_ns: t0.image.ctime_ns,
+        };
+        h.fs = fs.uuid;
+        h.mount_instance = fs.mount_instance;
+        h.boot = host.boot_id;
+        (h.pid, h.pid_start) = (host.pid, host.pid_start);
+        h.image_path = job.image_path.to_vec();
+        h.replace |= replace;
+        h.writable = options.writable;
+        h.cluster = options.cluster.get();
+        h.chunk = options.chunk;
+    })
 }
 
 /// Whether the rename at the end may replace a file. Only what is there now: a file that appears meanwhile is news to whoever

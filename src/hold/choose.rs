@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::frozen::Frozen;
+use super::guard::Guard;
 use super::live::Live;
 use super::{Hold, HoldKind};
 use crate::disk::DiskFile;
@@ -34,35 +35,52 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// The hold of a kind.
-pub fn make(kind: HoldKind, image: &Arc<RealFile>, path: &Path) -> Box<dyn Hold> {
+/// The hold of a kind. `deadline` is how long an access of a guest may wait.
+pub fn make(kind: HoldKind, image: &Arc<RealFile>, path: &Path, deadline: Duration) -> Box<dyn Hold> {
     match kind {
+        HoldKind::Guard => Box::new(Guard::new(Arc::clone(image), path.to_owned(), deadline)),
         HoldKind::Frozen => Box::new(Frozen::new(Arc::clone(image), path.to_owned())),
         HoldKind::Atomic | HoldKind::None => Box::new(Live::new(Arc::clone(image), path.to_owned(), kind)),
     }
 }
 
 /// The holds that keep one instant, in the order that `auto` tries them, each tried and let go. `stall` is how long a
-/// single call may keep the image's users waiting.
-pub fn survey(image: &Arc<RealFile>, path: &Path, stall: Duration) -> Vec<Candidate> {
+/// single call may keep the image's users waiting, `deadline` how long a guest's access may wait.
+pub fn survey(image: &Arc<RealFile>, path: &Path, stall: Duration, deadline: Duration) -> Vec<Candidate> {
+    vec![frozen(image, path), guard(image, path, deadline), atomic(image, stall)]
+}
+
+/// Whether the image can be frozen now; tried and let go.
+pub fn frozen(image: &Arc<RealFile>, path: &Path) -> Candidate {
     let mut frozen = Frozen::new(Arc::clone(image), path.to_owned());
     let tried = frozen.prepare();
     frozen.release();
-    let frozen = match tried {
-        Ok(()) => applies(HoldKind::Frozen, "nobody has the image open for writing".into()),
-        Err(e) => Candidate { kind: HoldKind::Frozen, applies: false, why: e.to_string(), hint: e.hint },
-    };
-    vec![frozen, atomic(image, stall)]
+    candidate(HoldKind::Frozen, tried.map(|()| "nobody has the image open for writing".into()))
+}
+
+fn guard(image: &Arc<RealFile>, path: &Path, deadline: Duration) -> Candidate {
+    let mut guard = Guard::new(Arc::clone(image), path.to_owned(), deadline);
+    let tried = guard.prepare();
+    guard.release();
+    let armed = guard.armed();
+    candidate(HoldKind::Guard, tried.map(|()| format!("all {armed} descriptors open for writing can be watched")))
+}
+
+fn candidate(kind: HoldKind, tried: Result<String>) -> Candidate {
+    match tried {
+        Ok(why) => applies(kind, why),
+        Err(e) => Candidate { kind, applies: false, why: e.to_string(), hint: e.hint },
+    }
 }
 
 /// What `auto` takes.
 ///
 /// # Errors
 /// Refused where no hold that keeps one instant applies, with the reasons and the ways out.
-pub fn auto(image: &Arc<RealFile>, path: &Path, stall: Duration) -> Result<Chosen> {
-    let candidates = survey(image, path, stall);
+pub fn auto(image: &Arc<RealFile>, path: &Path, stall: Duration, deadline: Duration) -> Result<Chosen> {
+    let candidates = survey(image, path, stall, deadline);
     if let Some(first) = candidates.iter().find(|c| c.applies) {
-        return Ok(Chosen { hold: make(first.kind, image, path), why: first.why.clone() });
+        return Ok(Chosen { hold: make(first.kind, image, path, deadline), why: first.why.clone() });
     }
     let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
     let hints: Vec<&str> = candidates.iter().map(|c| c.hint.as_str()).filter(|h| !h.is_empty()).collect();

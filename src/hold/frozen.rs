@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use super::holders::{self, Holders, QEMU_WRITES};
 use super::{Demand, Hold, HoldKind, T0};
+use crate::cbw::Clusters;
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
@@ -93,9 +94,11 @@ fn describe(holders: &Holders) -> String {
     if holders.found.len() > NAMED {
         words.push(format!("and {} more", holders.found.len() - NAMED));
     }
-    if holders.hidden > 0 {
-        words
-            .push(format!("{} other process(es) could not be looked into (that needs CAP_SYS_PTRACE)", holders.hidden));
+    if !holders.hidden.is_empty() {
+        words.push(format!(
+            "{} other process(es) could not be looked into (that needs CAP_SYS_PTRACE)",
+            holders.hidden.len()
+        ));
     }
     words.join("; ")
 }
@@ -156,7 +159,7 @@ impl Hold for Frozen {
         }
     }
 
-    fn begin(&mut self) -> Result<T0> {
+    fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image", "check the kernel's log", e);
         // What was written between the first flush and the lease: on disk first, so that no clone call has to wait for it.
         self.flush()?;
@@ -166,7 +169,10 @@ impl Hold for Frozen {
             std::thread::sleep(TICK);
             image = self.image.stat().map_err(cannot)?;
         }
-        Ok(T0 { at: Timestamp::now(), image })
+        if images.iter().any(|i| i.size() != image.size) {
+            return Err(super::resized_before_t0());
+        }
+        Ok(vec![T0 { at: Timestamp::now(), image }])
     }
 
     fn demand(&mut self) -> Demand {
@@ -179,7 +185,7 @@ impl Hold for Frozen {
         }
     }
 
-    fn promoted(&mut self, _: ByteRange) {}
+    fn promoted(&mut self, _: usize, _: ByteRange) {}
 
     fn end(&mut self) -> Result<()> {
         let ended = match self.waiting() {

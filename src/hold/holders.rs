@@ -80,7 +80,7 @@ pub struct Holders {
     /// Who has the image open for writing; a process can be here more than once.
     pub found: Vec<Holder>,
     /// Processes that could not be looked into for want of permission.
-    pub hidden: usize,
+    pub hidden: Vec<u32>,
 }
 
 impl Holders {
@@ -106,7 +106,7 @@ pub fn holders(image: BorrowedFd<'_>) -> io::Result<Holders> {
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = number(&entry?) else { continue };
         if pid != myself && !look_into(pid, image_is, &mut holders.found) {
-            holders.hidden += 1;
+            holders.hidden.push(pid);
         }
     }
     loop_devices(image_is, &mut holders.found);

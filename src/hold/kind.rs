@@ -5,6 +5,8 @@
 pub enum HoldKind {
     /// Nobody has the image open for writing, and a lease keeps it so.
     Frozen,
+    /// Accesses to the image wait until what they may change is cloned.
+    Guard,
     /// One call for the whole file.
     Atomic,
     /// Nothing keeps the image still: not a point in time.
@@ -13,12 +15,13 @@ pub enum HoldKind {
 
 impl HoldKind {
     /// All kinds that are built.
-    pub const ALL: [Self; 3] = [Self::Frozen, Self::Atomic, Self::None];
+    pub const ALL: [Self; 4] = [Self::Frozen, Self::Guard, Self::Atomic, Self::None];
 
     /// The name on the command line, in the journal's words and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Frozen => "frozen",
+            Self::Guard => "guard",
             Self::Atomic => "atomic",
             Self::None => "none",
         }
@@ -30,6 +33,7 @@ impl HoldKind {
             Self::Frozen => 1,
             Self::Atomic => 2,
             Self::None => 3,
+            Self::Guard => 4,
         }
     }
 
@@ -50,7 +54,12 @@ impl HoldKind {
 
     /// Whether a T0 can outlive the run that set it, for a later run to go on with.
     pub fn keeps_t0(self) -> bool {
-        self != Self::Atomic
+        !matches!(self, Self::Atomic | Self::Guard)
+    }
+
+    /// Whether somebody's accesses wait for the job from T0 on: nothing then waits for a disk that need not.
+    pub fn answers_accesses(self) -> bool {
+        self == Self::Guard
     }
 
     /// Whether a guest may be using the image while the job runs: decides the default of `--latency`.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::{Demand, Hold, HoldKind, T0};
+use crate::cbw::Clusters;
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
@@ -54,7 +55,7 @@ impl Hold for Live {
         Ok(())
     }
 
-    fn begin(&mut self) -> Result<T0> {
+    fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let cannot = |e| Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", e);
         // Outside the clone's lock: on Btrfs a clone call flushes the whole inode under it (217-389 ms for 256 MiB, KERNEL.md).
         for _ in 0..FLUSHES {
@@ -66,7 +67,10 @@ impl Hold for Live {
         }
         let image = self.image.stat().map_err(cannot)?;
         self.size = image.size;
-        Ok(T0 { at: Timestamp::now(), image })
+        if images.iter().any(|i| i.size() != self.size) {
+            return Err(super::resized_before_t0());
+        }
+        Ok(vec![T0 { at: Timestamp::now(), image }])
     }
 
     fn demand(&mut self) -> Demand {
@@ -76,7 +80,7 @@ impl Hold for Live {
         }
     }
 
-    fn promoted(&mut self, _: ByteRange) {}
+    fn promoted(&mut self, _: usize, _: ByteRange) {}
 
     fn end(&mut self) -> Result<()> {
         let now = self.size_now()?;

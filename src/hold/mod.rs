@@ -6,15 +6,18 @@
 
 pub mod choose;
 pub mod frozen;
+pub mod guard;
 pub mod holders;
 pub mod kind;
 pub mod live;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::cbw::{Clusters, Tally};
 use crate::disk::real::RealFile;
 use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
@@ -36,8 +39,9 @@ pub struct T0 {
 pub enum Demand {
     /// Go on.
     Nothing,
-    /// Clone what is pending in this range before anything else, then say [`Hold::promoted`]: somebody waits to write it.
-    Promote(ByteRange),
+    /// Clone what is pending in this range of this image (by its number in [`Hold::begin`]) before anything else, then say
+    /// [`Hold::promoted`]: somebody waits to access it.
+    Promote(usize, ByteRange),
     /// Somebody waits for the image: finish within this time, or [`Hold::release`] and stop with a checkpoint.
     Leave(Duration),
     /// T0 is lost, for this reason.
@@ -55,17 +59,28 @@ pub trait Hold {
     /// [`crate::error::Kind::Refused`] with who is in the way and what to do.
     fn prepare(&mut self) -> Result<()>;
 
-    /// Sets T0.
+    /// Sets T0, which all images have in common. `images` are the states of their clusters, which whoever waits for one may
+    /// look at; their sizes are those that the images had after [`Hold::prepare`].
     ///
     /// # Errors
-    /// What keeps it from being set; nothing was cloned yet.
-    fn begin(&mut self) -> Result<T0>;
+    /// What keeps it from being set, such as an image that was resized meanwhile; nothing was cloned yet.
+    fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>>;
 
     /// What the hold wants now. Called before every clone call; must not block.
     fn demand(&mut self) -> Demand;
 
     /// The range of the last [`Demand::Promote`] is in the snapshot: let its writer go.
-    fn promoted(&mut self, range: ByteRange);
+    fn promoted(&mut self, image: usize, range: ByteRange);
+
+    /// Waits for this time, with `sleep`, or less where there is something to demand.
+    fn idle(&mut self, time: Duration, sleep: &dyn Fn(Duration)) {
+        sleep(time);
+    }
+
+    /// What the guests felt so far; `None` where nobody could measure it.
+    fn felt(&self) -> Option<Tally> {
+        None
+    }
 
     /// Everything is cloned: says whether all of it is of T0, and lets the image go.
     ///
@@ -75,6 +90,12 @@ pub trait Hold {
 
     /// Lets the image go at once. No error: there is nothing that a caller could do about it.
     fn release(&mut self);
+}
+
+/// The image had another size when the job's files were made.
+fn resized_before_t0() -> Error {
+    let hint = "run the same command again";
+    Error::new(Kind::Failed, "the image was resized while the job's files were made", hint)
 }
 
 /// Whether `path` still names the file that was cloned: a snapshot of a file that was replaced meanwhile would pass for one

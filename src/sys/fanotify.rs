@@ -196,6 +196,7 @@ impl Group {
         // SAFETY: the kernel has just made this descriptor for this process, and nobody else has it.
         let file = unsafe { OwnedFd::from_raw_fd(metadata.fd) };
         if metadata.vers != VERSION {
+            let _ = self.allow(metadata.fd);
             return Err(io::Error::new(io::ErrorKind::InvalidData, "fanotify speaks another version"));
         }
         let asks = metadata.mask & FAN_PRE_ACCESS != 0;

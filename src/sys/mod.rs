@@ -14,4 +14,8 @@ pub mod inode;
 pub mod lease;
 pub mod loopdev;
 pub mod ofd;
+pub mod passing;
 pub mod process;
+pub mod sched;
+pub mod shared;
+pub mod writeback;

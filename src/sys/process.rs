@@ -54,6 +54,20 @@ pub fn signal(process: BorrowedFd<'_>, signal: Option<Signal>) -> io::Result<()>
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// A duplicate of another process's descriptor (pidfd_getfd(2)): the same open file.
+///
+/// # Errors
+/// EBADF where it has none of that number; EPERM without the right to trace it; ESRCH where it has ended.
+pub fn descriptor(process: BorrowedFd<'_>, number: u32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor (with O_CLOEXEC) and nobody else has it; it fits an int.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
 /// The command's name is in brackets and may hold anything, brackets and spaces too: fields count from the last one.
 fn parse_start(stat: &[u8]) -> Option<u64> {
     let name_end = stat.iter().rposition(|b| *b == b')')?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rclone_img::cbw::Clusters;
 use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
 use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
 use rclone_img::engine::abort::{Aborted, abort};
@@ -19,6 +20,8 @@ use rclone_img::error::{Error, Kind, Result};
 use rclone_img::hold::{Demand, Hold, HoldKind, T0};
 use rclone_img::range::{ByteRange, PowerOfTwo};
 use rclone_img::record::{Record, Verdict};
+
+use crate::guard::SimGuard;
 
 /// How a machine stops.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,10 +36,10 @@ pub enum Crash {
 
 /// Chance from a seed.
 #[derive(Clone)]
-struct Chance(u64);
+pub struct Chance(u64);
 
 impl Chance {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -45,8 +48,29 @@ impl Chance {
     }
 }
 
+/// The image at a T0.
+pub struct Instant {
+    pub at: Timestamp,
+    pub content: Vec<u8>,
+    /// What the guest's accesses in flight write: each byte of them is in the snapshot or not.
+    pub in_flight: Vec<(ByteRange, Vec<u8>)>,
+}
+
+impl Instant {
+    fn allows(&self, snapshot: &[u8]) -> bool {
+        let either = |at: u64, byte: u8| {
+            self.in_flight.iter().any(|(range, bytes)| {
+                let within = range.start() <= at && at < range.end();
+                within && bytes[(at - range.start()) as usize] == byte
+            })
+        };
+        let same = |(at, (was, is)): (usize, (&u8, &u8))| was == is || either(at as u64, *is);
+        self.content.len() == snapshot.len() && self.content.iter().zip(snapshot).enumerate().all(same)
+    }
+}
+
 /// The image at every T0 that was ever set.
-type Instants = Rc<RefCell<Vec<(Timestamp, Vec<u8>)>>>;
+pub type Instants = Rc<RefCell<Vec<Instant>>>;
 
 /// A hold over the simulated image. With `writes`, a guest writes while the job runs, each time after its clusters were
 /// promoted: copy-before-write.
@@ -70,14 +94,14 @@ impl Hold for SimHold {
         Ok(())
     }
 
-    fn begin(&mut self) -> Result<T0> {
+    fn begin(&mut self, _: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let failed = |e| Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", e);
         self.image.sync_data().map_err(failed)?;
         let image = self.image.stat().map_err(failed)?;
         let at = self.disk.host().now;
         let content = self.disk.content(IMAGE).expect("the image is there");
-        self.instants.borrow_mut().push((at, content));
-        Ok(T0 { at, image })
+        self.instants.borrow_mut().push(Instant { at, content, in_flight: Vec::new() });
+        Ok(vec![T0 { at, image }])
     }
 
     fn demand(&mut self) -> Demand {
@@ -100,10 +124,10 @@ impl Hold for SimHold {
         let Some(range) = ByteRange::at(start, len) else { return Demand::Nothing };
         let byte = self.chance.below(256) as u8;
         self.waiting = Some((range, vec![byte; len as usize]));
-        Demand::Promote(range)
+        Demand::Promote(0, range)
     }
 
-    fn promoted(&mut self, range: ByteRange) {
+    fn promoted(&mut self, _: usize, range: ByteRange) {
         let (wanted, bytes) = self.waiting.take().expect("somebody waited");
         assert_eq!(wanted, range);
         self.disk.guest_write(IMAGE, range.start(), &bytes);
@@ -145,6 +169,7 @@ impl Scenario {
         let hold = match chance.below(8) {
             0 => HoldKind::Atomic,
             1 => HoldKind::None,
+            2..4 => HoldKind::Guard,
             _ => HoldKind::Frozen,
         };
         let mut world = World {
@@ -159,8 +184,13 @@ impl Scenario {
                 min_free: MinFree::Bytes(0),
             },
             hold,
-            writes: if hold == HoldKind::Frozen && !self.quiet && chance.below(2) == 0 { chance.below(12) } else { 0 },
+            writes: match hold {
+                HoldKind::Frozen if !self.quiet && chance.below(2) == 0 => chance.below(12),
+                HoldKind::Guard if !self.quiet => chance.below(40),
+                _ => 0,
+            },
             leaves_after: if chance.below(4) == 0 { 1 + chance.below(20) } else { 0 },
+            gentle: false,
             every: 1 + chance.below(4) as u32,
             instants: Rc::default(),
             chance,
@@ -192,6 +222,8 @@ pub struct World {
     hold: HoldKind,
     writes: u64,
     leaves_after: u64,
+    /// The guest does nothing that breaks a snapshot.
+    gentle: bool,
     every: u32,
     instants: Instants,
     chance: Chance,
@@ -201,9 +233,11 @@ pub struct World {
 impl World {
     fn older_snapshot(&mut self, wish: Wish) {
         self.disk.set_faults(Faults::default());
+        self.gentle = true;
         let (writes, leaves) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.leaves_after));
         self.run().expect("an older snapshot");
         (self.writes, self.leaves_after) = (writes, leaves);
+        self.gentle = false;
         self.disk.set_faults(self.faults);
         self.options.wish = wish;
         for _ in 0..4 {
@@ -223,15 +257,20 @@ impl World {
         // A job shares its image between threads on the kernel's disk; here there is one.
         #[allow(clippy::arc_with_non_send_sync)]
         let image = Arc::new(self.disk.image().map_err(failed)?);
-        let mut hold = SimHold {
-            kind: self.hold,
-            disk: self.disk.clone(),
-            image: Arc::clone(&image),
-            instants: Rc::clone(&self.instants),
-            chance: self.chance.clone(),
-            writes: self.writes,
-            leaves_after: self.leaves_after,
-            waiting: None,
+        let (disk, instants, chance) = (self.disk.clone(), Rc::clone(&self.instants), self.chance.clone());
+        let mut hold: Box<dyn Hold> = if self.hold == HoldKind::Guard {
+            Box::new(SimGuard::new(disk, Arc::clone(&image), instants, chance, self.writes, self.gentle))
+        } else {
+            Box::new(SimHold {
+                kind: self.hold,
+                disk,
+                image: Arc::clone(&image),
+                instants,
+                chance,
+                writes: self.writes,
+                leaves_after: self.leaves_after,
+                waiting: None,
+            })
         };
         let every = self.every;
         let job = Job {
@@ -246,7 +285,8 @@ impl World {
             make_claims: &|recorder| Box::new(Inline::new(recorder, every)),
         };
         let before = self.disk.content(IMAGE);
-        let result = job::run(&job, &mut hold);
+        let result = job::run(&job, hold.as_mut());
+        drop(hold);
         // After an EIO of a clone the source reads as zeros; that is the device's doing.
         if self.writes == 0 && self.faults.clone_eio == 0 {
             assert!(self.disk.content(IMAGE) == before, "the job changed the image");
@@ -297,10 +337,10 @@ impl World {
             return; // Not a point in time, and not promised.
         }
         let instants = self.instants.borrow();
-        let known: Vec<_> = instants.iter().filter(|(at, _)| *at == record.t0).collect();
+        let known: Vec<_> = instants.iter().filter(|instant| instant.at == record.t0).collect();
         assert!(!known.is_empty(), "{when}: no T0 was ever {}\n{}", record.t0, self.disk.trace(80));
         assert!(
-            known.iter().any(|(_, bytes)| *bytes == content),
+            known.iter().any(|instant| instant.allows(&content)),
             "{when}: the snapshot of {} has not the bytes of its T0\n{}",
             record.t0,
             self.disk.trace(80)
@@ -318,6 +358,7 @@ impl World {
         let clone_never = if self.hold == HoldKind::Atomic { 0 } else { self.faults.clone_never };
         self.disk.set_faults(Faults { clone_never, ..Faults::default() });
         self.leaves_after = 0;
+        self.gentle = true;
         let mut last = None;
         for _ in 0..3 {
             match self.run() {

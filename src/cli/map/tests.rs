@@ -57,6 +57,9 @@ impl DiskFile for Mapped {
     fn relocating(&self) -> io::Result<bool> {
         Ok(false)
     }
+    fn write_back(&self, _: ByteRange) -> io::Result<()> {
+        none()
+    }
     fn count(&self, _: ByteRange) -> io::Result<u64> {
         none()
     }

@@ -19,12 +19,13 @@ use crate::range::{ByteRange, CloneRange, PowerOfTwo};
 use crate::record::ATTRIBUTE;
 use crate::sys::lease::{self, Lease};
 use crate::sys::ofd::{self, Lock};
-use crate::sys::{btrfs, clone, cpu, fiemap, fs, inode};
+use crate::sys::{btrfs, clone, cpu, fiemap, fs, inode, writeback};
 
 /// An open file.
 #[derive(Debug)]
 pub struct RealFile {
     file: File,
+    kind: OnceLock<FsKind>,
     tree: OnceLock<Option<Tree>>,
 }
 
@@ -54,6 +55,10 @@ impl RealFile {
         try_flock(&self.file)
     }
 
+    fn kind(&self) -> FsKind {
+        *self.kind.get_or_init(|| self.fs().map_or(FsKind::Other, |facts| facts.kind))
+    }
+
     /// Where to ask for the file's items; `None` where only FIEMAP answers.
     fn tree(&self) -> Option<Tree> {
         *self.tree.get_or_init(|| {
@@ -68,7 +73,7 @@ impl RealFile {
 
 impl From<File> for RealFile {
     fn from(file: File) -> Self {
-        Self { file, tree: OnceLock::new() }
+        Self { file, kind: OnceLock::new(), tree: OnceLock::new() }
     }
 }
 
@@ -122,6 +127,13 @@ impl DiskFile for RealFile {
 
     fn relocating(&self) -> io::Result<bool> {
         fs::relocating(self.as_fd())
+    }
+
+    fn write_back(&self, range: ByteRange) -> io::Result<()> {
+        // On Btrfs the call flushes the whole inode whatever its range (KERNEL.md); a length of 0 means to the end.
+        let whole = self.kind() == FsKind::Btrfs;
+        let (start, length) = if whole { (0, 0) } else { (range.start(), range.len()) };
+        writeback::range(self.as_fd(), start, length)
     }
 
     fn count(&self, range: ByteRange) -> io::Result<u64> {

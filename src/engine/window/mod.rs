@@ -1,18 +1,22 @@
 //! The window: from T0 to the last clone. Walks and clones on one thread, and does what the hold demands first.
 
+mod demands;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::claims::Claims;
-use super::clone::{Cloner, Tally};
-use super::compare;
-use super::job::{self, Job};
-use super::report::{Event, Finished, Progress, Started};
-use super::turns::{self, Turn, Turns};
-use crate::cbw::Clusters;
+use crate::cbw::{self, Clusters};
 use crate::disk::{Disk, DiskFile};
+use crate::engine::claims::Claims;
+use crate::engine::clone::{Cloner, Tally};
+use crate::engine::compare;
+use crate::engine::job::{self, Job};
+use crate::engine::report::{Event, Finished, Progress, Started};
+use crate::engine::room;
+use crate::engine::turns::{self, Turn, Turns};
 use crate::error::{Error, Kind, Result};
 use crate::extent::Extent;
-use crate::hold::{Demand, Hold, T0};
+use crate::hold::{Hold, T0};
 use crate::plan::chunk::{Planner, Step, WALK_BATCH};
 use crate::plan::pacer::Pacer;
 use crate::range::{ByteRange, Geometry};
@@ -20,6 +24,12 @@ use crate::range::{ByteRange, Geometry};
 /// How much of the image a refresh compares before it clones what differs: bounds the list of differences, at most one a
 /// block.
 const COMPARE: u64 = 64 << 20;
+
+/// The same where guests may wait: two walks of at most 1024 extents, about a microsecond each (KERNEL.md).
+const COMPARE_GUESTS: u64 = 4 << 20;
+
+/// How much is written back at a time between two looks at what the hold demands.
+const WRITE_BACK: u64 = 2 << 20;
 
 /// How often progress is told and the free space is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -32,6 +42,7 @@ pub struct Work {
     every_extent_counted: bool,
     skipped: u64,
     promoted: u64,
+    felt: Option<cbw::Tally>,
 }
 
 impl Work {
@@ -44,7 +55,11 @@ impl Work {
             calls: self.tally.calls,
             longest_call: self.tally.longest,
             call_p99: self.tally.p99(),
-            longest_guest_wait: (!self.guests).then_some(Duration::ZERO),
+            longest_guest_wait: match self.felt {
+                Some(felt) => Some(felt.longest),
+                None => (!self.guests).then_some(Duration::ZERO),
+            },
+            accesses: self.felt.map(|felt| felt.seen),
             promoted: self.promoted,
             skipped_bytes: self.skipped,
             copied_bytes: self.tally.copied,
@@ -61,7 +76,7 @@ pub struct Window<'a, D: Disk> {
     partial: &'a D::File,
     geometry: Geometry,
     total_extents: Option<u64>,
-    clusters: Clusters,
+    clusters: Arc<Clusters>,
     compare: bool,
     planner: Planner,
     pacer: Pacer,
@@ -70,6 +85,8 @@ pub struct Window<'a, D: Disk> {
     ticked: Instant,
     leave_by: Option<Instant>,
     turns: Turns,
+    /// The background's position: what is before it was written back shortly before it was cloned.
+    written_back_to: u64,
 }
 
 impl<'a, D: Disk> Window<'a, D> {
@@ -81,7 +98,7 @@ impl<'a, D: Disk> Window<'a, D> {
         job: &'a Job<'a, D>,
         hold: &'a mut dyn Hold,
         partial: &'a D::File,
-        clusters: Clusters,
+        clusters: Arc<Clusters>,
         compare: bool,
         t0: &T0,
         began: Instant,
@@ -110,11 +127,13 @@ impl<'a, D: Disk> Window<'a, D> {
                 every_extent_counted: !resumed,
                 skipped: 0,
                 promoted: 0,
+                felt: None,
             },
             began,
             ticked: began,
             leave_by: None,
             turns: Turns::default(),
+            written_back_to: 0,
         })
     }
 
@@ -135,7 +154,8 @@ impl<'a, D: Disk> Window<'a, D> {
         if self.compare {
             compare::flush(&*self.job.image, self.partial, self.geometry)?;
         }
-        let limit = if self.compare { self.job.options.chunk.min(COMPARE) } else { self.job.options.chunk };
+        let compare = if self.work.guests { COMPARE_GUESTS } else { COMPARE };
+        let limit = if self.compare { self.job.options.chunk.min(compare) } else { self.job.options.chunk };
         let mut from = 0;
         while let Some(open) = self.clusters.next_open(from, limit) {
             self.clusters.begin(open);
@@ -150,7 +170,8 @@ impl<'a, D: Disk> Window<'a, D> {
     }
 
     /// What the window did.
-    pub fn into_work(self) -> Work {
+    pub fn into_work(mut self) -> Work {
+        self.work.felt = self.hold.felt();
         self.work
     }
 
@@ -200,10 +221,17 @@ impl<'a, D: Disk> Window<'a, D> {
             // wrote. From here to the end of the call nobody is let go.
             let Some(open) = rest.and_then(|r| self.clusters.open_part(r)) else { break };
             let (piece, extents) = self.plan(open)?;
+            if !self.written_back(piece)? {
+                continue;
+            }
             self.clone_piece(piece, extents)?;
             rest = range.split(piece.end()).1;
             if let Some(from) = claimed {
                 claimed = Some(self.claim_up_to(from, piece.end(), claims)?);
+            }
+            let pause = self.pacer.pause();
+            if !pause.is_zero() {
+                self.idle(pause);
             }
         }
         // The rest, if any, was promoted.
@@ -268,11 +296,32 @@ impl<'a, D: Disk> Window<'a, D> {
                 None => self.work.every_extent_counted = false,
             }
         }
-        let pause = self.pacer.pause();
-        if !pause.is_zero() {
-            self.job.disk.wait(pause);
-        }
         Ok(())
+    }
+
+    /// Where guests write, dirty data is written back before the call, which would else do that with the image's lock held
+    /// (DESIGN section 6). A step at a time: false where what has been planned may have been overtaken since.
+    fn written_back(&mut self, piece: ByteRange) -> Result<bool> {
+        let from = piece.start().max(self.written_back_to);
+        let Some(rest) = ByteRange::new(from, piece.end()).filter(|_| self.work.guests) else { return Ok(true) };
+        let (step, more) = rest.split(rest.start() + WRITE_BACK);
+        if let Some(step) = step {
+            self.write_back(step)?;
+            self.written_back_to = step.end();
+        }
+        Ok(more.is_none())
+    }
+
+    fn write_back(&self, range: ByteRange) -> Result<()> {
+        self.job.image.write_back(range).map_err(|e| {
+            let hint = "the image's device may have lost data: check the kernel's log before you rely on the image";
+            Error::io(Kind::Broken, format!("dirty data of the image in {range} cannot be written"), hint, e)
+        })
+    }
+
+    fn idle(&mut self, time: Duration) {
+        let disk = self.job.disk;
+        self.hold.idle(time, &|time| disk.wait(time));
     }
 
     /// The extents of a piece that was cloned without a walk. XFS told the sum at the start; Btrfs counts for a twentieth of
@@ -294,7 +343,7 @@ impl<'a, D: Disk> Window<'a, D> {
         loop {
             self.meet_demands(claims)?;
             if (self.job.stop)() {
-                return Err(interrupted("the job was told to stop"));
+                return Err(demands::interrupted("the job was told to stop"));
             }
             self.tick(false)?;
             if self.leave_by.is_some() {
@@ -302,65 +351,10 @@ impl<'a, D: Disk> Window<'a, D> {
             }
             match self.turns.ask(self.job.disk, Instant::now()) {
                 Turn::Ours => return Ok(()),
-                Turn::Theirs => self.job.disk.wait(turns::POLL),
+                Turn::Theirs => self.idle(turns::POLL),
                 Turn::GivenUp => self.job.observer.on(Event::Warning(turns::GIVEN_UP.into())),
             }
         }
-    }
-
-    fn meet_demands(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
-        loop {
-            match self.hold.demand() {
-                Demand::Nothing => return Ok(()),
-                Demand::Promote(range) => self.promote(range, claims)?,
-                Demand::Leave(within) => return self.leave(within),
-                Demand::Broken(why) => {
-                    return Err(Error::new(
-                        Kind::Broken,
-                        why,
-                        "run the same command again: it takes a new point in time",
-                    ));
-                }
-            }
-        }
-    }
-
-    fn promote(&mut self, range: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {
-        if let Some(cover) = self.geometry.cover(range) {
-            let cluster = self.job.options.cluster;
-            let start = cluster.align_down(cover.bytes().start());
-            let end = cluster.align_up(cover.bytes().end()).min(self.geometry.size);
-            let mut at = start;
-            while let Some(open) = self.clusters.next_open(at, cluster.get()).filter(|o| o.start() < end) {
-                self.clone_piece(open, None)?;
-                self.done(open, claims)?;
-                self.work.promoted += 1;
-                at = open.end();
-            }
-        }
-        self.hold.promoted(range);
-        Ok(())
-    }
-
-    /// Somebody waits for the image: what is left is finished if that takes no longer than they can wait.
-    fn leave(&mut self, within: Duration) -> Result<()> {
-        let now = Instant::now();
-        match self.leave_by {
-            Some(by) if now < by => return Ok(()),
-            None => {
-                let left = self.geometry.size - self.clusters.done_bytes();
-                // There are at most as many extents as blocks.
-                let estimate = self.pacer.estimate(left.div_ceil(self.geometry.block.get()));
-                if estimate < within {
-                    self.leave_by = Some(now + within);
-                    return Ok(());
-                }
-            }
-            Some(_) => {}
-        }
-        // The writer is let in first, and the checkpoint is made after: it changes what is cloned no more.
-        self.hold.release();
-        Err(interrupted("somebody opened the image for writing and was let in"))
     }
 
     /// Extents seen; where only their sum is known, the part of it that the bytes done are of the image.
@@ -386,11 +380,6 @@ impl<'a, D: Disk> Window<'a, D> {
         if last {
             return Ok(());
         }
-        job::enough_space(self.job).map_err(|e| Error { kind: Kind::Interrupted, ..e })
+        room::enough_space(self.job).map_err(|e| Error { kind: Kind::Interrupted, ..e })
     }
-}
-
-fn interrupted(why: &str) -> Error {
-    let hint = "'rclone-img resume' goes on from the checkpoint";
-    Error::new(Kind::Interrupted, format!("stopped with a checkpoint: {why}"), hint)
 }

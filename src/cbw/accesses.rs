@@ -1,0 +1,302 @@
+//! The accesses of guests to images that are being cloned: who may go on, who waits, and for what.
+//!
+//! | phase | an access that arrives | what waits |
+//! |---|---|---|
+//! | passing (before T0) | goes on | nothing |
+//! | gathering (some images are watched, not all) | waits | until T0 is set |
+//! | watching | goes on if its clusters are done, else waits | until they are, at most the deadline |
+//! | over, or broken | goes on | nothing, for ever |
+//!
+//! Broken is sticky: at the deadline it is the snapshot that breaks, never the guest (`break-snapshot`; the other policy is for
+//! a filter that is in the I/O path itself). Accesses are answered in any order; each of them is given back exactly once, by
+//! value, to be answered.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clusters::{Clusters, Word};
+use crate::range::ByteRange;
+
+/// What bounds the waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// How many accesses may wait at once; with one more the snapshot breaks.
+    pub waiting: usize,
+    /// How long one may wait; then the snapshot breaks.
+    pub deadline: Duration,
+}
+
+/// What was seen so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Accesses that arrived since T0.
+    pub seen: u64,
+    /// Those that had to wait.
+    pub waited: u64,
+    /// The longest that one of them waited.
+    pub longest: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Phase {
+    Passing,
+    Gathering,
+    Watching,
+    Over,
+    Broken(String),
+}
+
+struct Waiting<A> {
+    access: A,
+    image: usize,
+    range: ByteRange,
+    since: Duration,
+}
+
+/// The machine. Times are of any clock that does not go back, the same for all calls.
+pub struct Accesses<A, W = std::sync::atomic::AtomicU64> {
+    phase: Phase,
+    images: Vec<Arc<Clusters<W>>>,
+    /// What is cloned before any access goes on.
+    first: Vec<(usize, ByteRange)>,
+    waiting: VecDeque<Waiting<A>>,
+    limits: Limits,
+    tally: Tally,
+}
+
+impl<A, W: Word> Accesses<A, W> {
+    /// Before T0: every access goes on.
+    pub fn new(limits: Limits) -> Self {
+        let (images, first, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
+        Self { phase: Phase::Passing, images, first, waiting, limits, tally: Tally::default() }
+    }
+
+    /// From now on accesses wait: images are about to be watched, one after the other.
+    pub fn gather(&mut self) {
+        if self.phase == Phase::Passing {
+            self.phase = Phase::Gathering;
+        }
+    }
+
+    /// All images are watched, which is T0; these are the states of their clusters. The waiting ones are looked at anew.
+    /// Nobody goes on before the ranges `first` are done: where an access may tell another range than it changes.
+    pub fn watch(&mut self, images: Vec<Arc<Clusters<W>>>, first: Vec<(usize, ByteRange)>) {
+        if self.phase == Phase::Gathering {
+            self.images = images;
+            self.first = first;
+            self.phase = Phase::Watching;
+        }
+    }
+
+    /// An access arrives; it is given back if it may go on now. `image` counts from 0 in the order of [`Accesses::watch`].
+    pub fn arrive(&mut self, access: A, image: usize, range: ByteRange, now: Duration) -> Option<A> {
+        match self.phase {
+            Phase::Passing | Phase::Over | Phase::Broken(_) => return Some(access),
+            Phase::Watching => {
+                self.tally.seen += 1;
+                if self.is_done(image, range) {
+                    return Some(access);
+                }
+            }
+            Phase::Gathering => self.tally.seen += 1,
+        }
+        if self.waiting.len() >= self.limits.waiting {
+            self.break_off(&format!("more than {} accesses to the image waited at once", self.limits.waiting));
+            return Some(access);
+        }
+        self.tally.waited += 1;
+        self.waiting.push_back(Waiting { access, image, range, since: now });
+        None
+    }
+
+    /// What has to be cloned first: the image, and the range of the access that waits longest for clusters that are not done.
+    pub fn wanted(&self) -> Option<(usize, ByteRange)> {
+        if self.phase != Phase::Watching {
+            return None;
+        }
+        let open = |image: usize, range| Some((image, self.images.get(image)?.open_part(range)?));
+        let first = self.first.iter().find_map(|(image, range)| open(*image, *range));
+        first.or_else(|| self.waiting.iter().find_map(|w| open(w.image, w.range)))
+    }
+
+    /// Takes out the accesses that may go on, in the order in which they arrived; the caller answers them.
+    pub fn ready(&mut self, now: Duration) -> Vec<A> {
+        if self.phase == Phase::Gathering || self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let (mut ready, mut rest) = (Vec::new(), VecDeque::new());
+        for waiting in std::mem::take(&mut self.waiting) {
+            if self.phase != Phase::Watching || self.is_done(waiting.image, waiting.range) {
+                self.tally.longest = self.tally.longest.max(now.saturating_sub(waiting.since));
+                ready.push(waiting.access);
+            } else {
+                rest.push_back(waiting);
+            }
+        }
+        self.waiting = rest;
+        ready
+    }
+
+    /// When the access that waits longest must go on; `None` where nobody waits.
+    pub fn due(&self) -> Option<Duration> {
+        self.waiting.front().map(|w| w.since + self.limits.deadline)
+    }
+
+    /// Breaks the snapshot if somebody has waited for the deadline. [`Accesses::ready`] then gives everybody back.
+    pub fn expire(&mut self, now: Duration) {
+        if self.due().is_some_and(|due| due <= now) {
+            let deadline = self.limits.deadline;
+            self.break_off(&format!("an access to the image would have waited for longer than {deadline:?}"));
+        }
+    }
+
+    /// The snapshot is lost, for this reason; the first one counts. Nobody waits any more.
+    pub fn break_off(&mut self, why: &str) {
+        if !matches!(self.phase, Phase::Broken(_) | Phase::Over) {
+            self.phase = Phase::Broken(why.to_owned());
+        }
+    }
+
+    /// The watching has ended well; everybody goes on. False where it had been broken off before.
+    pub fn end(&mut self) -> bool {
+        let whole = !matches!(self.phase, Phase::Broken(_));
+        if whole {
+            self.phase = Phase::Over;
+        }
+        whole
+    }
+
+    /// Whether T0 is set and nothing has ended it.
+    pub fn is_watching(&self) -> bool {
+        self.phase == Phase::Watching
+    }
+
+    /// Why the snapshot is lost, if it is.
+    pub fn broken(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Broken(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What was seen so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    fn is_done(&self, image: usize, range: ByteRange) -> bool {
+        let done = |image: usize, range| self.images.get(image).is_none_or(|c| c.open_part(range).is_none());
+        done(image, range) && self.first.iter().all(|(image, range)| done(*image, *range))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::range::PowerOfTwo;
+
+    const MS: Duration = Duration::from_millis(1);
+    const LIMITS: Limits = Limits { waiting: 3, deadline: Duration::from_millis(100) };
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start, end).expect("not empty")
+    }
+
+    fn watching() -> (Accesses<u32>, Arc<Clusters>) {
+        let clusters = Arc::new(Clusters::new(4096 * 10, PowerOfTwo::new(4096).expect("a power of two")));
+        let mut accesses = Accesses::new(LIMITS);
+        accesses.gather();
+        accesses.watch(vec![Arc::clone(&clusters)], vec![]);
+        (accesses, clusters)
+    }
+
+    #[test]
+    fn before_t0_everybody_passes_and_while_the_images_are_gathered_everybody_waits() {
+        let mut accesses = Accesses::<u32>::new(LIMITS);
+        assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), Some(1));
+        accesses.gather();
+        assert_eq!(accesses.arrive(2, 0, range(0, 1), MS), None);
+        assert_eq!((accesses.wanted(), accesses.ready(MS)), (None, vec![]), "T0 is not set yet");
+        let clusters = Arc::new(Clusters::new(4096, PowerOfTwo::new(4096).expect("a power of two")));
+        clusters.finish(range(0, 4096));
+        accesses.watch(vec![clusters], vec![]);
+        assert_eq!(accesses.ready(3 * MS), [2]);
+        assert_eq!(accesses.tally(), Tally { seen: 1, waited: 1, longest: 2 * MS });
+    }
+
+    #[test]
+    fn an_access_waits_for_all_of_its_clusters_and_for_no_others() {
+        let (mut accesses, clusters) = watching();
+        clusters.finish(range(0, 4096));
+        assert_eq!(accesses.arrive(1, 0, range(100, 4096), MS), Some(1));
+        assert_eq!(accesses.arrive(2, 0, range(100, 4097), MS), None);
+        assert_eq!(accesses.arrive(3, 0, range(8192, 16384), MS), None);
+        assert_eq!(accesses.wanted(), Some((0, range(4096, 4097))));
+        clusters.finish(range(4096, 12288));
+        assert_eq!(accesses.wanted(), Some((0, range(12288, 16384))));
+        assert_eq!(accesses.ready(MS), [2]);
+        clusters.finish(range(12288, 16384));
+        assert_eq!(accesses.ready(MS), [3]);
+        assert_eq!(accesses.waiting(), 0);
+        let beyond = range(4096 * 10, 4096 * 11);
+        assert_eq!(accesses.arrive(4, 0, beyond, MS), Some(4), "what grows the image is not in the snapshot");
+    }
+
+    #[test]
+    fn nobody_goes_on_before_what_has_to_be_first() {
+        let clusters: Arc<Clusters> =
+            Arc::new(Clusters::new(4096 * 10 - 5, PowerOfTwo::new(4096).expect("a power of two")));
+        let mut accesses = Accesses::new(LIMITS);
+        accesses.gather();
+        let tail = range(4096 * 9, 4096 * 10 - 5);
+        accesses.watch(vec![Arc::clone(&clusters)], vec![(0, tail)]);
+        clusters.finish(range(0, 4096));
+        assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), None);
+        assert_eq!(accesses.wanted(), Some((0, tail)));
+        clusters.finish(tail);
+        assert_eq!((accesses.ready(MS), accesses.wanted()), (vec![1], None));
+    }
+
+    #[test]
+    fn at_the_deadline_the_snapshot_breaks_and_nobody_waits_ever_after() {
+        let (mut accesses, _) = watching();
+        assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), None);
+        assert_eq!(accesses.due(), Some(101 * MS));
+        accesses.expire(100 * MS);
+        assert_eq!(accesses.broken(), None);
+        accesses.expire(101 * MS);
+        assert!(accesses.broken().expect("broken").contains("100ms"));
+        assert_eq!(accesses.ready(101 * MS), [1]);
+        assert_eq!(accesses.arrive(2, 0, range(0, 1), 102 * MS), Some(2));
+        accesses.break_off("another reason");
+        assert!(!accesses.end());
+        assert!(accesses.broken().expect("sticky").contains("100ms"), "the first reason counts");
+    }
+
+    #[test]
+    fn too_many_waiting_break_the_snapshot() {
+        let (mut accesses, _) = watching();
+        for access in 0..3 {
+            assert_eq!(accesses.arrive(access, 0, range(0, 1), MS), None);
+        }
+        assert_eq!(accesses.arrive(3, 0, range(0, 1), MS), Some(3));
+        assert!(accesses.broken().is_some());
+        assert_eq!(accesses.ready(MS), [0, 1, 2]);
+    }
+
+    #[test]
+    fn when_it_is_over_everybody_goes_on() {
+        let (mut accesses, _) = watching();
+        assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), None);
+        assert!(accesses.end());
+        accesses.break_off("too late to matter");
+        assert_eq!(accesses.broken(), None);
+        assert_eq!(accesses.ready(MS), [1]);
+    }
+}

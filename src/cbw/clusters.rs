@@ -1,0 +1,226 @@
+//! Which clusters of an image the snapshot has: two bits a cluster, so that memory does not grow with the extent count.
+//!
+//! Guarantees: a cluster only goes forward, pending to cloning to done, whoever moves it. One thread clones and moves the
+//! states, others look at them: who sees a cluster done sees everything that was before (its clone has returned). Pure.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::range::{ByteRange, PowerOfTwo};
+
+/// A word of states; the standard library's, and in the tests loom's.
+pub trait Word: Default {
+    /// The bits; what was before they were set is seen as well (acquire).
+    fn bits(&self) -> u64;
+    /// Sets bits, after everything before (release).
+    fn set(&self, bits: u64);
+}
+
+impl Word for AtomicU64 {
+    fn bits(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+
+    fn set(&self, bits: u64) {
+        self.fetch_or(bits, Ordering::AcqRel);
+    }
+}
+
+/// The bits of a cluster: neither is pending, the first alone cloning, both done. Setting them can only move it forward.
+const CLONING: u64 = 1;
+const DONE: u64 = 3;
+const ALL_DONE: u64 = u64::MAX;
+
+/// The state of one cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cluster {
+    /// Not in the snapshot: must stay as it was at T0.
+    Pending,
+    /// A clone of it was begun: its bytes in the snapshot are unknown until it has ended.
+    Cloning,
+    /// In the snapshot.
+    Done,
+}
+
+/// The states of all clusters of an image.
+pub struct Clusters<W = AtomicU64> {
+    /// 32 clusters a word, two bits each.
+    words: Vec<W>,
+    count: u64,
+    size: u64,
+    cluster: PowerOfTwo,
+    /// Of the thread that clones; others may read it late.
+    done_bytes: AtomicU64,
+}
+
+impl Clusters {
+    /// Bytes of memory that the states of an image of `size` bytes take.
+    pub fn memory(size: u64, cluster: PowerOfTwo) -> u64 {
+        size.div_ceil(cluster.get()).div_ceil(32) * 8
+    }
+}
+
+impl<W: Word> Clusters<W> {
+    /// All clusters of an image of `size` bytes, pending. Allocates [`Clusters::memory`] bytes, which the caller has found
+    /// small enough.
+    pub fn new(size: u64, cluster: PowerOfTwo) -> Self {
+        let count = size.div_ceil(cluster.get());
+        let words = usize::try_from(count.div_ceil(32)).expect("an image's cluster states fit the address space");
+        let words = std::iter::repeat_with(W::default).take(words).collect();
+        Self { words, count, size, cluster, done_bytes: AtomicU64::new(0) }
+    }
+
+    /// The state of the cluster that has the byte at `offset`.
+    pub fn at(&self, offset: u64) -> Cluster {
+        match self.get(offset / self.cluster.get()) {
+            0 => Cluster::Pending,
+            DONE => Cluster::Done,
+            _ => Cluster::Cloning,
+        }
+    }
+
+    /// Marks every pending cluster that the range touches as being cloned.
+    pub fn begin(&self, range: ByteRange) {
+        for index in self.touched(range) {
+            self.set(index, CLONING);
+        }
+    }
+
+    /// Marks as done the clusters that lie whole in the range (the last may be cut by the end of the image).
+    pub fn finish(&self, range: ByteRange) {
+        let first = range.start().div_ceil(self.cluster.get());
+        let last = if range.end() >= self.size { self.count } else { range.end() / self.cluster.get() };
+        for index in first..last {
+            if self.get(index) != DONE {
+                self.set(index, DONE);
+                self.done_bytes.fetch_add(self.bytes(index).len(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The first range from `from` on that is not done, whole clusters, at most `limit` bytes but one cluster at least.
+    pub fn next_open(&self, from: u64, limit: u64) -> Option<ByteRange> {
+        let first = self.first_open(from.div_ceil(self.cluster.get()))?;
+        let most = (limit / self.cluster.get()).max(1);
+        let last = (first + 1..(first + most).min(self.count)).find(|&i| self.get(i) == DONE);
+        let end = last.unwrap_or((first + most).min(self.count));
+        ByteRange::new(first * self.cluster.get(), (end * self.cluster.get()).min(self.size))
+    }
+
+    /// The first part of `range` whose clusters are not done; begins where the range does if that lies within a cluster that
+    /// is not done.
+    pub fn open_part(&self, range: ByteRange) -> Option<ByteRange> {
+        let cluster = self.cluster.get();
+        let last = range.end().min(self.size).div_ceil(cluster);
+        let first = self.first_open(range.start() / cluster).filter(|&i| i < last)?;
+        let end = (first + 1..last).find(|&i| self.get(i) == DONE).unwrap_or(last);
+        ByteRange::new(first * cluster, end * cluster)?.intersect(range)
+    }
+
+    /// Bytes of the image that are done.
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the image.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether everything is done.
+    pub fn all_done(&self) -> bool {
+        self.done_bytes() == self.size
+    }
+
+    fn first_open(&self, from: u64) -> Option<u64> {
+        let mut index = from;
+        while index < self.count {
+            if index.is_multiple_of(32) && self.words[(index / 32) as usize].bits() == ALL_DONE {
+                index += 32;
+            } else if self.get(index) == DONE {
+                index += 1;
+            } else {
+                return Some(index);
+            }
+        }
+        None
+    }
+
+    fn bytes(&self, index: u64) -> ByteRange {
+        let start = index * self.cluster.get();
+        ByteRange::new(start, (start + self.cluster.get()).min(self.size)).expect("a cluster has bytes")
+    }
+
+    fn touched(&self, range: ByteRange) -> std::ops::Range<u64> {
+        range.start() / self.cluster.get()..range.end().min(self.size).div_ceil(self.cluster.get())
+    }
+
+    fn get(&self, index: u64) -> u64 {
+        self.words[(index / 32) as usize].bits() >> (index % 32 * 2) & 3
+    }
+
+    fn set(&self, index: u64, state: u64) {
+        self.words[(index / 32) as usize].set(state << (index % 32 * 2));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::new(start, end).expect("not empty")
+    }
+
+    fn clusters(size: u64) -> Clusters {
+        Clusters::new(size, PowerOfTwo::new(4096).expect("a power of two"))
+    }
+
+    #[test]
+    fn only_whole_clusters_are_done_and_the_last_may_be_short() {
+        let c = clusters(4096 * 3 + 10);
+        c.begin(range(100, 5000));
+        assert_eq!((c.at(0), c.at(4096), c.at(8192)), (Cluster::Cloning, Cluster::Cloning, Cluster::Pending));
+        c.finish(range(100, 8192));
+        assert_eq!((c.at(0), c.at(4096)), (Cluster::Cloning, Cluster::Done));
+        c.finish(range(8192, 4096 * 3 + 10));
+        assert_eq!(c.done_bytes(), 4096 * 2 + 10);
+        assert!(!c.all_done());
+        c.finish(range(0, 4096));
+        assert!(c.all_done());
+    }
+
+    #[test]
+    fn next_open_finds_gaps_and_honours_the_limit() {
+        let c = clusters(4096 * 100);
+        assert_eq!(c.next_open(0, 8192), Some(range(0, 8192)));
+        assert_eq!(c.next_open(0, 1), Some(range(0, 4096)));
+        c.finish(range(0, 4096 * 70));
+        c.finish(range(4096 * 72, 4096 * 99));
+        assert_eq!(c.next_open(0, u64::MAX / 2), Some(range(4096 * 70, 4096 * 72)));
+        assert_eq!(c.next_open(4096 * 72, 1 << 30), Some(range(4096 * 99, 4096 * 100)));
+        c.finish(range(4096 * 99, 4096 * 100));
+        assert_eq!(c.next_open(4096 * 72, 1 << 30), None);
+    }
+
+    #[test]
+    fn open_part_skips_what_is_done_and_keeps_odd_ends() {
+        let c = clusters(4096 * 10);
+        assert_eq!(c.open_part(range(100, 9000)), Some(range(100, 9000)));
+        c.finish(range(0, 4096));
+        assert_eq!(c.open_part(range(100, 9000)), Some(range(4096, 9000)));
+        c.finish(range(8192, 12288));
+        assert_eq!(c.open_part(range(100, 9000)), Some(range(4096, 8192)));
+        assert_eq!(c.open_part(range(5000, 20000)), Some(range(5000, 8192)));
+        assert_eq!(c.open_part(range(8192, 12288)), None);
+        assert_eq!(c.open_part(range(8192, 12289)), Some(range(12288, 12289)));
+    }
+
+    #[test]
+    fn done_never_goes_back() {
+        let c = clusters(8192);
+        c.finish(range(0, 8192));
+        c.begin(range(0, 8192));
+        assert!(c.all_done());
+        assert_eq!(c.at(0), Cluster::Done);
+    }
+}

@@ -1,0 +1,91 @@
+//! The process that guests wait for, and the one that the user has started and that waits for it.
+//!
+//! A job that watches a running VM's image has a process of its own, the worker, in a session of its own: Ctrl-Z, a signal to
+//! the user's process group or a shell that goes away do not stop what a guest waits for. What the user has started only
+//! hands signals on and tells how the worker ended, which one that was killed cannot tell itself.
+
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getppid, setsid};
+
+use super::args::{Consistency, SnapshotArgs};
+use super::signals::Stop;
+use super::{place, snapshot};
+use crate::error::{Error, Kind, Result};
+use crate::hold::choose;
+
+/// The verb, not for users, that makes this program a worker; what follows is as for `snapshot`.
+pub const WORKER: &str = "__worker";
+
+/// How often a wait for a signal is renewed.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Whether the job may make guests wait.
+pub fn is_needed(args: &SnapshotArgs) -> bool {
+    match args.consistency {
+        Consistency::Hold(kind) => kind.answers_accesses(),
+        // Where nobody writes to it nobody waits; what cannot be opened is refused in this process.
+        Consistency::Auto => place::open_image(&args.src)
+            .is_ok_and(|image| !choose::frozen(&image.file, &image.path).applies && image.exempt),
+    }
+}
+
+/// Runs `snapshot` in a worker.
+///
+/// # Errors
+/// Broken where the worker was killed; its other errors it has told itself.
+pub fn run(args: &SnapshotArgs) -> Result<u8> {
+    let cannot = |e| Error::io(Kind::Refused, "cannot start the job's process", "check the limit of processes", e);
+    let stop = Stop::on_signals()?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(WORKER).args(std::env::args_os().skip(2)).stdin(Stdio::null());
+    let mut worker = command.spawn().map_err(cannot)?;
+    hand_on_signals(&worker, stop);
+    let status = worker.wait().map_err(cannot)?;
+    match status.code() {
+        Some(code) => Ok(u8::try_from(code).unwrap_or(Kind::Failed.exit_code())),
+        None => snapshot::under_watch(&args.job, Some(&args.src), &args.dst, |_, _, _| Err(killed(status))),
+    }
+}
+
+fn hand_on_signals(worker: &Child, stop: Stop) {
+    let worker = Pid::from_raw(worker.id() as i32);
+    let hand_on = move || {
+        while !stop.wait(LONG) {}
+        let _ = kill(worker, Signal::SIGTERM);
+    };
+    drop(thread::Builder::new().name("signals on".into()).spawn(hand_on));
+}
+
+fn killed(status: ExitStatus) -> Error {
+    let signal = status.signal().and_then(|s| Signal::try_from(s).ok()).map_or("a signal", Signal::as_str);
+    let what = format!(
+        "the job's process was ended by {signal} (its supervisor does that when it leaves a guest waiting); \
+         the guest's accesses went on, and the point in time is lost"
+    );
+    Error::new(
+        Kind::Broken,
+        what,
+        "run the same command again: it takes a new point in time and keeps the finished work",
+    )
+}
+
+/// Makes this process a worker: the arguments of `snapshot`, from those that it was started with.
+pub fn become_worker(args: Vec<OsString>) -> Vec<OsString> {
+    let parent = getppid();
+    let _ = setsid();
+    // Whoever kills the process that the user has started wants the job to end.
+    let _ = set_pdeathsig(Signal::SIGTERM);
+    if getppid() != parent {
+        let _ = kill(Pid::this(), Signal::SIGTERM);
+    }
+    let mut args = args;
+    args[1] = "snapshot".into();
+    args
+}

@@ -1,0 +1,71 @@
+//! Whether a job can be done here at all: the space that is left to the guests, and one block cloned for a trial.
+
+use super::job::{Job, MinFree, Now, cannot_look};
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Error, Kind, Result};
+use crate::range::{ByteRange, Geometry};
+
+/// Whether the file system has the space that is to be left to the guests.
+///
+/// # Errors
+/// Refused, with the figures.
+pub fn enough_space<D: Disk>(job: &Job<'_, D>) -> Result<()> {
+    let space = job.disk.space().map_err(|e| cannot_look("the free space", e))?;
+    let wanted = match job.options.min_free {
+        MinFree::Bytes(bytes) => bytes,
+        MinFree::Percent(percent) => (space.total as f64 * percent / 100.0) as u64,
+    };
+    if space.free >= wanted {
+        return Ok(());
+    }
+    let what = format!(
+        "the file system has {} free, and {} are to be left to the guests (--min-free)",
+        bytesize::ByteSize(space.free),
+        bytesize::ByteSize(wanted)
+    );
+    Err(Error::new(Kind::Refused, what, "free space or delete old snapshots first"))
+}
+
+/// Clones the first block into a file without a name: what the file system refuses it refuses here, with nothing left.
+pub(super) fn try_cloning<D: Disk>(job: &Job<'_, D>, now: &Now) -> Result<()> {
+    let refuse = |what: &str, hint: &str, e| Err(Error::io(Kind::Refused, what.to_owned(), hint, e));
+    let probe = match job.disk.create_unnamed() {
+        Ok(probe) => probe,
+        Err(e) => return refuse("cannot make a file in the snapshot's directory", hint_for(&e), e),
+    };
+    let geometry = Geometry { size: now.image.size, block: now.fs.block };
+    let first = ByteRange::new(0, now.fs.block.get()).and_then(|block| geometry.cover(block));
+    let Some(first) = first else { return Ok(()) };
+    let tried = job
+        .image
+        .no_cow()
+        .and_then(|on| probe.set_no_cow(on))
+        .and_then(|()| probe.set_len(now.image.size))
+        .and_then(|()| probe.clone_range(&job.image, first).map(|_| ()));
+    match tried {
+        Err(e) if e.raw_os_error() == Some(libc::EFBIG) => {
+            refuse("the image is larger than a file may be here (ulimit -f)", "raise the limit", e)
+        }
+        // These the window meets again, and knows what to do about them.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ENOSPC)) => Ok(()),
+        Err(e) => refuse("the first block of the image cannot be cloned to the snapshot's directory", hint_for(&e), e),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn hint_for(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EXDEV) => "a reflink cannot leave its file system: put the snapshot where the image is",
+        Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EISDIR) => {
+            "the file system has no reflinks: use XFS (made with reflink=1) or Btrfs"
+        }
+        Some(libc::EROFS) => "the file system is mounted read-only",
+        Some(libc::EACCES | libc::EPERM) => "the directory must be writable for you and not immutable (lsattr -d)",
+        Some(libc::ETXTBSY) => "an active swap file cannot be cloned: swapoff it",
+        Some(libc::ENOSPC | libc::EDQUOT) => "free space, or raise the quota",
+        Some(libc::EINVAL) => {
+            "image and directory differ in DAX or realtime, or the image has not the file system's block size"
+        }
+        _ => "check the directory and the kernel's log",
+    }
+}

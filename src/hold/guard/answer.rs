@@ -1,0 +1,168 @@
+//! The thread that answers: it never waits for anything but events.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use nix::sys::stat::fstat;
+
+use super::access::Access;
+use super::table::{self, Table};
+use crate::cbw::Accesses;
+use crate::range::ByteRange;
+use crate::sys::fanotify::{Event, Group};
+
+/// The longest that the answering thread sleeps: its sign of life for the supervisor.
+const BEAT: Duration = Duration::from_millis(50);
+
+/// An image under watch, as events name it.
+#[derive(Clone, Copy)]
+pub struct Watched {
+    dev: u64,
+    ino: u64,
+    size: u64,
+}
+
+/// What the answering thread and the cloning one have in common.
+pub struct Shared {
+    pub(super) group: Arc<Group>,
+    pub(super) table: Arc<Table>,
+    pub(super) machine: Mutex<Accesses<Access>>,
+    /// Somebody waits, or the snapshot is broken.
+    pub(super) news: Condvar,
+    pub(super) images: Vec<Watched>,
+    /// Accesses of this process, which are probes.
+    pub(super) probes: AtomicU64,
+    pub(super) stop: AtomicBool,
+    pub(super) wake: EventFd,
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Accesses<Access>> {
+        // A panic elsewhere must not keep anybody waiting.
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn answer_ready(&self) {
+        let ready = self.lock().ready(table::now());
+        drop(ready);
+    }
+
+    pub(super) fn break_off(&self, why: &str) {
+        self.lock().break_off(why);
+        let _ = self.group.unmark_all();
+        self.answer_ready();
+        self.news.notify_all();
+    }
+
+    /// The answering thread.
+    pub(super) fn answer(&self, supervisor: &UnixStream) {
+        loop {
+            self.table.beat();
+            if self.read_all().is_err() {
+                return; // Told by `break_off`; the supervisor takes over from a thread that gives no sign of life.
+            }
+            self.expire();
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            let due = self.lock().due().map(|due| due.saturating_sub(table::now()));
+            let timeout = PollTimeout::try_from(due.unwrap_or(BEAT).min(BEAT)).unwrap_or(PollTimeout::ZERO);
+            let mut fds = [
+                PollFd::new(self.group.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+                PollFd::new(supervisor.as_fd(), PollFlags::POLLIN),
+            ];
+            let _ = poll(&mut fds, timeout);
+            let gone = fds[2].revents().is_some_and(|events| !events.is_empty());
+            if gone && !self.stop.load(Ordering::Acquire) && self.lock().broken().is_none() {
+                self.break_off("its supervisor has died, and without one nobody would answer for a worker that hangs");
+            }
+        }
+    }
+
+    fn read_all(&self) -> std::result::Result<(), ()> {
+        loop {
+            match self.group.read() {
+                Ok(Some(event)) => self.take(event),
+                Ok(None) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    self.break_off(&format!("the kernel's events cannot be read: {e}"));
+                    return Err(());
+                }
+            }
+            self.table.beat();
+        }
+    }
+
+    fn take(&self, event: Event) {
+        let Event { file, pid, range, .. } = event;
+        let access = Access::new(file, &self.group, &self.table);
+        if u32::try_from(pid) == Ok(std::process::id()) {
+            self.probes.fetch_add(1, Ordering::AcqRel);
+            return;
+        }
+        let Ok(now) = watched(&access) else {
+            return self.break_off("an event's file cannot be looked at");
+        };
+        let Some(image) = self.images.iter().position(|i| (i.dev, i.ino) == (now.dev, now.ino)) else { return };
+        let was = self.images[image];
+        let mut machine = self.lock();
+        if machine.is_watching() && now.size != was.size {
+            drop(machine);
+            return self.break_off(&resized(was.size, now.size));
+        }
+        let Some(range) = bytes(range, now.size) else { return };
+        if !access.is_entered() {
+            machine.break_off("more accesses to the image waited at once than can be looked after");
+        }
+        let passes = machine.arrive(access, image, range, table::now());
+        let waits = passes.is_none();
+        let broken = machine.broken().is_some();
+        drop(machine);
+        drop(passes);
+        if broken {
+            let _ = self.group.unmark_all();
+            self.answer_ready();
+        }
+        if waits || broken {
+            self.news.notify_all();
+        }
+    }
+
+    fn expire(&self) {
+        let mut machine = self.lock();
+        machine.expire(table::now());
+        let broken = machine.broken().is_some() && machine.waiting() > 0;
+        drop(machine);
+        if broken {
+            let _ = self.group.unmark_all();
+            self.answer_ready();
+            self.news.notify_all();
+        }
+    }
+}
+
+/// What to say of an image that has another size than at T0: collapse and insert tell less than they change, and all that
+/// gives them away is the size (KERNEL.md).
+pub fn resized(was: u64, now: u64) -> String {
+    format!("the image was resized during the job, from {was} to {now} bytes")
+}
+
+/// The bytes that an access may change, of an image of this size. No count is to the end, and so is no range.
+fn bytes(range: Option<(u64, u64)>, size: u64) -> Option<ByteRange> {
+    let (offset, count) = range.unwrap_or((0, 0));
+    let end = if count == 0 { size } else { offset.saturating_add(count).min(size) };
+    ByteRange::new(offset, end)
+}
+
+pub(super) fn watched(file: &impl AsFd) -> io::Result<Watched> {
+    let stat = fstat(file)?;
+    Ok(Watched { dev: stat.st_dev, ino: stat.st_ino, size: u64::try_from(stat.st_size).unwrap_or(0) })
+}
