@@ -21,6 +21,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The highest exit code that the program gives: 7 is an answer, "differs".
+    pub const HIGHEST: u8 = 7;
+
     /// The process's exit code.
     pub fn exit_code(self) -> u8 {
         match self {

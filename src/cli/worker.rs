@@ -48,8 +48,8 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let mut worker = command.spawn().map_err(cannot)?;
     hand_on_signals(&worker, stop);
     let status = worker.wait().map_err(cannot)?;
-    match status.code() {
-        Some(code) => Ok(u8::try_from(code).unwrap_or(Kind::Failed.exit_code())),
+    match status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code <= Kind::HIGHEST) {
+        Some(code) => Ok(code),
         None => snapshot::under_watch(&args.job, Some(&args.src), &args.dst, |_, _, _| Err(killed(status))),
     }
 }
@@ -64,11 +64,12 @@ fn hand_on_signals(worker: &Child, stop: Stop) {
 }
 
 fn killed(status: ExitStatus) -> Error {
-    let signal = status.signal().and_then(|s| Signal::try_from(s).ok()).map_or("a signal", Signal::as_str);
-    let what = format!(
-        "the job's process was ended by {signal} (its supervisor does that when it leaves a guest waiting); \
-         the guest's accesses went on, and the point in time is lost"
-    );
+    let how = match status.signal().and_then(|s| Signal::try_from(s).ok()) {
+        Some(Signal::SIGKILL) => "was killed (its supervisor does that when it leaves a guest waiting)".to_owned(),
+        Some(signal) => format!("was ended by {signal}"),
+        None => "ended in a way that it should not".to_owned(),
+    };
+    let what = format!("the job's process {how}; the guest's accesses went on, and the point in time is lost");
     Error::new(
         Kind::Broken,
         what,

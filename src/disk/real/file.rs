@@ -146,6 +146,8 @@ impl DiskFile for RealFile {
     }
 
     fn clone_range(&self, source: &Self, range: CloneRange) -> io::Result<CallCost> {
+        #[cfg(debug_assertions)]
+        super::fault::now()?;
         let (cpu, wall) = (cpu::thread_time()?, Instant::now());
         clone::clone_range(source.as_fd(), self.as_fd(), range)?;
         let wall = wall.elapsed();

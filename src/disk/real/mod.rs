@@ -3,6 +3,8 @@
 //! Every name is resolved relative to the directory that was opened, never through a symbolic link, so that the directory
 //! may be renamed while a job runs and nobody can put a link in its way. All descriptors are close-on-exec.
 
+#[cfg(debug_assertions)]
+mod fault;
 mod file;
 mod turns;
 

@@ -62,6 +62,7 @@ impl Shared {
 
     /// The answering thread.
     pub(super) fn answer(&self, supervisor: &UnixStream) {
+        let mut supervised = true;
         loop {
             self.table.beat();
             if self.read_all().is_err() {
@@ -78,9 +79,11 @@ impl Shared {
                 PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
                 PollFd::new(supervisor.as_fd(), PollFlags::POLLIN),
             ];
-            let _ = poll(&mut fds, timeout);
-            let gone = fds[2].revents().is_some_and(|events| !events.is_empty());
-            if gone && !self.stop.load(Ordering::Acquire) && self.lock().broken().is_none() {
+            // A socket whose other end is gone is always ready: this thread would never sleep again.
+            let _ = poll(if supervised { &mut fds } else { &mut fds[..2] }, timeout);
+            let gone = supervised && fds[2].revents().is_some_and(|events| !events.is_empty());
+            if gone && !self.stop.load(Ordering::Acquire) {
+                supervised = false;
                 self.break_off("its supervisor has died, and without one nobody would answer for a worker that hangs");
             }
         }

@@ -79,7 +79,7 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
             continue;
         }
         let now = table::now();
-        if table.held().any(|(since, _)| now.saturating_sub(since) >= deadline) {
+        if table.held().any(|(since, _)| now.saturating_sub(since) >= deadline * 9 / 10) {
             return Ok(Some(format!("its worker left an access to the image unanswered for {deadline:?}")));
         }
         let beat = table.last_beat();
@@ -88,8 +88,8 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
             Some((since, then)) if then == beat => Some((since, then)),
             _ => Some((now, beat)),
         };
-        // What has not been read yet has waited for up to one look already.
-        if unread.is_some_and(|(since, _)| now.saturating_sub(since) + look * 2 >= deadline) {
+        // What has not been read yet has waited for up to a look already, and letting go takes a moment as well.
+        if unread.is_some_and(|(since, _)| now.saturating_sub(since) >= deadline * 3 / 4) {
             return Ok(Some(format!("its worker stood still, with accesses to the image waiting for {deadline:?}")));
         }
     }

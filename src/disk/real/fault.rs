@@ -1,0 +1,44 @@
+//! Faults of the clone calls of a debug build, for tests: `REFLINK_IMG_FAULT=KIND:N` fails the Nth call and all after it.
+
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Clone, Copy)]
+enum Fault {
+    Panic,
+    Errno(i32),
+}
+
+/// Fails where the test that runs the program has asked for it.
+///
+/// # Errors
+/// The errno that was asked for.
+///
+/// # Panics
+/// If that was asked for.
+pub fn now() -> io::Result<()> {
+    static WANTED: OnceLock<Option<(Fault, u64)>> = OnceLock::new();
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let Some((fault, from)) = *WANTED.get_or_init(wanted) else { return Ok(()) };
+    if CALLS.fetch_add(1, Ordering::Relaxed) < from {
+        return Ok(());
+    }
+    match fault {
+        Fault::Panic => panic!("a test has asked for this panic"),
+        Fault::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+fn wanted() -> Option<(Fault, u64)> {
+    let text = std::env::var("REFLINK_IMG_FAULT").ok()?;
+    let (kind, from) = text.split_once(':')?;
+    let fault = match kind {
+        "panic" => Fault::Panic,
+        "ENOSPC" => Fault::Errno(libc::ENOSPC),
+        "EIO" => Fault::Errno(libc::EIO),
+        "ENOMEM" => Fault::Errno(libc::ENOMEM),
+        _ => return None,
+    };
+    Some((fault, from.parse().ok()?))
+}

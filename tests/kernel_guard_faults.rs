@@ -1,0 +1,303 @@
+//! Never harm the guest: whatever becomes of the job's processes, the guest's accesses go on without an error, and a snapshot
+//! that is not of one instant is never put into place. On real XFS and Btrfs, four times each (`REFLINK_IMG_SOAK=1`: 20).
+
+mod support;
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use support::{Armed, BLOCK, Guest, Job, Sandbox, on_both, rounds, slowly, until};
+
+/// The processes of a job.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    front: Pid,
+    worker: Pid,
+    supervisor: Pid,
+}
+
+impl Family {
+    fn of(job: &Job) -> Self {
+        let child = |of: Pid| {
+            let mut found = None;
+            let there = until(|| {
+                let path = format!("/proc/{of}/task/{of}/children");
+                let children = fs::read_to_string(path).unwrap_or_default();
+                found = children.split_whitespace().next().and_then(|p| p.parse().ok());
+                found.is_some()
+            });
+            assert!(there, "{of} has no child");
+            Pid::from_raw(found.expect("found"))
+        };
+        let front = Pid::from_raw(job.pid() as i32);
+        let worker = child(front);
+        Self { front, worker, supervisor: child(worker) }
+    }
+
+    fn is_gone(self) -> bool {
+        let gone = |pid: Pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.is_empty() || stat.contains(") Z ")
+        };
+        gone(self.worker) && gone(self.supervisor)
+    }
+}
+
+fn send(pid: Pid, signal: Signal) {
+    kill(pid, signal).unwrap_or_else(|e| panic!("{signal} to {pid}: {e}"));
+}
+
+/// An image whose job lasts a few seconds when it is made [`slowly`].
+fn image(s: &Sandbox) {
+    support::noise(&s.path("vm.img"), 16 << 20);
+}
+
+/// The worker fails in the midst of its work, by itself.
+fn fault_inside(kind: &str, code: i32, says: &str) {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        image(s);
+        let guest = Guest::start(&s.path("vm.img"));
+        for round in 0..rounds(20) {
+            let what = format!("{:?} {kind}, round {round}", s.fs);
+            let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap"]));
+            let out = command.env("REFLINK_IMG_FAULT", format!("{kind}:300")).output().expect("it starts");
+            let told = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(out.status.code(), Some(code), "{what}: {told}");
+            assert!(told.contains(says) && told.contains("hint: "), "{what}: {told}");
+            guest.runs_on();
+            assert!(!s.path("vm.snap").exists(), "{what}: a snapshot is in place");
+            let next = s.exits(0, &["snapshot", "vm.img", "vm.snap", "--json"]);
+            assert_eq!(next.last().expect("finished")["new_t0"], true, "{what}");
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
+        let felt = guest.stop();
+        println!("{:?} {kind}: {} accesses, errors {:?}, longest {:?}", s.fs, felt.accesses, felt.errors, felt.longest);
+        assert_eq!(felt.errors, [""; 0], "{kind}");
+    });
+}
+
+#[test]
+fn the_worker_panics() {
+    fault_inside("panic", 6, "the point in time is lost");
+}
+
+#[test]
+fn the_device_fails_under_a_clone_call() {
+    fault_inside("EIO", 6, "cannot clone");
+}
+
+#[test]
+fn the_kernel_has_no_memory_for_a_clone_call() {
+    fault_inside("ENOMEM", 6, "the point in time is lost");
+}
+
+/// What cannot be shared for want of space is copied, and the guest waits no longer for it than it may.
+#[test]
+fn the_file_system_has_no_space_to_share() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        image(s);
+        let guest = Guest::start(&s.path("vm.img"));
+        let mut command = s.command(&["snapshot", "vm.img", "vm.snap", "--json"]);
+        let out = command.env("REFLINK_IMG_FAULT", "ENOSPC:20").output().expect("it starts");
+        assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, String::from_utf8_lossy(&out.stderr));
+        let events = support::events(&String::from_utf8_lossy(&out.stdout));
+        assert!(events.last().expect("finished")["copied_bytes"].as_u64() > Some(0));
+        let felt = guest.stop();
+        println!("{:?} ENOSPC: errors {:?}, longest {:?}", s.fs, felt.errors, felt.longest);
+        assert_eq!(felt.errors, [""; 0]);
+    });
+}
+
+/// Makes a fault while a guest uses the image and a job clones it; `code` is how the job ends, `None` where nobody is left
+/// to say. The next run of the same command makes the snapshot.
+fn fault(name: &str, code: Option<i32>, act: impl Fn(Family)) {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        image(s);
+        let guest = Guest::start(&s.path("vm.img"));
+        for round in 0..rounds(20) {
+            let what = format!("{:?} {name}, round {round}", s.fs);
+            let mut job = s.start(&slowly(&["snapshot", "vm.img", "vm.snap", "--force"]));
+            assert!(job.wait_for("started"), "{what}: {}", job.end().stderr);
+            let family = Family::of(&job);
+            guest.runs_on();
+            act(family);
+            guest.runs_on();
+            let ended = job.end();
+            if code.is_some() {
+                assert_eq!(ended.code, code, "{what}: {}", ended.stderr);
+            }
+            assert!(until(|| family.is_gone()), "{what}: processes are left");
+            guest.runs_on();
+            if code != Some(0) {
+                assert!(!s.path("vm.snap").exists(), "{what}: a snapshot is in place");
+                let next = s.exits(0, &["snapshot", "vm.img", "vm.snap", "--force", "--json"]);
+                let last = next.last().expect("finished");
+                assert_eq!((&last["hold"], &last["new_t0"]), (&"guard".into(), &true.into()), "{what}: {last}");
+            }
+            s.no_sidecars("vm.snap");
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
+        let felt = guest.stop();
+        println!("{:?} {name}: {} accesses, errors {:?}, longest {:?}", s.fs, felt.accesses, felt.errors, felt.longest);
+        assert_eq!(felt.errors, [""; 0], "{name}");
+    });
+}
+
+#[test]
+fn nothing_goes_wrong() {
+    fault("nothing", Some(0), |_| {});
+}
+
+#[test]
+fn the_worker_is_killed() {
+    fault("worker killed", Some(6), |f| send(f.worker, Signal::SIGKILL));
+}
+
+#[test]
+fn the_worker_hangs() {
+    fault("worker stopped", Some(6), |f| send(f.worker, Signal::SIGSTOP));
+}
+
+#[test]
+fn the_supervisor_is_killed() {
+    fault("supervisor killed", Some(6), |f| send(f.supervisor, Signal::SIGKILL));
+}
+
+#[test]
+fn worker_and_supervisor_are_killed_at_once() {
+    fault("both killed", Some(6), |f| {
+        // Stopped first, so that neither sees the other go.
+        send(f.supervisor, Signal::SIGSTOP);
+        send(f.worker, Signal::SIGKILL);
+        send(f.supervisor, Signal::SIGKILL);
+    });
+}
+
+#[test]
+fn the_process_that_the_user_started_is_killed() {
+    fault("front killed", None, |f| send(f.front, Signal::SIGKILL));
+}
+
+#[test]
+fn the_user_interrupts_the_job() {
+    fault("interrupted", Some(6), |f| send(f.front, Signal::SIGINT));
+}
+
+#[test]
+fn everybody_of_that_name_is_told_to_end() {
+    fault("pkill", Some(6), |f| [f.supervisor, f.worker, f.front].into_iter().for_each(|p| send(p, Signal::SIGTERM)));
+}
+
+#[test]
+fn the_job_is_sent_to_the_background() {
+    fault("Ctrl-Z", Some(0), |f| {
+        send(f.front, Signal::SIGTSTP);
+        std::thread::sleep(Duration::from_millis(300));
+        send(f.front, Signal::SIGCONT);
+    });
+}
+
+#[test]
+fn the_process_group_is_stopped() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        image(s);
+        let guest = Guest::start(&s.path("vm.img"));
+        for _ in 0..rounds(20) {
+            let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "-q"]));
+            let mut front = command.process_group(0).stderr(Stdio::piped()).spawn().expect("the program starts");
+            let group = Pid::from_raw(front.id() as i32);
+            assert!(until(|| s.path("vm.snap.partial").exists()));
+            killpg(group, Signal::SIGSTOP).expect("a signal");
+            // The job is another session's: it goes on, and ends.
+            assert!(until(|| s.path("vm.snap").exists()), "{:?}", s.fs);
+            guest.runs_on();
+            killpg(group, Signal::SIGCONT).expect("a signal");
+            assert_eq!(front.wait().expect("its end").code(), Some(0));
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
+        let felt = guest.stop();
+        println!("{:?} group stopped: errors {:?}, longest {:?}", s.fs, felt.errors, felt.longest);
+        assert_eq!(felt.errors, [""; 0]);
+    });
+}
+
+#[test]
+fn nobody_drains_the_reports() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        image(s);
+        let guest = Guest::start(&s.path("vm.img"));
+        let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "--json"]));
+        let fifo = s.outside("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        // A pipe that is full before the job has told anything.
+        let (full, _keep) = full_pipe();
+        command.stdout(full.try_clone().expect("dup")).stderr(full);
+        let mut front = command.spawn().expect("the program starts");
+        assert!(until(|| s.path("vm.snap").exists()), "{:?}", s.fs);
+        assert_eq!(front.wait().expect("its end").code(), Some(0));
+        let felt = guest.stop();
+        println!("{:?} undrained: errors {:?}, longest {:?}", s.fs, felt.errors, felt.longest);
+        assert_eq!(felt.errors, [""; 0]);
+    });
+}
+
+fn full_pipe() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
+    let (read, write) = nix::unistd::pipe().expect("a pipe");
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(flags)).expect("F_SETFL");
+    while nix::unistd::write(&write, &[0; 4096]).is_ok() {}
+    nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).expect("F_SETFL");
+    (write, read)
+}
+
+/// Two busy processes for two cores, until they are dropped.
+struct Hogs(Vec<Child>);
+
+impl Hogs {
+    fn start() -> Self {
+        let hog = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh");
+        Self((0..2).map(|_| hog()).collect())
+    }
+}
+
+impl Drop for Hogs {
+    fn drop(&mut self) {
+        for hog in &mut self.0 {
+            let _ = hog.kill();
+            let _ = hog.wait();
+        }
+    }
+}
+
+#[test]
+fn cron_runs_it_with_the_lowest_priority_on_a_busy_host() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        support::noise(&s.path("vm.img"), 4 * 1024 * BLOCK);
+        let guest = Guest::start(&s.path("vm.img"));
+        let _hogs = Hogs::start();
+        for with in [&["nice", "-n", "19", "ionice", "-c", "3"][..], &["chrt", "-i", "0"]] {
+            let mut command = Command::new(with[0]);
+            command.args(&with[1..]).arg(support::PROGRAM).args(["snapshot", "vm.img", "vm.snap", "--json"]);
+            let out = command.current_dir(s.dir()).stdin(Stdio::null()).output().expect("it starts");
+            let told = String::from_utf8_lossy(&out.stdout);
+            let what = format!("{:?} {with:?}: {told}{}", s.fs, String::from_utf8_lossy(&out.stderr));
+            assert_eq!(out.status.code(), Some(0), "{what}");
+            let events = support::events(&told);
+            println!("{:?} {with:?}: {}", s.fs, events.last().expect("finished")["longest_guest_wait_ms"]);
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
+        let felt = guest.stop();
+        println!("{:?} busy host: errors {:?}, longest {:?}", s.fs, felt.errors, felt.longest);
+        assert_eq!(felt.errors, [""; 0]);
+    });
+}
