@@ -173,7 +173,7 @@ fn run(
         stop: &asked,
         make_claims: &|recorder| Box::new(Threaded::new(recorder)),
     };
-    job::run(&job, chosen.hold.as_mut())
+    job::run(&[job], chosen.hold.as_mut()).map(|mut all| all.swap_remove(0))
 }
 
 fn choose_hold(args: &SnapshotArgs, image: &Image) -> Result<Chosen> {

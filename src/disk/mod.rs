@@ -112,7 +112,7 @@ pub enum Access {
 /// The directory that the snapshot, its partial file and its journal are in. Names are single components.
 pub trait Disk {
     /// Its files.
-    type File: DiskFile;
+    type File: DiskFile + 'static;
 
     /// Creates a file of mode 0600 that must not exist.
     ///

@@ -32,11 +32,28 @@ pub struct Ending<'a, D> {
     pub image_has_acl: bool,
 }
 
-/// Makes the partial file the snapshot. `t0` is the image as it was: its owner and mode become the snapshot's.
+/// Makes the partial files the snapshots: all are complete and durable before the first is renamed.
 ///
 /// # Errors
-/// Failed where a step did not succeed: the same command goes on. Broken where the file is not what was cloned.
+/// Failed where a step did not succeed: the same command goes on. Broken where a file is not what was cloned.
 pub fn commit<D: Disk>(
+    jobs: &[Ending<'_, D>],
+    journals: &mut [Journal<D::File>],
+    partials: &[Arc<D::File>],
+    instants: &[T0],
+) -> Result<()> {
+    for (((job, journal), partial), t0) in jobs.iter().zip(journals.iter_mut()).zip(partials).zip(instants) {
+        complete(job, journal, partial, t0)?;
+    }
+    for journal in journals.iter_mut() {
+        journal.update(|h| h.state = State::Committing).map_err(|e| failed("cannot write the journal", e))?;
+    }
+    jobs.iter().zip(journals).try_for_each(|(job, journal)| rename_and_clean(job, journal.header()))
+}
+
+/// Makes a partial file a snapshot in all but its name: durable, with its record and its permissions. `t0` is the image as it
+/// was: its owner and mode become the snapshot's.
+fn complete<D: Disk>(
     job: &Ending<'_, D>,
     journal: &mut Journal<D::File>,
     partial: &Arc<D::File>,
@@ -63,9 +80,7 @@ pub fn commit<D: Disk>(
     };
     // The record first: without write permission nobody but root may set it.
     partial.set_record(Some(&record.to_bytes())).map_err(cannot)?;
-    set_permissions(job, partial, &header, &t0.image).and_then(|()| partial.sync_all()).map_err(cannot)?;
-    journal.update(|h| h.state = State::Committing).map_err(|e| failed("cannot write the journal", e))?;
-    rename_and_clean(job, &header)
+    set_permissions(job, partial, &header, &t0.image).and_then(|()| partial.sync_all()).map_err(cannot)
 }
 
 /// Gives the snapshot the image's owner, where permitted, and its mode, without what that would open to others.

@@ -8,13 +8,14 @@ use super::commit::Ending;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
-use super::start::{self, Locked, Prepared};
-use super::{commit, inspect, room, window};
+use super::start::{self, Locked};
+use super::window::{Target, Window};
+use super::{commit, group, inspect, room};
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::Hold;
-use crate::journal::file as journal_file;
+use crate::journal::file::{self as journal_file, Journal};
 use crate::journal::format::State;
 use crate::range::PowerOfTwo;
 use crate::record::Record;
@@ -134,76 +135,100 @@ pub fn dry_run<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Plan> {
     Ok(Plan { start, bytes, extents: job.image.extent_count() })
 }
 
-/// Runs the job: when it returns, the snapshot is complete, durable and in place.
+/// Runs the jobs of one or several images, which have one T0: when it returns, the snapshots are complete, durable and in
+/// place.
 ///
 /// # Errors
 /// [`Kind::Refused`] with nothing touched, [`Kind::Busy`], [`Kind::Interrupted`] with a checkpoint, [`Kind::Broken`] with the
 /// reason in the journal, [`Kind::Failed`]; after the last three the same command goes on from what is there.
-pub fn run<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Finished> {
-    let result = run_held(job, hold);
+pub fn run<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Finished>> {
+    let result = run_held(jobs, hold);
     hold.release();
     result
 }
 
-fn run_held<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Finished> {
+fn run_held<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Finished>> {
     let began = Instant::now();
-    let first = first_look(job, hold)?;
+    let first = jobs.iter().map(|job| first_look(job, hold)).collect::<Result<Vec<_>>>()?;
     // What is complete needs no hold: the image may be in use again by now.
-    if first != Start::RollForward {
+    let complete = |starts: &[Start]| starts.iter().all(|start| *start == Start::RollForward);
+    if !complete(&first) {
         hold.prepare()?;
     }
-    let locked = start::lock(job.disk, job.names)?;
-    // Everything may have changed until the lock was had, and nothing can any more.
-    let decided = look(job).and_then(|(found, here)| decide(job, hold, &found, &here));
-    let decision = match decided {
-        Ok(decision) => decision,
-        Err(error) => return Err(locked.give_up(job.disk, job.names, error)),
+    let mut locked = Vec::new();
+    let give_up = |locked: Vec<Locked<D::File>>, error| {
+        locked.into_iter().zip(jobs).fold(error, |error, (lock, job)| lock.give_up(job.disk, job.names, error))
     };
-    if decision == Start::RollForward {
-        let ending = Ending { force: job.options.wish.force, ..job.ending() };
-        return commit::roll_forward(&ending, locked, began);
+    for job in jobs {
+        match start::lock(job.disk, job.names) {
+            Ok(lock) => locked.push(lock),
+            Err(error) => return Err(give_up(locked, error)),
+        }
     }
-    if first == Start::RollForward {
-        return Err(locked.give_up(job.disk, job.names, changed_meanwhile()));
+    // Everything may have changed until the locks were had, and nothing can any more.
+    let looks = jobs.iter().map(|job| look(job).and_then(|(found, here)| decide(job, hold, &found, &here)));
+    let decisions = match looks.collect::<Result<Vec<_>>>().and_then(|starts| group::one_t0(starts, jobs)) {
+        Ok(decisions) => decisions,
+        Err(error) => return Err(give_up(locked, error)),
+    };
+    if complete(&decisions) {
+        let rolled = jobs.iter().zip(locked).map(|(job, locked)| {
+            let ending = Ending { force: job.options.wish.force, ..job.ending() };
+            commit::roll_forward(&ending, locked, began)
+        });
+        return rolled.collect();
     }
-    clone_and_commit(job, hold, locked, &decision, began)
+    if complete(&first) {
+        return Err(give_up(locked, changed_meanwhile()));
+    }
+    clone_and_commit(jobs, hold, locked, &decisions, began)
 }
 
 fn clone_and_commit<D: Disk>(
-    job: &Job<'_, D>,
+    jobs: &[Job<'_, D>],
     hold: &mut dyn Hold,
-    locked: Locked<D::File>,
-    decision: &Start,
+    locked: Vec<Locked<D::File>>,
+    decisions: &[Start],
     began: Instant,
-) -> Result<Finished> {
-    let Prepared { mut journal, partial, clusters, compare, t0 } = start::prepare(job, hold, locked, decision)?;
-    let started = Started {
-        job: journal.header().job,
-        t0: t0.at,
-        hold: hold.kind(),
-        why: job.why.to_owned(),
-        new_t0: matches!(decision, Start::Renew(_)),
-        resumed: *decision == Start::Continue,
-        bytes: t0.image.size,
-        done_bytes: clusters.done_bytes(),
-        extents: job.image.extent_count(),
-    };
-    job.observer.on(Event::Started(started.clone()));
-
+) -> Result<Vec<Finished>> {
     let kind = hold.kind();
-    let mut claims = if kind.keeps_t0() || kind.one_call() {
-        (job.make_claims)(Recorder::new(journal, Arc::clone(&partial)))
-    } else {
-        Box::new(Unclaimed(journal))
-    };
-    let mut window = window::Window::new(job, hold, &*partial, clusters, compare, &t0, began)?;
-    let ended = window.run(claims.as_mut()).and_then(|()| window.hold.end());
+    let (ready, instants) = group::prepare(jobs, hold, locked, decisions)?;
+    let (mut targets, mut partials, mut all_started) = (Vec::new(), Vec::new(), Vec::new());
+    for (((job, ready), t0), decision) in jobs.iter().zip(ready).zip(&instants).zip(decisions) {
+        let started = Started {
+            job: ready.journal.header().job,
+            t0: t0.at,
+            hold: kind,
+            why: job.why.to_owned(),
+            new_t0: matches!(decision, Start::Renew(_)),
+            resumed: *decision == Start::Continue,
+            bytes: t0.image.size,
+            done_bytes: ready.clusters.done_bytes(),
+            extents: job.image.extent_count(),
+        };
+        job.observer.on(Event::Started(started.clone()));
+        all_started.push(started);
+        partials.push(Arc::clone(&ready.partial));
+        let claims = if kind.answers_accesses() {
+            Box::new(Unclaimed(ready.journal))
+        } else {
+            (job.make_claims)(Recorder::new(ready.journal, Arc::clone(&ready.partial)))
+        };
+        targets.push(Target::new(job, kind, ready.partial, ready.clusters, ready.compare, t0, claims)?);
+    }
+    let mut window = Window::new(targets, hold, began);
+    let ended = window.run().and_then(|()| window.hold.end());
     let ended = if kind.answers_accesses() { ended.map_err(t0_is_lost) } else { ended };
-    let work = window.into_work();
-    // Whatever happened, the image is let go before anything is synced: a writer may wait for it.
+    let done = window.into_done();
+    // Whatever happened, the images are let go before anything is synced: a writer may wait for one.
     hold.release();
-    let (returned, synced) = claims.finish(ended.is_err());
-    journal = returned;
+    let (mut journals, mut works, mut synced) = (Vec::new(), Vec::new(), Ok(()));
+    for (work, claims) in done {
+        let (journal, result) = claims.finish(ended.is_err());
+        journals.push(journal);
+        works.push(work);
+        synced = synced.and(result);
+    }
     let synced = synced.map_err(|e| {
         // After an EIO the next sync may succeed, and what was lost stays lost (KERNEL.md); a full disk loses nothing.
         let kind = if e.raw_os_error() == Some(libc::EIO) { Kind::Broken } else { Kind::Failed };
@@ -212,23 +237,32 @@ fn clone_and_commit<D: Disk>(
     });
     // A sync that failed is the cause of whatever the window says then.
     if let Err(error) = synced.and(ended) {
-        // A state that cannot be written is no loss: a job without a live process counts as interrupted, and a broken
-        // one is told by its image or its boot.
-        let told = journal.update(|h| {
-            h.state = if error.kind == Kind::Broken { State::Broken } else { State::Interrupted };
-            h.reason = error.to_string();
-        });
-        return Err(match told {
-            Err(_) if error.kind == Kind::Broken => {
-                let hint = "this could not be written down: use 'rclone-img snapshot --restart', and nothing else";
-                Error { hint: hint.into(), ..error }
-            }
-            _ => error,
-        });
+        return Err(written_down(&mut journals, error));
     }
-    job.observer.on(Event::Syncing);
-    commit::commit(&job.ending(), &mut journal, &partial, &t0)?;
-    Ok(work.finished(started, began))
+    jobs[0].observer.on(Event::Syncing);
+    let endings: Vec<_> = jobs.iter().map(Job::ending).collect();
+    commit::commit(&endings, &mut journals, &partials, &instants)?;
+    Ok(works.into_iter().zip(all_started).map(|(work, started)| work.finished(started, began)).collect())
+}
+
+/// The error that ended the window, in the journals as well. A state that cannot be written is no loss: a job without a live
+/// process counts as interrupted, and a broken one is told by its image or its boot.
+fn written_down<F: DiskFile>(journals: &mut [Journal<F>], error: Error) -> Error {
+    let state = if error.kind == Kind::Broken { State::Broken } else { State::Interrupted };
+    let write = |journal: &mut Journal<F>| {
+        journal.update(|h| {
+            h.state = state;
+            h.reason = error.to_string();
+        })
+    };
+    let told = journals.iter_mut().map(write).fold(Ok(()), std::io::Result::and);
+    match told {
+        Err(_) if error.kind == Kind::Broken => {
+            let hint = "this could not be written down: use 'rclone-img snapshot --restart', and nothing else";
+            Error { hint: hint.into(), ..error }
+        }
+        _ => error,
+    }
 }
 
 /// Whatever ends a job whose T0 lives by this process's answers, ends that T0.

@@ -17,7 +17,7 @@ use super::undo::put_back;
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
-use crate::hold::{Hold, T0};
+use crate::hold::{Hold, HoldKind, T0};
 use crate::journal::file::{self as journal_file, Journal};
 use crate::journal::format::{Header, Image, State};
 use crate::range::ByteRange;
@@ -94,45 +94,52 @@ pub fn busy() -> Error {
     )
 }
 
-/// Everything that the window needs.
-pub struct Prepared<F> {
-    /// The journal, with T0.
+/// The files of an image whose T0 is not set yet.
+pub struct Ready<F> {
+    /// The journal.
     pub journal: Journal<F>,
-    /// The partial file, of the image's size.
+    /// The partial file.
     pub partial: Arc<F>,
     /// What is done.
     pub clusters: Arc<Clusters>,
     /// Whether the maps are compared, to clone only what differs.
     pub compare: bool,
-    /// The instant.
-    pub t0: T0,
+    /// Nothing of worth is lost if everything is undone: a new job's files, or a snapshot that is as it was.
+    undo: bool,
+    /// The instant that the job keeps.
+    keeps: Option<Timestamp>,
 }
 
-/// Prepares the files and sets T0.
+impl<F: DiskFile> Ready<F> {
+    /// Undoes what was made for a job that has no T0; an interrupted job's files stay as they are.
+    pub fn undo<D: Disk<File = F>>(&self, job: &Job<'_, D>) {
+        if self.undo {
+            let _ = put_back(job.disk, job.names, self.journal.header());
+        }
+    }
+}
+
+/// Makes or opens the files of a job.
 ///
 /// # Errors
 /// What failed; then a new job's files are gone again, a snapshot to be refreshed is back in its place, and an interrupted
 /// job's files are as they were.
-pub fn prepare<D: Disk>(
+pub fn make_files<D: Disk>(
     job: &Job<'_, D>,
-    hold: &mut dyn Hold,
+    kind: HoldKind,
     locked: Locked<D::File>,
     decision: &Start,
-) -> Result<Prepared<D::File>> {
+) -> Result<Ready<D::File>> {
     match decision {
-        Start::Continue => carry_on(job, hold, locked),
-        Start::Renew(_) => renew(job, hold, locked),
+        Start::Continue => carry_on(job, kind, locked),
+        Start::Renew(_) => renew(job, kind, locked),
         Start::Fresh { discard } => {
             if *discard {
                 discard_partial(job)?;
             }
-            let header = blank(job, hold)?;
-            begin(job, hold, locked, header, Origin::New)
+            begin(job, kind, locked, Origin::New)
         }
-        Start::Refresh => {
-            let header = blank(job, hold)?;
-            begin(job, hold, locked, header, Origin::Snapshot)
-        }
+        Start::Refresh => begin(job, kind, locked, Origin::Snapshot),
         Start::RollForward => unreachable!("a job that is rolled forward is not prepared"),
     }
 }
@@ -144,13 +151,8 @@ enum Origin {
     Snapshot,
 }
 
-fn begin<D: Disk>(
-    job: &Job<'_, D>,
-    hold: &mut dyn Hold,
-    locked: Locked<D::File>,
-    mut header: Header,
-    origin: Origin,
-) -> Result<Prepared<D::File>> {
+fn begin<D: Disk>(job: &Job<'_, D>, kind: HoldKind, locked: Locked<D::File>, origin: Origin) -> Result<Ready<D::File>> {
+    let mut header = blank(job, kind)?;
     let snapshot = match origin {
         Origin::New => None,
         Origin::Snapshot => match own_snapshot(job, &mut header) {
@@ -169,58 +171,39 @@ fn begin<D: Disk>(
         Some(file) => take_snapshot(job, &journal, file),
         None => make_partial(job, &mut journal),
     };
-    let result = made.and_then(|partial| {
-        let (t0, clusters) = set_t0(job, hold, &mut journal)?;
-        resize::<D>(&partial, t0.image.size)?;
-        Ok((partial, t0, clusters))
-    });
-    let (partial, t0, clusters) = match result {
-        Ok(made) => made,
+    match made.and_then(|partial| Ok((partial, pending(job)?))) {
+        Ok((partial, clusters)) => {
+            let compare = origin == Origin::Snapshot && !kind.one_call();
+            Ok(Ready { journal, partial: Arc::new(partial), clusters, compare, undo: true, keeps: None })
+        }
         Err(error) => {
             let _ = put_back(job.disk, job.names, journal.header());
-            return Err(error);
+            Err(error)
         }
-    };
-    let compare = origin == Origin::Snapshot && !hold.kind().one_call();
-    Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare, t0 })
+    }
 }
 
-fn carry_on<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
-    let (mut journal, claims) = locked.adopt()?;
+fn carry_on<D: Disk>(job: &Job<'_, D>, kind: HoldKind, locked: Locked<D::File>) -> Result<Ready<D::File>> {
+    let (journal, claims) = locked.adopt()?;
     names_are_durable(job)?;
-    let partial = open_partial(job, journal.header())?;
+    let partial = Arc::new(open_partial(job, journal.header())?);
     let clusters = pending(job)?;
     for claim in claims {
         clusters.finish(claim);
     }
-    let mut t0 = only(hold.begin(&[Arc::clone(&clusters)])?);
-    // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
-    t0.at = journal.header().t0;
-    resize::<D>(&partial, t0.image.size)?;
-    let (host, replace) = (job.disk.host(), replaces(job)?);
-    journal
-        .update(|h| {
-            h.state = State::Running;
-            h.reason.clear();
-            (h.pid, h.pid_start) = (host.pid, host.pid_start);
-            h.replace |= replace;
-            h.writable = job.options.writable;
-        })
-        .map_err(|e| failed("cannot write the journal", e))?;
     // A refresh that was stopped has done ranges and old ones: those are compared again.
-    let compare = (journal.header().refreshes || journal.header().epoch > 1) && !hold.kind().one_call();
-    Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare, t0 })
+    let compare = (journal.header().refreshes || journal.header().epoch > 1) && !kind.one_call();
+    // The image is the one of T0, which `decide` has proved while the hold stood; the instant is the journal's.
+    let keeps = Some(journal.header().t0);
+    Ok(Ready { journal, partial, clusters, compare, undo: false, keeps })
 }
 
-fn renew<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold, locked: Locked<D::File>) -> Result<Prepared<D::File>> {
-    let (mut journal, _) = locked.adopt()?;
+fn renew<D: Disk>(job: &Job<'_, D>, kind: HoldKind, locked: Locked<D::File>) -> Result<Ready<D::File>> {
+    let (journal, _) = locked.adopt()?;
     names_are_durable(job)?;
-    let partial = open_partial(job, journal.header())?;
-    let (t0, clusters) = set_t0(job, hold, &mut journal)?;
-    // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
-    journal.clear_log().map_err(|e| failed("cannot write the journal", e))?;
-    resize::<D>(&partial, t0.image.size)?;
-    Ok(Prepared { journal, partial: Arc::new(partial), clusters, compare: !hold.kind().one_call(), t0 })
+    let partial = Arc::new(open_partial(job, journal.header())?);
+    let clusters = pending(job)?;
+    Ok(Ready { journal, partial, clusters, compare: !kind.one_call(), undo: false, keeps: None })
 }
 
 /// The run before may have been killed between a rename and its sync. Without this a power cut could bring the snapshot's
@@ -235,44 +218,64 @@ fn pending<D: Disk>(job: &Job<'_, D>) -> Result<Arc<Clusters>> {
     Ok(Arc::new(Clusters::new(size, job.options.cluster)))
 }
 
-/// The T0 of the one image.
-fn only(mut t0: Vec<T0>) -> T0 {
-    t0.pop().expect("a hold that has begun says when")
-}
-
-/// T0, and its place in the journal.
+/// Sets T0, for all images at once, and enters it in the journals.
 ///
-/// Where accesses wait from T0 on they must not wait for a disk: the journal is durable before, with an instant that is a
+/// Where accesses wait from T0 on they must not wait for a disk: the journals are durable before, with an instant that is a
 /// moment early, and the true one is written without a sync. Such a T0 does not outlive the process, so that no crash can
 /// make anything of it.
-fn set_t0<D: Disk>(
-    job: &Job<'_, D>,
-    hold: &mut dyn Hold,
-    journal: &mut Journal<D::File>,
-) -> Result<(T0, Arc<Clusters>)> {
-    let clusters = pending(job)?;
+///
+/// # Errors
+/// What failed; nothing was cloned. The caller undoes what can be undone.
+pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Ready<D::File>]) -> Result<Vec<T0>> {
     let cannot = |e| failed("cannot write the journal", e);
-    let entry = entry(job, hold)?;
-    let begin = |hold: &mut dyn Hold| Ok::<T0, Error>(only(hold.begin(&[Arc::clone(&clusters)])?));
-    let t0 = if hold.kind().answers_accesses() {
-        let early = T0 { at: job.disk.host().now, image: job.image.stat().map_err(cannot)? };
-        journal.update(|h| entry(h, &early)).map_err(cannot)?;
-        let t0 = begin(hold)?;
-        journal.note(|h| h.t0 = t0.at).map_err(cannot)?;
-        t0
-    } else {
-        let t0 = begin(hold)?;
-        journal.update(|h| entry(h, &t0)).map_err(cannot)?;
-        t0
+    let kind = hold.kind();
+    if kind.answers_accesses() {
+        for (job, ready) in jobs.iter().zip(ready.iter_mut()) {
+            let image = job.image.stat().map_err(|e| failed("cannot look at the image", e))?;
+            let early = T0 { at: job.disk.host().now, image };
+            let entry = entry(job, kind)?;
+            ready.journal.update(|h| entry(h, &early)).map_err(cannot)?;
+        }
+    }
+    let images: Vec<_> = ready.iter().map(|r| Arc::clone(&r.clusters)).collect();
+    let mut instants = hold.begin(&images)?;
+    for ((job, ready), t0) in jobs.iter().zip(ready.iter_mut()).zip(&mut instants) {
+        let entered = match ready.keeps {
+            Some(at) => {
+                t0.at = at;
+                go_on(job, &mut ready.journal)
+            }
+            None if kind.answers_accesses() => ready.journal.note(|h| h.t0 = t0.at).map_err(cannot),
+            None => entry(job, kind).and_then(|entry| ready.journal.update(|h| entry(h, t0)).map_err(cannot)),
+        };
+        entered?;
+        if !ready.undo && ready.keeps.is_none() {
+            // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
+            ready.journal.clear_log().map_err(cannot)?;
+        }
+        resize::<D>(&ready.partial, t0.image.size)?;
+    }
+    Ok(instants)
+}
+
+/// A job goes on at its old T0.
+fn go_on<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Result<()> {
+    let (host, replace) = (job.disk.host(), replaces(job)?);
+    let running = |h: &mut Header| {
+        h.state = State::Running;
+        h.reason.clear();
+        (h.pid, h.pid_start) = (host.pid, host.pid_start);
+        h.replace |= replace;
+        h.writable = job.options.writable;
     };
-    Ok((t0, clusters))
+    journal.update(running).map_err(|e| failed("cannot write the journal", e))
 }
 
 /// What a new T0 changes in the journal's header.
-fn entry<'a, D: Disk>(job: &'a Job<'_, D>, hold: &dyn Hold) -> Result<impl Fn(&mut Header, &T0) + 'a> {
+fn entry<'a, D: Disk>(job: &'a Job<'_, D>, kind: HoldKind) -> Result<impl Fn(&mut Header, &T0) + 'a> {
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
     let (host, replace) = (job.disk.host(), replaces(job)?);
-    let (options, kind) = (job.options, hold.kind());
+    let options = job.options;
     Ok(move |h: &mut Header, t0: &T0| {
         h.epoch += 1;
         h.state = State::Running;
@@ -307,7 +310,7 @@ fn replaces<D: Disk>(job: &Job<'_, D>) -> Result<bool> {
 }
 
 /// The header of a job that has done nothing.
-fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
+fn blank<D: Disk>(job: &Job<'_, D>, kind: HoldKind) -> Result<Header> {
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
     let image = job.image.stat().map_err(|e| failed("cannot look at the image", e))?;
     let host = job.disk.host();
@@ -315,7 +318,7 @@ fn blank<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Header> {
         job: job.disk.fresh_id(),
         epoch: 0,
         state: State::Preparing,
-        hold: hold.kind(),
+        hold: kind,
         replace: replaces(job)?,
         writable: job.options.writable,
         refreshes: false,

@@ -285,7 +285,7 @@ impl World {
             make_claims: &|recorder| Box::new(Inline::new(recorder, every)),
         };
         let before = self.disk.content(IMAGE);
-        let result = job::run(&job, hold.as_mut());
+        let result = job::run(&[job], hold.as_mut()).map(|mut all| all.swap_remove(0));
         drop(hold);
         // After an EIO of a clone the source reads as zeros; that is the device's doing.
         if self.writes == 0 && self.faults.clone_eio == 0 {

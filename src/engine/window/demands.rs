@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::Window;
 use crate::disk::Disk;
-use crate::engine::claims::Claims;
 use crate::error::{Error, Kind, Result};
 use crate::hold::Demand;
 use crate::range::ByteRange;
@@ -14,11 +13,11 @@ const PROMOTE: u64 = 1 << 20;
 
 impl<D: Disk> Window<'_, D> {
     /// Meets every demand that there is now.
-    pub(super) fn meet_demands(&mut self, claims: &mut dyn Claims<D::File>) -> Result<()> {
+    pub(super) fn meet_demands(&mut self) -> Result<()> {
         loop {
             match self.hold.demand() {
                 Demand::Nothing => return Ok(()),
-                Demand::Promote(image, range) => self.promote(image, range, claims)?,
+                Demand::Promote(image, range) => self.promote(image, range)?,
                 Demand::Leave(within) => return self.leave(within),
                 Demand::Broken(why) => {
                     return Err(Error::new(
@@ -31,17 +30,18 @@ impl<D: Disk> Window<'_, D> {
         }
     }
 
-    fn promote(&mut self, image: usize, range: ByteRange, claims: &mut dyn Claims<D::File>) -> Result<()> {
-        if let Some(cover) = self.geometry.cover(range) {
-            let cluster = self.job.options.cluster;
-            let end = cluster.align_up(cover.bytes().end()).min(self.geometry.size);
+    fn promote(&mut self, image: usize, range: ByteRange) -> Result<()> {
+        let target = &mut self.targets[image];
+        if let Some(cover) = target.geometry.cover(range) {
+            let cluster = target.job.options.cluster;
+            let end = cluster.align_up(cover.bytes().end()).min(target.geometry.size);
             let mut at = cluster.align_down(cover.bytes().start());
             while at < end {
                 let limit = PROMOTE.min(end - at);
-                let Some(open) = self.clusters.next_open(at, limit).filter(|o| o.start() < end) else { break };
-                self.clone_piece(open, None)?;
-                self.done(open, claims)?;
-                self.work.promoted += open.len().div_ceil(cluster.get());
+                let Some(open) = target.clusters.next_open(at, limit).filter(|o| o.start() < end) else { break };
+                target.clone_piece(open, None)?;
+                target.done(open)?;
+                target.work.promoted += open.len().div_ceil(cluster.get());
                 at = open.end();
             }
         }
@@ -55,10 +55,12 @@ impl<D: Disk> Window<'_, D> {
         match self.leave_by {
             Some(by) if now < by => return Ok(()),
             None => {
-                let left = self.geometry.size - self.clusters.done_bytes();
                 // There are at most as many extents as blocks.
-                let estimate = self.pacer.estimate(left.div_ceil(self.geometry.block.get()));
-                if estimate < within {
+                let estimate = self.targets.iter().map(|target| {
+                    let left = target.geometry.size - target.clusters.done_bytes();
+                    target.pacer.estimate(left.div_ceil(target.geometry.block.get()))
+                });
+                if estimate.sum::<Duration>() < within {
                     self.leave_by = Some(now + within);
                     return Ok(());
                 }

@@ -1,0 +1,70 @@
+//! Several images with one T0: what the jobs of a group decide and prepare together.
+
+use super::job::Job;
+use super::recover::Start;
+use super::start::{self, Locked, Ready};
+use crate::disk::Disk;
+use crate::error::{Error, Kind, Result};
+use crate::hold::{Hold, T0};
+
+/// The decisions of the single jobs, made those of a group: unless all go on at their T0, none does.
+///
+/// # Errors
+/// Broken where somebody asked for the old T0 and not all images have it.
+pub(super) fn one_t0<D: Disk>(starts: Vec<Start>, jobs: &[Job<'_, D>]) -> Result<Vec<Start>> {
+    let all = |wanted: &Start| starts.iter().all(|start| start == wanted);
+    if starts.len() == 1 || all(&Start::RollForward) {
+        return Ok(starts);
+    }
+    let why = "the images of this job have no point in time in common any more";
+    if jobs.iter().any(|job| job.options.wish.same_t0_only) {
+        let hint = "run the same 'rclone-img snapshot' again: it takes a new point in time and keeps the finished work";
+        return Err(Error::new(Kind::Broken, why, hint));
+    }
+    let renewed = |start| match start {
+        Start::Continue | Start::RollForward => Start::Renew(why.into()),
+        other => other,
+    };
+    Ok(starts.into_iter().map(renewed).collect())
+}
+
+/// The jobs' files, and what they show.
+pub(super) type Prepared<F> = (Vec<Ready<F>>, Vec<T0>);
+
+/// Makes the files of all jobs, then sets their T0.
+///
+/// # Errors
+/// What failed; what the jobs made is undone then.
+pub(super) fn prepare<D: Disk>(
+    jobs: &[Job<'_, D>],
+    hold: &mut dyn Hold,
+    locked: Vec<Locked<D::File>>,
+    decisions: &[Start],
+) -> Result<Prepared<D::File>> {
+    let mut ready: Vec<Ready<D::File>> = Vec::new();
+    let undo = |ready: &[Ready<D::File>], error| {
+        ready.iter().zip(jobs).for_each(|(ready, job)| ready.undo(job));
+        error
+    };
+    let mut locked = locked.into_iter();
+    for (job, decision) in jobs.iter().zip(decisions) {
+        let Some(lock) = locked.next() else { break };
+        match start::make_files(job, hold.kind(), lock, decision) {
+            Ok(made) => ready.push(made),
+            Err(error) => {
+                let error = locked
+                    .zip(&jobs[ready.len() + 1..])
+                    .fold(error, |error, (lock, job)| lock.give_up(job.disk, job.names, error));
+                return Err(undo(&ready, error));
+            }
+        }
+    }
+    match start::set_t0(jobs, hold, &mut ready) {
+        Ok(instants) => Ok((ready, instants)),
+        // Accesses may wait: they go on first.
+        Err(error) => {
+            hold.release();
+            Err(undo(&ready, error))
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! One image of the window: its plan, its calls, what is done of it and what is told of that.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cbw::{self, Clusters};
+use crate::disk::{CallCost, Disk, DiskFile};
+use crate::engine::claims::Claims;
+use crate::engine::clone::{Cloner, Tally};
+use crate::engine::compare;
+use crate::engine::job::{self, Job};
+use crate::engine::report::{Finished, Started};
+use crate::error::{Error, Kind, Result};
+use crate::extent::Extent;
+use crate::hold::{HoldKind, T0};
+use crate::plan::chunk::{Planner, Step, WALK_BATCH};
+use crate::plan::pacer::Pacer;
+use crate::range::{ByteRange, CloneRange, Geometry};
+
+/// How much is written back at a time between two looks at what the hold demands.
+const WRITE_BACK: u64 = 2 << 20;
+
+/// What the window did.
+pub struct Work {
+    pub(super) guests: bool,
+    pub(super) tally: Tally,
+    pub(super) extents: u64,
+    pub(super) every_extent_counted: bool,
+    pub(super) skipped: u64,
+    pub(super) promoted: u64,
+    pub(super) felt: Option<cbw::Tally>,
+}
+
+impl Work {
+    /// The report of a job that did this.
+    pub fn finished(self, started: Started, began: Instant) -> Finished {
+        let counted = self.every_extent_counted.then_some(self.extents);
+        Finished {
+            extents: started.extents.or(counted),
+            started,
+            calls: self.tally.calls,
+            longest_call: self.tally.longest,
+            call_p99: self.tally.p99(),
+            longest_guest_wait: match self.felt {
+                Some(felt) => Some(felt.longest),
+                None => (!self.guests).then_some(Duration::ZERO),
+            },
+            accesses: self.felt.map(|felt| felt.seen),
+            promoted: self.promoted,
+            skipped_bytes: self.skipped,
+            copied_bytes: self.tally.copied,
+            elapsed: began.elapsed(),
+        }
+    }
+}
+
+/// An image and its partial file, of the same size.
+pub struct Target<'a, D: Disk> {
+    pub(super) job: &'a Job<'a, D>,
+    pub(super) partial: Arc<D::File>,
+    pub(super) geometry: Geometry,
+    total_extents: Option<u64>,
+    pub(super) clusters: Arc<Clusters>,
+    /// Whether the maps are compared, to clone only what differs.
+    pub(super) compare: bool,
+    planner: Planner,
+    pub(super) pacer: Pacer,
+    pub(super) work: Work,
+    claims: Box<dyn Claims<D::File>>,
+    /// The background's position: what is before it was written back shortly before it was cloned.
+    written_back_to: u64,
+}
+
+impl<'a, D: Disk> Target<'a, D> {
+    /// A target of which the clusters that are not done are to be cloned.
+    ///
+    /// # Errors
+    /// Failed where the file system cannot be looked at.
+    pub fn new(
+        job: &'a Job<'a, D>,
+        kind: HoldKind,
+        partial: Arc<D::File>,
+        clusters: Arc<Clusters>,
+        compare: bool,
+        t0: &T0,
+        claims: Box<dyn Claims<D::File>>,
+    ) -> Result<Self> {
+        let hint = "check the kernel's log, then run the same command again";
+        let cannot = |e| Error::io(Kind::Failed, "cannot look at the image's file system", hint, e);
+        let fs = job.image.fs().map_err(cannot)?;
+        let guests = kind.has_guests();
+        let default = if guests { job::LATENCY_GUESTS } else { job::LATENCY_FROZEN };
+        let latency = job.options.latency.unwrap_or(default);
+        let resumed = clusters.done_bytes() > 0;
+        Ok(Self {
+            job,
+            partial,
+            geometry: Geometry { size: t0.image.size, block: fs.block },
+            total_extents: job.image.extent_count(),
+            clusters,
+            compare,
+            planner: Planner::new(fs.block),
+            pacer: Pacer::new(latency, fs.kind.clone_cost_per_extent(), guests),
+            work: Work {
+                guests,
+                tally: Tally::default(),
+                extents: 0,
+                every_extent_counted: !resumed,
+                skipped: 0,
+                promoted: 0,
+                felt: None,
+            },
+            claims,
+            written_back_to: 0,
+        })
+    }
+
+    /// What was done, and the claims.
+    pub(super) fn into_parts(self) -> (Work, Box<dyn Claims<D::File>>) {
+        (self.work, self.claims)
+    }
+
+    /// Claims the whole clusters of `from..end`; where the next claim begins.
+    pub(super) fn claim_up_to(&mut self, from: u64, end: u64) -> Result<u64> {
+        let cluster = self.job.options.cluster;
+        let up_to = if end >= self.geometry.size { end } else { cluster.align_down(end) };
+        match ByteRange::new(from, up_to) {
+            Some(range) => {
+                self.done(range)?;
+                Ok(up_to)
+            }
+            None => Ok(from),
+        }
+    }
+
+    pub(super) fn done(&mut self, range: ByteRange) -> Result<()> {
+        self.clusters.finish(range);
+        self.claims.done(range);
+        if self.claims.failed() {
+            // The reason comes with the claims' end.
+            let hint = "check the kernel's log and the free space, then run the same command again";
+            return Err(Error::new(Kind::Failed, "cannot make the cloned data durable", hint));
+        }
+        Ok(())
+    }
+
+    /// The next call's range, a prefix of `open`, and its extents where they are known.
+    pub(super) fn plan(&mut self, open: ByteRange) -> Result<(ByteRange, Option<u64>)> {
+        loop {
+            match self.planner.step(open, self.pacer.budget()) {
+                Step::Clone { range, extents } => return Ok((range, extents)),
+                Step::Walk(range) => {
+                    let mut extents: Vec<Extent> = Vec::with_capacity(WALK_BATCH);
+                    let walked = self.job.image.addresses(range, WALK_BATCH, &mut extents);
+                    walked.map_err(|e| compare::cannot_map("image", range, e))?;
+                    self.planner.feed(range, &extents);
+                }
+            }
+        }
+    }
+
+    pub(super) fn clone_piece(&mut self, piece: ByteRange, extents: Option<u64>) -> Result<()> {
+        let Some(range) = self.geometry.cover(piece) else { return Ok(()) };
+        let cost = self.clone(range, true)?;
+        let extents = extents.or_else(|| self.count(range.bytes()));
+        let blocks = range.bytes().len().div_ceil(self.geometry.block.get());
+        self.pacer.observe(extents, blocks, cost.cpu, cost.wall);
+        if !self.compare {
+            match extents {
+                Some(extents) => self.work.extents += extents,
+                None => self.work.every_extent_counted = false,
+            }
+        }
+        Ok(())
+    }
+
+    /// Clones a range; `may_copy` what cannot be shared.
+    fn clone(&mut self, range: CloneRange, may_copy: bool) -> Result<CallCost> {
+        let mut tally = std::mem::take(&mut self.work.tally);
+        let cost = self.cloner(may_copy).clone(range, &mut tally);
+        self.work.tally = tally;
+        cost
+    }
+
+    /// Clones the whole image by a single call. Any second call would show a second instant, so nothing is cut and nothing is
+    /// copied.
+    pub(super) fn whole_in_one_call(&mut self) -> Result<()> {
+        let whole = self.geometry.whole().ok_or_else(|| {
+            let what = "the image is empty: there is nothing to snapshot";
+            Error::new(Kind::Refused, what, "check that this is the right file")
+        })?;
+        self.work.every_extent_counted = false;
+        self.clone(whole, false)?;
+        self.done(whole.bytes())
+    }
+
+    /// Where guests write, dirty data is written back before the call, which would else do that with the image's lock held
+    /// (DESIGN section 6). A step at a time: false where what has been planned may have been overtaken since.
+    pub(super) fn written_back(&mut self, piece: ByteRange) -> Result<bool> {
+        let from = piece.start().max(self.written_back_to);
+        let Some(rest) = ByteRange::new(from, piece.end()).filter(|_| self.work.guests) else { return Ok(true) };
+        let (step, more) = rest.split(rest.start() + WRITE_BACK);
+        if let Some(step) = step {
+            self.write_back(step)?;
+            self.written_back_to = step.end();
+        }
+        Ok(more.is_none())
+    }
+
+    fn write_back(&self, range: ByteRange) -> Result<()> {
+        self.job.image.write_back(range).map_err(|e| {
+            let hint = "the image's device may have lost data: check the kernel's log before you rely on the image";
+            Error::io(Kind::Broken, format!("dirty data of the image in {range} cannot be written"), hint, e)
+        })
+    }
+
+    /// The extents of a piece that was cloned without a walk. XFS told the sum at the start; Btrfs counts for a twentieth of
+    /// what cloning costs (0.25 us an extent against 5, measured), because a count need not say which are shared.
+    fn count(&self, piece: ByteRange) -> Option<u64> {
+        // A refresh has walked the map already.
+        let known = self.compare || self.total_extents.is_some();
+        if known { None } else { self.job.image.count(piece).ok() }
+    }
+
+    fn cloner(&self, may_copy: bool) -> Cloner<'_, D::File> {
+        let image = &*self.job.image;
+        let floor = self.job.options.cluster.get();
+        Cloner { image, partial: &self.partial, geometry: self.geometry, floor, may_copy }
+    }
+
+    /// Extents seen; where only their sum is known, the part of it that the bytes done are of the image.
+    pub(super) fn extents_so_far(&self) -> u64 {
+        let share =
+            |total: u64| u128::from(total) * u128::from(self.clusters.done_bytes()) / u128::from(self.geometry.size);
+        self.total_extents.map_or(self.work.extents, |total| share(total) as u64)
+    }
+}
