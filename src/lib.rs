@@ -11,6 +11,8 @@
 //! - [`record`]: what a finished snapshot carries about itself. Pure.
 //! - [`disk`]: what the engine asks of files; the kernel's, and a simulated one.
 //! - [`sys`]: system calls; the only `unsafe`.
+//! - [`qemu`]: QEMU's monitor and its guest agent.
+//! - [`quiesce`]: freezing what writes to an image, and thawing it whatever happens.
 //! - [`hold`]: how every byte not yet cloned stays as it was at T0.
 //! - [`engine`]: one job from begin to rename.
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
@@ -24,6 +26,8 @@ pub mod extent;
 pub mod hold;
 pub mod journal;
 pub mod plan;
+pub mod qemu;
+pub mod quiesce;
 pub mod range;
 pub mod record;
 pub mod sys;

@@ -46,6 +46,7 @@ pub const ALL: &[Tool] = &[
     tool("setfattr", "attr"),
     tool("qemu-img", "qemu-utils"),
     tool("qemu-io", "qemu-utils"),
+    tool("qemu-system-x86_64", "qemu-system-x86"),
     tool("setquota", "quota"),
 ];
 
