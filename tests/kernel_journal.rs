@@ -9,6 +9,7 @@ use std::os::unix::fs::symlink;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
+use rclone_img::journal::format::{LOG, SLOT};
 use support::{Random, Sandbox, assert_same, identity, noise, on_both, refused, roomy, slowly};
 
 const MIB: u64 = 1 << 20;
@@ -78,14 +79,14 @@ fn a_journal_that_cannot_be_used_is_refused_in_words_by_every_verb() {
     on_both(|s| {
         let journal = interrupted(s);
         let mut future = journal.clone();
-        for slot in [0, 8192] {
+        for slot in [0, SLOT] {
             future[slot + 8] = 99;
             future[slot + 12..slot + 16].fill(0);
-            let crc = crc32c::crc32c(&future[slot..slot + 8192]);
+            let crc = crc32c::crc32c(&future[slot..slot + SLOT]);
             future[slot + 12..slot + 16].copy_from_slice(&crc.to_le_bytes());
         }
         let mut damaged = journal.clone();
-        (damaged[40], damaged[8192 + 40]) = (damaged[40] ^ 1, damaged[8192 + 40] ^ 1);
+        (damaged[40], damaged[SLOT + 40]) = (damaged[40] ^ 1, damaged[SLOT + 40] ^ 1);
         let foreign = Random::new(9).bytes(journal.len());
         for (bytes, what, removable) in
             [(&future, "version", false), (&damaged, "damaged", true), (&foreign, "", false)]
@@ -113,11 +114,11 @@ fn a_journal_that_cannot_be_used_is_refused_in_words_by_every_verb() {
 fn a_torn_tail_of_the_journal_costs_no_more_than_its_claims() {
     on_both(|s| {
         let journal = interrupted(s);
-        assert!(journal.len() >= 16384, "{}", journal.len());
+        assert!(journal.len() >= LOG, "{}", journal.len());
         // One slot damaged, the log torn in the middle of a record, garbage behind it.
         let mut torn = journal.clone();
         torn[100] ^= 0xFF;
-        torn.truncate(journal.len().saturating_sub(13).max(16384));
+        torn.truncate(journal.len().saturating_sub(13).max(LOG));
         torn.extend(Random::new(5).bytes(100));
         fs::write(s.path("a.snap.journal"), torn).expect("written");
         s.exits(0, &["resume", "-q", "a.snap"]);

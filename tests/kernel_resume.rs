@@ -208,7 +208,12 @@ fn an_image_that_is_gone_is_told_and_its_job_can_be_aborted() {
 fn a_second_job_on_the_same_snapshot_or_image_is_told_that_another_has_it() {
     on_both(|s| {
         noise(&s.path("b.img"), MIB);
-        let job = begun(s, LONG);
+        roomy(&s.path("a.img"), 16 * MIB);
+        // The job that has the snapshot waits for its turn, so that it does not end before it was asked for seven times.
+        let other = RealDisk::open_dir(&s.dir()).expect("the directory");
+        assert!(other.take_turn());
+        let mut job = s.start(&["snapshot", "--consistency", "frozen", "a.img", "a.snap"]);
+        assert!(job.wait_for("progress"), "{:?}", s.fs);
         s.exits(5, &["snapshot", "a.img", "a.snap"]);
         s.exits(5, &["snapshot", "a.img", "b.snap"]);
         s.exits(5, &["resume", "a.snap"]);
@@ -216,6 +221,7 @@ fn a_second_job_on_the_same_snapshot_or_image_is_told_that_another_has_it() {
         s.exits(5, &["snapshot", "--force", "a.img", "a.snap"]);
         s.exits(5, &["snapshot", "--restart", "b.img", "a.snap"]);
         s.exits(5, &["snapshot", "b.img", "a.snap"]);
+        other.end_turn();
         let ended = job.end();
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
         assert_same(&s.path("a.img"), &s.path("a.snap"));

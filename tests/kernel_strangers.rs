@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use rclone_img::hold::HoldKind;
 use rclone_img::journal::format::{self, Header, State};
+use rclone_img::journal::group::Group;
 use support::{PROGRAM, Sandbox, assert_same, has, noise, on_both, skipped};
 
 const MIB: u64 = 1 << 20;
@@ -38,6 +39,7 @@ fn journal(s: &Sandbox, image: &str, state: State, partial_ino: u64) -> Vec<u8> 
         image_path: s.path(image).into_os_string().into_encoded_bytes(),
         reason: String::new(),
         old_record: Vec::new(),
+        group: Group::default(),
     };
     let mut bytes = format::encode_slot(&header, 1);
     bytes.extend(format::encode_slot(&header, 2));

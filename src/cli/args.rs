@@ -3,7 +3,8 @@
 //! [`parse`] turns arguments into plain data before anything happens; what it hands on is in range. Only what is built
 //! is accepted. Paths are taken as bytes: any name that the kernel accepts works.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -152,15 +153,18 @@ pub struct JobArgs {
     pub output: Output,
 }
 
-/// `snapshot SRC DST`.
+/// `snapshot SRC DST`, `snapshot SRC=DST...`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
+#[command(
+    override_usage = "rclone-img snapshot [OPTIONS] <SRC> <DST>\n       rclone-img snapshot [OPTIONS] <SRC=DST>..."
+)]
 pub struct SnapshotArgs {
-    /// The image: a regular file, or a symbolic link to one
-    #[arg(value_name = "SRC")]
-    pub src: PathBuf,
-    /// The snapshot to make, on the same file system; may exist only with --refresh or --force
-    #[arg(value_name = "DST")]
-    pub dst: PathBuf,
+    /// The image, a regular file or a symbolic link to one, and the snapshot to make of it, on the same file system, which may exist only with --refresh or --force; or SRC=DST for each of several images: all snapshots are then of one instant, and all are put into place or none
+    #[arg(value_name = "SRC DST", required = true)]
+    images: Vec<PathBuf>,
+    /// Each image with its snapshot.
+    #[arg(skip)]
+    pub pairs: Vec<(PathBuf, PathBuf)>,
     /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
     pub chunk: u64,
@@ -261,13 +265,34 @@ pub fn command() -> clap::Command {
 /// # Errors
 /// Usage errors, and the requests for help and for the version, as clap has them.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Error> {
-    let verb = Cli::try_parse_from(args)?.verb;
+    let mut verb = Cli::try_parse_from(args)?.verb;
+    if let Verb::Snapshot(args) = &mut verb {
+        args.pairs = pairs(&args.images).map_err(|why| command().error(ErrorKind::ValueValidation, why))?;
+    }
     match &verb {
         Verb::Snapshot(args) if args.cluster > args.chunk => {
             let what = format!("--cluster is {} bytes, more than --chunk, {}", args.cluster, args.chunk);
             Err(command().error(ErrorKind::ValueValidation, format!("{what}: a cluster is at most a chunk")))
         }
         _ => Ok(verb),
+    }
+}
+
+/// `SRC DST`, or `SRC=DST` once or more. Two arguments are pairs only if both have a `=`; a name with one can so be given in
+/// the first form.
+fn pairs(images: &[PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+    let pair = |text: &PathBuf| {
+        let bytes = text.as_os_str().as_bytes();
+        let at = bytes.iter().position(|b| *b == b'=')?;
+        let (src, dst) = (&bytes[..at], &bytes[at + 1..]);
+        let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+        (!src.is_empty() && !dst.is_empty()).then(|| (path(src), path(dst)))
+    };
+    let pairs: Option<Vec<_>> = images.iter().map(pair).collect();
+    match (pairs, images) {
+        (Some(pairs), _) => Ok(pairs),
+        (None, [src, dst]) => Ok(vec![(src.into(), dst.into())]),
+        (None, _) => Err("name an image and a snapshot, SRC DST, or SRC=DST for each of several images".into()),
     }
 }
 

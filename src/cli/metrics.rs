@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -26,12 +26,12 @@ const LAST_SUCCESS: &str = "last_success_timestamp_seconds";
 const LAST_T0: &str = "last_success_t0_timestamp_seconds";
 
 /// A job that is over.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Run<'a> {
     /// The image.
-    pub src: &'a Path,
+    pub src: PathBuf,
     /// The snapshot.
-    pub dst: &'a Path,
+    pub dst: PathBuf,
     /// The wall clock at its end.
     pub at: Timestamp,
     /// How long it ran.
@@ -51,17 +51,17 @@ pub fn refuse_foreign(path: &Path) -> Result<()> {
     read_ours(path).map(drop)
 }
 
-/// Writes the file. Looks again whether it is ours.
+/// Writes the file, with a run for each image of the job. Looks again whether it is ours.
 ///
 /// # Errors
 /// Refused as [`refuse_foreign`] does; failed where the file cannot be written.
-pub fn write(path: &Path, run: &Run<'_>) -> Result<()> {
+pub fn write(path: &Path, runs: &[Run<'_>]) -> Result<()> {
     let old = read_ours(path)?;
     let failed = |error| {
         let what = format!("cannot write the metrics to {}", words::name(path));
         Error::io(Kind::Failed, what, "the job itself is not affected; see its exit code and status", error)
     };
-    replace(path, &render(run, &old)).map_err(failed)
+    replace(path, &render(runs, &old)).map_err(failed)
 }
 
 fn directory(path: &Path) -> &Path {
@@ -108,35 +108,43 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn render(run: &Run<'_>, old: &str) -> String {
-    let labels = format!("{{src=\"{}\",dst=\"{}\"}}", label(run.src), label(run.dst));
+fn render(runs: &[Run<'_>], old: &str) -> String {
     let seconds = |time: Timestamp| format!("{:.3}", time.as_millisecond() as f64 / 1000.0);
     let mut out = String::from(HEADER);
-    let mut gauge = |name: &str, help: &str, value: Option<String>| {
-        if let Some(value) = value {
-            let _ = writeln!(out, "# HELP reflink_img_{name} {help}\n# TYPE reflink_img_{name} gauge");
-            let _ = writeln!(out, "reflink_img_{name}{labels} {value}");
+    let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Run<'_>) -> Option<String>| {
+        let lines = runs.iter().filter_map(|run| {
+            let labels = format!("{{src=\"{}\",dst=\"{}\"}}", label(&run.src), label(&run.dst));
+            let kept = || if matches!(name, LAST_SUCCESS | LAST_T0) { kept(old, name, &labels) } else { None };
+            let value = value(run).or_else(kept)?;
+            Some(format!("reflink_img_{name}{labels} {value}\n"))
+        });
+        let lines: String = lines.collect();
+        if !lines.is_empty() {
+            let _ = write!(out, "# HELP reflink_img_{name} {help}\n# TYPE reflink_img_{name} gauge\n{lines}");
         }
     };
-    let done = run.finished;
-    let kept = |name| kept(old, name, &labels);
-    gauge("last_run_timestamp_seconds", "When the last job ended.", Some(seconds(run.at)));
-    gauge("last_run_exit_code", "The exit code of the last job, 0 if it made a snapshot.", Some(run.exit.to_string()));
-    gauge(
-        LAST_SUCCESS,
-        "When a job last made a snapshot.",
-        done.map(|_| seconds(run.at)).or_else(|| kept(LAST_SUCCESS)),
-    );
-    gauge(LAST_T0, "The instant that snapshot shows.", done.map(|f| seconds(f.started.t0)).or_else(|| kept(LAST_T0)));
-    gauge("duration_seconds", "How long the last job ran.", Some(run.elapsed.as_secs_f64().to_string()));
-    gauge("bytes", "The size of the image.", done.map(|f| f.started.bytes.to_string()));
-    gauge("extents", "The extents of the image.", done.and_then(|f| f.extents).map(|n| n.to_string()));
-    gauge("calls", "The clone calls of the last job.", done.map(|f| f.calls.to_string()));
-    gauge("longest_call_seconds", "The longest of them.", done.map(|f| f.longest_call.as_secs_f64().to_string()));
-    gauge("copied_bytes", "Bytes copied because they could not be shared.", done.map(|f| f.copied_bytes.to_string()));
-    gauge("skipped_bytes", "Bytes that were shared already.", done.map(|f| f.skipped_bytes.to_string()));
-    let point = done.map(|f| u8::from(f.started.hold.point_in_time()).to_string());
-    gauge("point_in_time", "1 if the snapshot is of one instant.", point);
+    gauge("last_run_timestamp_seconds", "When the last job ended.", &|run| Some(seconds(run.at)));
+    let code = "The exit code of the last job, 0 if it made a snapshot.";
+    gauge("last_run_exit_code", code, &|run| Some(run.exit.to_string()));
+    gauge(LAST_SUCCESS, "When a job last made a snapshot.", &|run| run.finished.map(|_| seconds(run.at)));
+    gauge(LAST_T0, "The instant that snapshot shows.", &|run| Some(seconds(run.finished?.started.t0)));
+    gauge("duration_seconds", "How long the last job ran.", &|run| Some(run.elapsed.as_secs_f64().to_string()));
+    gauge("bytes", "The size of the image.", &|run| Some(run.finished?.started.bytes.to_string()));
+    gauge("extents", "The extents of the image.", &|run| Some(run.finished?.extents?.to_string()));
+    gauge("calls", "The clone calls of the last job.", &|run| Some(run.finished?.calls.to_string()));
+    gauge("longest_call_seconds", "The longest of them.", &|run| {
+        Some(run.finished?.longest_call.as_secs_f64().to_string())
+    });
+    gauge("longest_guest_wait_seconds", "The longest that an access of a guest waited for the job.", &|run| {
+        Some(run.finished?.longest_guest_wait?.as_secs_f64().to_string())
+    });
+    gauge("copied_bytes", "Bytes copied because they could not be shared.", &|run| {
+        Some(run.finished?.copied_bytes.to_string())
+    });
+    gauge("skipped_bytes", "Bytes that were shared already.", &|run| Some(run.finished?.skipped_bytes.to_string()));
+    gauge("point_in_time", "1 if the snapshot is of one instant.", &|run| {
+        Some(u8::from(run.finished?.started.hold.point_in_time()).to_string())
+    });
     out
 }
 
@@ -159,9 +167,9 @@ mod tests {
     use super::{Duration, HEADER, Path, PermissionsExt, Run, fs, label, refuse_foreign, write};
     use crate::cli::report::samples;
 
-    fn run(dst: &Path, exit: u8) -> Run<'_> {
+    fn run(dst: &Path, exit: u8) -> Run<'static> {
         let at = "2026-11-21T05:00:03.25Z".parse().expect("a time");
-        Run { src: Path::new("vm.img"), dst, at, elapsed: Duration::from_millis(2500), exit, finished: None }
+        Run { src: "vm.img".into(), dst: dst.into(), at, elapsed: Duration::from_millis(2500), exit, finished: None }
     }
 
     fn values(text: &str) -> Vec<&str> {
@@ -174,7 +182,7 @@ mod tests {
         let file = dir.path().join("vm.prom");
         let done = samples::finished();
         let dst = Path::new("vm.snap");
-        write(&file, &Run { finished: Some(&done), ..run(dst, 0) }).expect("written");
+        write(&file, &[Run { finished: Some(&done), ..run(dst, 0) }]).expect("written");
         let text = fs::read_to_string(&file).expect("read");
         assert_eq!(
             values(&text),
@@ -188,13 +196,14 @@ mod tests {
                 r#"extents{src="vm.img",dst="vm.snap"} 2"#,
                 r#"calls{src="vm.img",dst="vm.snap"} 3"#,
                 r#"longest_call_seconds{src="vm.img",dst="vm.snap"} 0.005125"#,
+                r#"longest_guest_wait_seconds{src="vm.img",dst="vm.snap"} 0"#,
                 r#"copied_bytes{src="vm.img",dst="vm.snap"} 4096"#,
                 r#"skipped_bytes{src="vm.img",dst="vm.snap"} 0"#,
                 r#"point_in_time{src="vm.img",dst="vm.snap"} 1"#,
             ]
         );
         let at = "2026-11-21T06:00:00Z".parse().expect("a time");
-        write(&file, &Run { at, ..run(dst, 4) }).expect("written");
+        write(&file, &[Run { at, ..run(dst, 4) }]).expect("written");
         let text = fs::read_to_string(&file).expect("read");
         assert_eq!(
             values(&text),
@@ -206,7 +215,7 @@ mod tests {
                 r#"duration_seconds{src="vm.img",dst="vm.snap"} 2.5"#,
             ]
         );
-        write(&file, &run(Path::new("other.snap"), 1)).expect("written");
+        write(&file, &[run(Path::new("other.snap"), 1)]).expect("written");
         let text = fs::read_to_string(&file).expect("read");
         assert!(!text.contains("last_success"), "another snapshot's success is not ours: {text}");
         let mode = fs::metadata(&file).expect("stat").permissions().mode();
@@ -224,7 +233,8 @@ mod tests {
         std::os::unix::fs::symlink(at("ours"), at("link")).expect("linked");
         let check = |name: &str, expect: &str| {
             let file = at(name);
-            for result in [refuse_foreign(&file), if expect.is_empty() { Ok(()) } else { write(&file, &run(&file, 0)) }]
+            for result in
+                [refuse_foreign(&file), if expect.is_empty() { Ok(()) } else { write(&file, &[run(&file, 0)]) }]
             {
                 let got = result.map_err(|e| (e.kind.exit_code(), e.to_string()));
                 match expect {
@@ -256,7 +266,7 @@ mod tests {
         let long = "\u{fc}".repeat(120);
         for name in [&b" vm\n\xff.prom"[..], long.as_bytes()] {
             let file = dir.path().join(OsStr::from_bytes(name));
-            write(&file, &run(Path::new("vm.snap"), 1)).expect("written");
+            write(&file, &[run(Path::new("vm.snap"), 1)]).expect("written");
             refuse_foreign(&file).expect("ours");
         }
     }

@@ -7,6 +7,7 @@
 pub mod abort;
 pub mod args;
 pub mod check;
+pub mod dry_run;
 pub mod json;
 pub mod map;
 pub mod metrics;

@@ -9,7 +9,7 @@ use crate::disk::DiskFile;
 use crate::disk::real::{RealDisk, RealFile};
 use crate::engine::names::Names;
 use crate::error::{Error, Kind, Result};
-use crate::hold::guard;
+use crate::hold::{choose, guard};
 
 /// How a qcow2 image begins, of every version.
 const QCOW2: [u8; 4] = *b"QFI\xfb";
@@ -18,6 +18,8 @@ const QCOW2: [u8; 4] = *b"QFI\xfb";
 pub struct Place {
     /// The directory.
     pub disk: RealDisk,
+    /// Its absolute path, without links.
+    pub dir: PathBuf,
     /// The names.
     pub names: Names,
 }
@@ -28,11 +30,13 @@ pub struct Place {
 /// Refused where the directory cannot be opened, or the path has no name.
 pub fn place(dst: &Path) -> Result<Place> {
     let (dir, name) = split(dst)?;
-    let disk = RealDisk::open_dir(&dir).map_err(|e| {
+    let cannot = |e| {
         let what = format!("cannot open the directory {}", words::name(&dir));
         Error::io(Kind::Refused, what, "it must exist already", e)
-    })?;
-    Ok(Place { disk, names: Names::new(name)? })
+    };
+    let dir = std::fs::canonicalize(&dir).map_err(cannot)?;
+    let disk = RealDisk::open_dir(&dir).map_err(cannot)?;
+    Ok(Place { disk, dir, names: Names::new(name)? })
 }
 
 fn split(dst: &Path) -> Result<(PathBuf, &OsStr)> {
@@ -54,6 +58,13 @@ pub struct Image {
     lock: RealFile,
     /// Its path, absolute and without links.
     pub path: PathBuf,
+}
+
+impl Image {
+    /// As a hold wants it.
+    pub fn held(&self) -> choose::Image {
+        (Arc::clone(&self.file), self.path.clone())
+    }
 }
 
 /// Opens an image; follows links.

@@ -54,11 +54,11 @@ pub enum End {
 }
 
 impl End {
-    /// The end that a result tells of.
-    pub fn of(result: Result<&Finished, &Error>) -> Self {
+    /// The ends that a result tells of: one for each snapshot, or that of all.
+    pub fn of(result: Result<&[Finished], &Error>) -> Vec<Self> {
         match result {
-            Ok(finished) => Self::Finished(finished.clone()),
-            Err(e) => Self::Failed { exit: e.kind.exit_code(), error: e.to_string(), hint: e.hint.clone() },
+            Ok(finished) => finished.iter().cloned().map(Self::Finished).collect(),
+            Err(e) => vec![Self::Failed { exit: e.kind.exit_code(), error: e.to_string(), hint: e.hint.clone() }],
         }
     }
 }
@@ -70,7 +70,7 @@ pub trait Watcher {
     fn event(&mut self, names: &Names, now: Duration, event: &Event);
     /// Nothing happened for a while.
     fn tick(&mut self, names: &Names, now: Duration);
-    /// The job is over.
+    /// The job is over, for one of its images or, where it failed, for all.
     fn end(&mut self, names: &Names, end: &End);
 }
 
@@ -86,7 +86,7 @@ impl Watcher for Silent {
 enum Message {
     Event(Event),
     Source(PathBuf),
-    End(End),
+    End(Vec<End>),
 }
 
 /// The engine's observer, and the handle of the reporter's thread.
@@ -105,19 +105,18 @@ struct Limits {
 
 impl Reporter {
     /// A reporter as the options ask: JSON on standard output; else nothing if quiet, a bar on a terminal, lines elsewhere.
-    /// `src` may be given later by [`Reporter::source`].
-    pub fn start(output: Output, src: Option<&Path>, dst: &Path) -> Self {
+    /// The image of a single one may be given later by [`Reporter::source`].
+    pub fn start(output: Output, names: &[Names]) -> Self {
         let watcher: Box<dyn Watcher + Send> = match output {
             Output { json: true, .. } => Box::new(Json::new(io::stdout())),
             Output { quiet: true, .. } => Box::new(Silent),
             _ if io::stderr().is_terminal() => Box::new(Bar::new()),
             _ => Box::new(Lines::new(io::stderr())),
         };
-        let names = Names { src: src.map(Path::to_owned), dst: dst.to_owned() };
-        Self::with(watcher, names, Limits { send: SEND_LIMIT, end: END_LIMIT })
+        Self::with(watcher, names.to_vec(), Limits { send: SEND_LIMIT, end: END_LIMIT })
     }
 
-    fn with(watcher: Box<dyn Watcher + Send>, names: Names, limits: Limits) -> Self {
+    fn with(watcher: Box<dyn Watcher + Send>, names: Vec<Names>, limits: Limits) -> Self {
         let (messages, inbox) = bounded(QUEUE);
         let (alive, done) = bounded(0);
         let work = move || {
@@ -135,13 +134,12 @@ impl Reporter {
     /// What the work says.
     pub fn watch(
         output: Output,
-        src: Option<&Path>,
-        dst: &Path,
-        work: impl FnOnce(&Self) -> crate::error::Result<Finished>,
-    ) -> crate::error::Result<Finished> {
-        let reporter = Self::start(output, src, dst);
+        names: &[Names],
+        work: impl FnOnce(&Self) -> crate::error::Result<Vec<Finished>>,
+    ) -> crate::error::Result<Vec<Finished>> {
+        let reporter = Self::start(output, names);
         let result = work(&reporter);
-        reporter.finish(result.as_ref());
+        reporter.finish(result.as_deref());
         result
     }
 
@@ -151,7 +149,7 @@ impl Reporter {
     }
 
     /// The job is over: shows its end, waits for that at most [`END_LIMIT`]. The error itself is for [`super::run`] to print.
-    pub fn finish(self, result: Result<&Finished, &Error>) {
+    pub fn finish(self, result: Result<&[Finished], &Error>) {
         let deadline = Instant::now() + self.limits.end;
         self.send(Message::End(End::of(result)));
         drop(self.messages);
@@ -178,21 +176,29 @@ impl Observer for Reporter {
     }
 }
 
-fn watch(inbox: &Receiver<Message>, mut watcher: Box<dyn Watcher + Send>, mut names: Names) {
+fn watch(inbox: &Receiver<Message>, mut watcher: Box<dyn Watcher + Send>, mut names: Vec<Names>) {
     let start = Instant::now();
+    // Each image is told of in its turn when the job starts; what comes then is told under the first one's name.
+    let mut started = 0;
     loop {
         match inbox.recv_timeout(TICK) {
-            Ok(Message::Event(event)) => watcher.event(&names, start.elapsed(), &event),
-            Ok(Message::Source(src)) => names.src = Some(src),
-            Ok(Message::End(end)) => return watcher.end(&names, &end),
-            Err(RecvTimeoutError::Timeout) => watcher.tick(&names, start.elapsed()),
-            Err(RecvTimeoutError::Disconnected) => return watcher.end(&names, &lost()),
+            Ok(Message::Event(event)) => {
+                let which = if matches!(event, Event::Started(_)) { started } else { 0 };
+                started += usize::from(matches!(event, Event::Started(_)));
+                watcher.event(names.get(which).unwrap_or(&names[0]), start.elapsed(), &event);
+            }
+            Ok(Message::Source(src)) => names[0].src = Some(src),
+            Ok(Message::End(ends)) => return names.iter().zip(&ends).for_each(|(names, end)| watcher.end(names, end)),
+            Err(RecvTimeoutError::Timeout) => watcher.tick(&names[0], start.elapsed()),
+            Err(RecvTimeoutError::Disconnected) => {
+                return lost().iter().for_each(|end| watcher.end(&names[0], end));
+            }
         }
     }
 }
 
 /// The end of a job that did not say how it ended: the last line comes always.
-fn lost() -> End {
+fn lost() -> Vec<End> {
     let error = Error::new(Kind::Failed, "the job ended without a result", "see what status says of it");
     End::of(Err(&error))
 }
@@ -284,7 +290,7 @@ mod tests {
         let seen = Arc::default();
         let watcher = Gated { gate, seen: Arc::clone(&seen) };
         let names = Names { src: None, dst: "vm.snap".into() };
-        (Reporter::with(Box::new(watcher), names, limits), hold, seen)
+        (Reporter::with(Box::new(watcher), vec![names], limits), hold, seen)
     }
 
     #[test]
@@ -296,7 +302,7 @@ mod tests {
         reporter.on(Event::Warning("slow".into()));
         reporter.on(Event::Syncing);
         drop(hold);
-        reporter.finish(Ok(&samples::finished()));
+        reporter.finish(Ok(&[samples::finished()]));
         let seen = seen.lock().expect("no panic");
         assert_eq!(seen[0], "started Some(\"vm.img\")");
         assert_eq!(seen[seen.len() - 3..], ["slow", "syncing", "finished"]);
@@ -307,7 +313,7 @@ mod tests {
     fn output_that_nobody_drains_stops_no_job() {
         let (reporter, hold, seen) = gated(SHORT);
         (0..2 * QUEUE).for_each(|i| reporter.on(Event::Warning(format!("{i}"))));
-        reporter.finish(Ok(&samples::finished()));
+        reporter.finish(Ok(&[samples::finished()]));
         assert!(seen.lock().expect("no panic").is_empty());
         drop(hold);
     }

@@ -1,22 +1,24 @@
 //! `snapshot` and `resume`: one job, joined to the real disk, the signals and the reports.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::slice::from_ref;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::args::{Consistency, JobArgs, ResumeArgs, SnapshotArgs};
-use super::metrics;
 use super::place::{self, Image, Place};
-use super::report::Reporter;
+use super::report::{Names, Reporter};
 use super::signals::Stop;
 use super::values::MinFree;
-use super::{last_words, words, worker};
+use super::{dry_run, last_words, metrics, words, worker};
+use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
 use crate::engine::job::{self, GUEST_DEADLINE, Job, LATENCY_GUESTS, Options};
-use crate::engine::recover::{Start, Wish};
+use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose::{self, Chosen};
@@ -33,7 +35,7 @@ const RETRY: Duration = Duration::from_millis(200);
 /// What kept the snapshot from being made.
 pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     if args.dry_run {
-        return dry_run(args);
+        return dry_run::run(args);
     }
     if worker::is_needed(args) { worker::run(args) } else { here(args) }
 }
@@ -41,24 +43,66 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
 /// Runs `snapshot` in this process.
 ///
 /// # Errors
-/// What kept the snapshot from being made.
+/// What kept the snapshots from being made.
 pub fn here(args: &SnapshotArgs) -> Result<u8> {
-    under_watch(&args.job, Some(&args.src), &args.dst, |stop, reporter, _| {
-        let place = place::place(&args.dst)?;
+    under_watch(&args.job, &names(args), |stop, reporter, _| {
+        let places = places(args)?;
         let options = options(args)?;
         let mut warned = false;
         attempts(&args.job, stop, || {
-            // Anew each time: while another job was waited for the image may have been replaced.
-            let image = place::open_image(&args.src)?;
-            place::lock_image(&image)?;
-            if let Some(text) = place::warning(&*image.file, &args.src).filter(|_| !warned) {
-                warned = true;
-                reporter.on(Event::Warning(text));
+            // Anew each time: while another job was waited for an image may have been replaced.
+            let images = open_images(args)?;
+            for (image, (src, _)) in images.iter().zip(&args.pairs).filter(|_| !warned) {
+                if let Some(text) = place::warning(&*image.file, src) {
+                    reporter.on(Event::Warning(text));
+                }
             }
-            let chosen = choose_hold(args, &image)?;
-            run(&place, &image, &options, chosen, stop, reporter)
+            warned = true;
+            let chosen = choose_hold(args, &images)?;
+            run(&places, &images, &options, chosen, stop, reporter)
         })
     })
+}
+
+/// The names that reports use.
+pub fn names(args: &SnapshotArgs) -> Vec<Names> {
+    args.pairs.iter().map(|(src, dst)| Names { src: Some(src.clone()), dst: dst.clone() }).collect()
+}
+
+/// Where the snapshots are to be.
+///
+/// # Errors
+/// Refused where a directory cannot be opened, and where two snapshots would have one name.
+pub(super) fn places(args: &SnapshotArgs) -> Result<Vec<Place>> {
+    let places = args.pairs.iter().map(|(_, dst)| place::place(dst)).collect::<Result<Vec<_>>>()?;
+    let path = |place: &Place| place.dir.join(&place.names.dst);
+    match twice(&places, path) {
+        None => Ok(places),
+        Some(path) => {
+            let what = format!("{} is named twice as a snapshot", words::name(&path));
+            Err(Error::new(Kind::Refused, what, "give each image a snapshot of its own"))
+        }
+    }
+}
+
+/// The images, each locked.
+///
+/// # Errors
+/// Refused where one cannot be opened or is named twice; busy where another job has one.
+pub(super) fn open_images(args: &SnapshotArgs) -> Result<Vec<Image>> {
+    let images = args.pairs.iter().map(|(src, _)| place::open_image(src)).collect::<Result<Vec<_>>>()?;
+    if let Some(path) = twice(&images, |image| image.path.clone()) {
+        let what = format!("the image {} is named twice", words::name(&path));
+        return Err(Error::new(Kind::Refused, what, "name each image once"));
+    }
+    images.iter().try_for_each(place::lock_image)?;
+    Ok(images)
+}
+
+fn twice<T>(all: &[T], path: impl Fn(&T) -> PathBuf) -> Option<PathBuf> {
+    let mut paths: Vec<PathBuf> = all.iter().map(path).collect();
+    paths.sort();
+    paths.windows(2).find(|two| two[0] == two[1]).map(|two| two[0].clone())
 }
 
 /// Runs `resume`.
@@ -66,15 +110,16 @@ pub fn here(args: &SnapshotArgs) -> Result<u8> {
 /// # Errors
 /// What kept the job from its end; broken where its point in time is lost.
 pub fn resume(args: &ResumeArgs) -> Result<u8> {
-    under_watch(&args.job, None, &args.dst, |stop, reporter, found| {
+    let names = [Names { src: None, dst: args.dst.clone() }];
+    under_watch(&args.job, &names, |stop, reporter, found| {
         let place = place::place(&args.dst)?;
         let header = header(&place)?;
         let src = PathBuf::from(std::ffi::OsString::from_vec(header.image_path.clone()));
         reporter.source(&src);
         *found.borrow_mut() = Some(src.clone());
-        if header.state == State::Committing {
+        if matches!(header.state, State::Committing | State::Complete) {
             // Complete: only the rename is left, for which the image need not be there.
-            return job::end_complete(&place.disk, &place.names, reporter);
+            return job::end_complete(&place.disk, &place.names, reporter).map(|finished| vec![finished]);
         }
         let image = place::open_image(&src).map_err(|e| Error {
             kind: Kind::Broken,
@@ -93,8 +138,9 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
         };
         attempts(&args.job, stop, || {
             place::lock_image(&image)?;
-            let hold = choose::make(header.hold, &image.file, &image.path, GUEST_DEADLINE);
-            run(&place, &image, &options, Chosen { hold, why: "the journal's".into() }, stop, reporter)
+            let hold = choose::make(header.hold, &[image.held()], GUEST_DEADLINE);
+            let chosen = Chosen { hold, why: "the journal's".into() };
+            run(from_ref(&place), from_ref(&image), &options, chosen, stop, reporter)
         })
     })
 }
@@ -105,31 +151,31 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
 /// What the work says.
 pub fn under_watch(
     args: &JobArgs,
-    src: Option<&Path>,
-    dst: &Path,
-    work: impl FnOnce(&Stop, &Reporter, &std::cell::RefCell<Option<PathBuf>>) -> Result<Finished>,
+    names: &[Names],
+    work: impl FnOnce(&Stop, &Reporter, &std::cell::RefCell<Option<PathBuf>>) -> Result<Vec<Finished>>,
 ) -> Result<u8> {
     let began = Instant::now();
-    let found = std::cell::RefCell::new(src.map(Path::to_owned));
+    let found = std::cell::RefCell::new(names[0].src.clone());
     if let Some(file) = &args.metrics {
         metrics::refuse_foreign(file)?;
     }
     let stop = Stop::on_signals()?;
-    let result = Reporter::watch(args.output, src, dst, |reporter| {
-        work(&stop, reporter, &found).map_err(|error| place::on(dst, error))
+    let result = Reporter::watch(args.output, names, |reporter| {
+        work(&stop, reporter, &found).map_err(|error| place::on(&names[0].dst, error))
     });
     if let Some(file) = &args.metrics {
-        let src = found.into_inner();
-        let run = metrics::Run {
-            src: src.as_deref().unwrap_or(Path::new("")),
-            dst,
+        let found = found.into_inner().unwrap_or_default();
+        let run = |(index, names): (usize, &'_ Names)| metrics::Run {
+            src: names.src.clone().unwrap_or_else(|| found.clone()),
+            dst: names.dst.clone(),
             at: Timestamp::now(),
             elapsed: began.elapsed(),
             exit: result.as_ref().map_or_else(|e| e.kind.exit_code(), |_| 0),
-            finished: result.as_ref().ok(),
+            finished: result.as_ref().ok().and_then(|all| all.get(index)),
         };
+        let runs: Vec<_> = names.iter().enumerate().map(run).collect();
         // The snapshot's own result counts for more than that of the report about it.
-        if let Err(error) = metrics::write(file, &run) {
+        if let Err(error) = metrics::write(file, &runs) {
             last_words(super::error_lines(&error));
         }
     }
@@ -154,43 +200,64 @@ fn attempts<T>(args: &JobArgs, stop: &Stop, mut attempt: impl FnMut() -> Result<
 }
 
 fn run(
-    place: &Place,
-    image: &Image,
+    places: &[Place],
+    images: &[Image],
     options: &Options,
     mut chosen: Chosen,
     stop: &Stop,
     reporter: &Reporter,
-) -> Result<Finished> {
+) -> Result<Vec<Finished>> {
     let asked = || stop.asked();
-    let job = Job {
-        disk: &place.disk,
-        names: &place.names,
-        image: std::sync::Arc::clone(&image.file),
-        image_path: image.path.as_os_str().as_bytes(),
-        options,
-        why: &chosen.why,
-        observer: reporter,
-        stop: &asked,
-        make_claims: &|recorder| Box::new(Threaded::new(recorder)),
-    };
-    job::run(&[job], chosen.hold.as_mut()).map(|mut all| all.swap_remove(0))
+    let jobs = jobs(places, images, options, &chosen.why, reporter, &asked);
+    job::run(&jobs, chosen.hold.as_mut())
 }
 
-fn choose_hold(args: &SnapshotArgs, image: &Image) -> Result<Chosen> {
+/// The engine's jobs, one for each image.
+pub(super) fn jobs<'a>(
+    places: &'a [Place],
+    images: &'a [Image],
+    options: &'a Options,
+    why: &'a str,
+    observer: &'a dyn Observer,
+    stop: &'a dyn Fn() -> bool,
+) -> Vec<Job<'a, RealDisk>> {
+    let job = |(place, image): (&'a Place, &'a Image)| Job {
+        disk: &place.disk,
+        dir: &place.dir,
+        names: &place.names,
+        image: Arc::clone(&image.file),
+        image_path: image.path.as_os_str().as_bytes(),
+        options,
+        why,
+        observer,
+        stop,
+        make_claims: &|recorder| Box::new(Threaded::new(recorder)),
+    };
+    places.iter().zip(images).map(job).collect()
+}
+
+/// The hold that was asked for, or the first that applies.
+///
+/// # Errors
+/// Refused where none does.
+pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image]) -> Result<Chosen> {
     let deadline = args.guest_deadline;
+    let held: Vec<_> = images.iter().map(Image::held).collect();
     match args.consistency {
-        Consistency::Auto => {
-            let stall = args.job.latency.unwrap_or(LATENCY_GUESTS);
-            choose::auto(&image.file, &image.path, stall, deadline)
+        Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_GUESTS), deadline),
+        Consistency::Hold(kind) if kind.one_call() && held.len() > 1 => {
+            let what = "calls for several images are not of one instant, so that atomic takes one image only";
+            Err(Error::new(Kind::Refused, what, "shut the VM down (frozen), or have it watched (guard)"))
         }
-        Consistency::Hold(kind) => {
-            let hold = choose::make(kind, &image.file, &image.path, deadline);
-            Ok(Chosen { hold, why: "asked for".into() })
-        }
+        Consistency::Hold(kind) => Ok(Chosen { hold: choose::make(kind, &held, deadline), why: "asked for".into() }),
     }
 }
 
-fn options(args: &SnapshotArgs) -> Result<Options> {
+/// What the user chose, for the engine.
+///
+/// # Errors
+/// Usage.
+pub(super) fn options(args: &SnapshotArgs) -> Result<Options> {
     let cluster = PowerOfTwo::new(args.cluster)
         .ok_or_else(|| Error::new(Kind::Usage, "--cluster is not a power of two", "use 64K, say"))?;
     let wish = Wish { same_t0_only: false, refresh: args.refresh, restart: args.restart, force: args.force };
@@ -233,56 +300,4 @@ fn header(place: &Place) -> Result<Header> {
         let hint = "'rclone-img status' says more; 'rclone-img abort --force' removes the job's files";
         Error::new(Kind::Refused, format!("the journal cannot be used: {e}"), hint)
     })
-}
-
-fn dry_run(args: &SnapshotArgs) -> Result<u8> {
-    let look = || {
-        let place = place::place(&args.dst)?;
-        let image = place::open_image(&args.src)?;
-        place::lock_image(&image)?;
-        super::warn(place::warning(&*image.file, &args.src).filter(|_| !args.job.output.quiet));
-        let options = options(args)?;
-        let mut chosen = choose_hold(args, &image)?;
-        let job = Job {
-            disk: &place.disk,
-            names: &place.names,
-            image: std::sync::Arc::clone(&image.file),
-            image_path: image.path.as_os_str().as_bytes(),
-            options: &options,
-            why: &chosen.why,
-            observer: &crate::engine::report::Nobody,
-            stop: &|| false,
-            make_claims: &|recorder| Box::new(Threaded::new(recorder)),
-        };
-        let plan = job::dry_run(&job, chosen.hold.as_mut())?;
-        Ok((plan, chosen))
-    };
-    let (plan, chosen) = look().map_err(|error| place::on(&args.dst, error))?;
-    let start = match &plan.start {
-        Start::Fresh { discard: false } => "would make a new snapshot".into(),
-        Start::Fresh { discard: true } => "would throw the unfinished work away and make a new snapshot".into(),
-        Start::Continue => "would go on from the journal at the same point in time".into(),
-        Start::Renew(why) => format!("would take the partial file to a new point in time: {why}"),
-        Start::Refresh => "would bring the existing snapshot to a new point in time".into(),
-        Start::RollForward => "would put the complete snapshot into place".into(),
-    };
-    let text = if args.job.output.json {
-        let object = serde_json::json!({
-            "v": 1, "event": "dry-run", "src": super::json::path(&args.src).0, "dst": super::json::path(&args.dst).0,
-            "would": start, "hold": chosen.hold.kind().name(), "why": chosen.why,
-            "point_in_time": chosen.hold.kind().point_in_time(), "bytes": plan.bytes, "extents": plan.extents,
-        });
-        format!("{object}\n")
-    } else {
-        let extents = plan.extents.map_or_else(String::new, |n| format!(", {}", words::count(n, "extent")));
-        format!(
-            "{}: {start}; hold {} ({}); {}{extents}; nothing was touched, run it without --dry-run to do it\n",
-            words::name(&args.dst),
-            chosen.hold.kind().name(),
-            chosen.why,
-            words::bytes(plan.bytes),
-        )
-    };
-    super::written(std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes()))?;
-    Ok(0)
 }

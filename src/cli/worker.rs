@@ -31,8 +31,10 @@ pub fn is_needed(args: &SnapshotArgs) -> bool {
     match args.consistency {
         Consistency::Hold(kind) => kind.answers_accesses(),
         // Where nobody writes to it nobody waits; what cannot be opened is refused in this process.
-        Consistency::Auto => place::open_image(&args.src)
-            .is_ok_and(|image| !choose::frozen(&image.file, &image.path).applies && image.exempt),
+        Consistency::Auto => args.pairs.iter().any(|(src, _)| {
+            let image = place::open_image(src);
+            image.is_ok_and(|image| !choose::frozen(&[image.held()]).applies && image.exempt)
+        }),
     }
 }
 
@@ -50,7 +52,7 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let status = worker.wait().map_err(cannot)?;
     match status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code <= Kind::HIGHEST) {
         Some(code) => Ok(code),
-        None => snapshot::under_watch(&args.job, Some(&args.src), &args.dst, |_, _, _| Err(killed(status))),
+        None => snapshot::under_watch(&args.job, &snapshot::names(args), |_, _, _| Err(killed(status))),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod sim;
 
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -155,6 +156,14 @@ pub trait Disk {
     /// # Errors
     /// What statvfs(3) says.
     fn space(&self) -> io::Result<Space>;
+
+    /// Another directory.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    fn elsewhere(&self, dir: &Path) -> io::Result<Self>
+    where
+        Self: Sized;
 
     /// The host and the time.
     fn host(&self) -> HostFacts;

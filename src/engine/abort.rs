@@ -1,5 +1,6 @@
 //! Takes an unfinished job back: what it made goes, a snapshot that it has not touched yet returns.
 
+use super::group;
 use super::job;
 use super::names::Names;
 use super::recover;
@@ -53,6 +54,10 @@ pub fn abort<D: Disk>(disk: &D, names: &Names, force: bool) -> Result<Aborted> {
 
 fn undo<D: Disk>(disk: &D, names: &Names, header: &Header, force: bool) -> Result<Aborted> {
     let found = job::find(disk, names)?;
+    if !header.group.is_alone() && group::is_committed(disk, header)? {
+        let what = "the snapshots of this job are complete, and belong together";
+        return Err(Error::new(Kind::Refused, what, "'rclone-img resume' puts all of them into place"));
+    }
     let partial = found.partial.as_ref().map(|p| p.stat);
     if !recover::partial_is_ours(header, &found) && !force {
         let hint = "move it away, or use --force to remove it";

@@ -45,10 +45,30 @@ pub fn commit<D: Disk>(
     for (((job, journal), partial), t0) in jobs.iter().zip(journals.iter_mut()).zip(partials).zip(instants) {
         complete(job, journal, partial, t0)?;
     }
-    for journal in journals.iter_mut() {
-        journal.update(|h| h.state = State::Committing).map_err(|e| failed("cannot write the journal", e))?;
+    if jobs.len() > 1 {
+        for (job, journal) in jobs.iter().zip(journals.iter()) {
+            may_be_renamed(job, journal.header())?;
+        }
     }
-    jobs.iter().zip(journals).try_for_each(|(job, journal)| rename_and_clean(job, journal.header()))
+    let mut becomes = |index: usize, state| {
+        journals[index].update(|h| h.state = state).map_err(|e| failed("cannot write the journal", e))
+    };
+    (1..jobs.len()).try_for_each(|follower| becomes(follower, State::Complete))?;
+    // From here on all are put into place, by whoever comes first.
+    becomes(0, State::Committing)?;
+    let mut all = jobs.iter().zip(journals.iter());
+    let leader = all.next();
+    all.chain(leader).try_for_each(|(job, journal)| rename_and_clean(job, journal.header()))
+}
+
+/// What would keep one of several snapshots from its place is found out before any of them is put into its own.
+fn may_be_renamed<D: Disk>(job: &Ending<'_, D>, header: &Header) -> Result<()> {
+    let there = job.disk.stat(&job.names.dst).map_err(|e| failed("cannot look at the snapshot's name", e))?;
+    if there.is_none() || header.replace || job.force {
+        return Ok(());
+    }
+    let hint = "move that file away and run the same command again, or use --force to replace it";
+    Err(Error::new(Kind::Failed, "a file of the snapshot's name appeared meanwhile", hint))
 }
 
 /// Makes a partial file a snapshot in all but its name: durable, with its record and its permissions. `t0` is the image as it
@@ -99,8 +119,14 @@ fn set_permissions<D: Disk>(job: &Ending<'_, D>, partial: &D::File, header: &Hea
 /// # Errors
 /// As [`commit`].
 pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began: Instant) -> Result<Finished> {
-    let (journal, _) = locked.adopt()?;
-    let header = journal.header();
+    let finished = rolled(&locked.header()?, began);
+    job.observer.on(Event::Started(finished.started.clone()));
+    put_into_place(job, locked)?;
+    Ok(finished)
+}
+
+/// What is told of a job that was complete.
+pub(super) fn rolled(header: &Header, began: Instant) -> Finished {
     let started = Started {
         job: header.job,
         t0: header.t0,
@@ -112,16 +138,7 @@ pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began
         done_bytes: header.image.size,
         extents: None,
     };
-    job.observer.on(Event::Started(started.clone()));
-    if job.disk.stat(&job.names.partial).map_err(|e| failed("cannot look at the partial file", e))?.is_some() {
-        let partial = job.disk.open(&job.names.partial, Access::Read);
-        let synced = partial.and_then(|p| p.sync_all());
-        synced.map_err(|e| failed("cannot make the snapshot durable", e))?;
-        rename_and_clean(job, header)?;
-    } else {
-        clean(job)?;
-    }
-    Ok(Finished {
+    Finished {
         started,
         extents: None,
         calls: 0,
@@ -133,7 +150,22 @@ pub fn roll_forward<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>, began
         skipped_bytes: 0,
         copied_bytes: 0,
         elapsed: began.elapsed(),
-    })
+    }
+}
+
+/// The last steps of a job that is complete: the rename, if that is not done yet, and the journal's end.
+pub(super) fn put_into_place<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>) -> Result<()> {
+    let (journal, _) = locked.adopt()?;
+    let header = journal.header();
+    if job.disk.stat(&job.names.partial).map_err(|e| failed("cannot look at the partial file", e))?.is_some() {
+        let partial = job.disk.open(&job.names.partial, Access::Read);
+        let synced = partial.and_then(|p| p.sync_all());
+        synced.map_err(|e| failed("cannot make the snapshot durable", e))?;
+        rename_and_clean(job, header)?;
+    } else {
+        clean(job)?;
+    }
+    Ok(())
 }
 
 fn rename_and_clean<D: Disk>(job: &Ending<'_, D>, header: &Header) -> Result<()> {

@@ -1,5 +1,6 @@
 //! What is at a name, looked at without a lock: for `status`, and for `abort` before it acts.
 
+use super::group;
 use super::job;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here};
@@ -62,7 +63,11 @@ impl Condition {
 pub fn inspect<D: Disk>(disk: &D, names: &Names) -> Result<Condition> {
     let found = job::find(disk, names)?;
     let live = is_live(disk, names)?;
-    Ok(condition(&found, live))
+    let condition = condition(&found, live);
+    Ok(match condition {
+        Condition::Interrupted(job) if group::is_committed(disk, &job.header)? => Condition::Complete(job),
+        other => other,
+    })
 }
 
 /// Whether a process has the job's lock; takes nothing.
@@ -88,7 +93,9 @@ fn condition(found: &Found, live: bool) -> Condition {
                 _ if live => Condition::Running(unfinished),
                 State::Broken => Condition::Broken(unfinished),
                 State::Committing => Condition::Complete(unfinished),
-                State::Preparing | State::Running | State::Interrupted => Condition::Interrupted(unfinished),
+                State::Preparing | State::Running | State::Interrupted | State::Complete => {
+                    Condition::Interrupted(unfinished)
+                }
             }
         }
     }

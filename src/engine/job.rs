@@ -62,6 +62,8 @@ const STATES_MAX: u64 = 256 << 20;
 pub struct Job<'a, D: Disk> {
     /// The directory of the snapshot.
     pub disk: &'a D,
+    /// Its absolute path.
+    pub dir: &'a std::path::Path,
     /// The names in it.
     pub names: &'a Names,
     /// The image, open for reading.
@@ -98,6 +100,9 @@ impl<D: Disk> Job<'_, D> {
 /// Refused where there is no such job; busy where another process has it; failed as [`run`].
 pub fn end_complete<D: Disk>(disk: &D, names: &Names, observer: &dyn Observer) -> Result<Finished> {
     let began = Instant::now();
+    if let Some(header) = group::finish_one(disk, names, observer)? {
+        return Ok(commit::rolled(&header, began));
+    }
     let locked = start::lock(disk, names)?;
     let found = match find(disk, names) {
         Ok(found) => found,
@@ -122,17 +127,19 @@ pub struct Plan {
     pub extents: Option<u64>,
 }
 
-/// Looks at everything that could refuse the job, and touches nothing. The hold is let go again.
+/// Looks at everything that could refuse the jobs, and touches nothing. The hold is let go again.
 ///
 /// # Errors
 /// As [`run`] would refuse.
-pub fn dry_run<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Plan> {
-    let start = first_look(job, hold)?;
+pub fn dry_run<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Plan>> {
+    let starts = jobs.iter().map(|job| first_look(job, hold)).collect::<Result<Vec<_>>>()?;
     let prepared = hold.prepare();
     hold.release();
     prepared?;
-    let bytes = stat_image(job)?.size;
-    Ok(Plan { start, bytes, extents: job.image.extent_count() })
+    let plan = |(job, start): (&Job<'_, D>, Start)| {
+        Ok(Plan { start, bytes: stat_image(job)?.size, extents: job.image.extent_count() })
+    };
+    jobs.iter().zip(group::one_t0(starts, jobs)?).map(plan).collect()
 }
 
 /// Runs the jobs of one or several images, which have one T0: when it returns, the snapshots are complete, durable and in
@@ -149,6 +156,9 @@ pub fn run<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Fini
 
 fn run_held<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Finished>> {
     let began = Instant::now();
+    if let Some(finished) = group::finish(jobs, began)? {
+        return Ok(finished);
+    }
     let first = jobs.iter().map(|job| first_look(job, hold)).collect::<Result<Vec<_>>>()?;
     // What is complete needs no hold: the image may be in use again by now.
     let complete = |starts: &[Start]| starts.iter().all(|start| *start == Start::RollForward);

@@ -99,6 +99,9 @@ pub fn t0_lost(header: &Header, here: &Here<'_>) -> Option<String> {
     if header.state == State::Broken {
         return Some(header.reason.clone());
     }
+    if !header.group.is_alone() {
+        return Some("it was that of several images, and does not outlive their run".into());
+    }
     if header.hold != hold {
         return Some(format!("it was kept by the hold '{}', and this run's is '{}'", header.hold.name(), hold.name()));
     }

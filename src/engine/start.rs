@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::group;
 use super::job::Job;
 use super::names::Names;
 use super::partial::{discard_partial, make_partial, open_partial, own_snapshot, resize, take_snapshot};
@@ -19,7 +20,8 @@ use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
 use crate::hold::{Hold, HoldKind, T0};
 use crate::journal::file::{self as journal_file, Journal};
-use crate::journal::format::{Header, Image, State};
+use crate::journal::format::{FormatError, Header, Image, State};
+use crate::journal::group::Group;
 use crate::range::ByteRange;
 
 /// The journal's file, with the job's lock.
@@ -37,16 +39,28 @@ impl<F: DiskFile> Locked<F> {
         error
     }
 
+    /// What the journal that is there says.
+    ///
+    /// # Errors
+    /// Failed where it cannot be read.
+    pub fn header(&self) -> Result<Header> {
+        let loaded = journal_file::read(&self.file).map_err(|e| failed("cannot read the journal", e))?;
+        loaded.map(|l| l.header).map_err(unusable)
+    }
+
     /// Goes on with the journal that is there: itself, which keeps the lock, and its claims.
     ///
     /// # Errors
     /// Failed where it cannot be read.
     pub fn adopt(self) -> Result<(Journal<F>, Vec<ByteRange>)> {
         let loaded = journal_file::read(&self.file).map_err(|e| failed("cannot read the journal", e))?;
-        let loaded =
-            loaded.map_err(|e| Error::new(Kind::Failed, format!("the journal cannot be used: {e}"), e.hint()))?;
+        let loaded = loaded.map_err(unusable)?;
         Ok((Journal::adopt(self.file, &loaded), loaded.claims))
     }
+}
+
+fn unusable(error: FormatError) -> Error {
+    Error::new(Kind::Failed, format!("the journal cannot be used: {error}"), error.hint())
 }
 
 /// Takes the lock of the snapshot's job; makes the journal's file where there is none.
@@ -229,11 +243,12 @@ fn pending<D: Disk>(job: &Job<'_, D>) -> Result<Arc<Clusters>> {
 pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Ready<D::File>]) -> Result<Vec<T0>> {
     let cannot = |e| failed("cannot write the journal", e);
     let kind = hold.kind();
+    let group = group::of(jobs, ready)?;
     if kind.answers_accesses() {
         for (job, ready) in jobs.iter().zip(ready.iter_mut()) {
             let image = job.image.stat().map_err(|e| failed("cannot look at the image", e))?;
             let early = T0 { at: job.disk.host().now, image };
-            let entry = entry(job, kind)?;
+            let entry = entry(job, kind, &group)?;
             ready.journal.update(|h| entry(h, &early)).map_err(cannot)?;
         }
     }
@@ -246,7 +261,7 @@ pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Re
                 go_on(job, &mut ready.journal)
             }
             None if kind.answers_accesses() => ready.journal.note(|h| h.t0 = t0.at).map_err(cannot),
-            None => entry(job, kind).and_then(|entry| ready.journal.update(|h| entry(h, t0)).map_err(cannot)),
+            None => entry(job, kind, &group).and_then(|entry| ready.journal.update(|h| entry(h, t0)).map_err(cannot)),
         };
         entered?;
         if !ready.undo && ready.keeps.is_none() {
@@ -272,7 +287,7 @@ fn go_on<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Result<()
 }
 
 /// What a new T0 changes in the journal's header.
-fn entry<'a, D: Disk>(job: &'a Job<'_, D>, kind: HoldKind) -> Result<impl Fn(&mut Header, &T0) + 'a> {
+fn entry<'a, D: Disk>(job: &'a Job<'_, D>, kind: HoldKind, group: &'a Group) -> Result<impl Fn(&mut Header, &T0) + 'a> {
     let fs = job.image.fs().map_err(|e| failed("cannot look at the image's file system", e))?;
     let (host, replace) = (job.disk.host(), replaces(job)?);
     let options = job.options;
@@ -299,6 +314,7 @@ fn entry<'a, D: Disk>(job: &'a Job<'_, D>, kind: HoldKind) -> Result<impl Fn(&mu
         h.writable = options.writable;
         h.cluster = options.cluster.get();
         h.chunk = options.chunk;
+        h.group = group.clone();
     })
 }
 
@@ -336,6 +352,7 @@ fn blank<D: Disk>(job: &Job<'_, D>, kind: HoldKind) -> Result<Header> {
         image_path: job.image_path.to_vec(),
         reason: String::new(),
         old_record: Vec::new(),
+        group: Group::default(),
     })
 }
 

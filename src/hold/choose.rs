@@ -1,12 +1,13 @@
 //! Which hold: what `--consistency auto` takes, and what `check` tells.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::frozen::Frozen;
 use super::guard::Guard;
 use super::live::Live;
+use super::several::Several;
 use super::{Hold, HoldKind};
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
@@ -35,31 +36,40 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// The hold of a kind. `deadline` is how long an access of a guest may wait.
-pub fn make(kind: HoldKind, image: &Arc<RealFile>, path: &Path, deadline: Duration) -> Box<dyn Hold> {
-    match kind {
-        HoldKind::Guard => Box::new(Guard::new(Arc::clone(image), path.to_owned(), deadline)),
-        HoldKind::Frozen => Box::new(Frozen::new(Arc::clone(image), path.to_owned())),
-        HoldKind::Atomic | HoldKind::None => Box::new(Live::new(Arc::clone(image), path.to_owned(), kind)),
+/// An image: the file, and where it is expected to be when the job ends.
+pub type Image = (Arc<RealFile>, PathBuf);
+
+/// The hold of a kind over images, at least one. `deadline` is how long an access of a guest may wait.
+pub fn make(kind: HoldKind, images: &[Image], deadline: Duration) -> Box<dyn Hold> {
+    let single = |(file, path): &Image| -> Box<dyn Hold> {
+        match kind {
+            HoldKind::Frozen => Box::new(Frozen::new(Arc::clone(file), path.clone())),
+            _ => Box::new(Live::new(Arc::clone(file), path.clone(), kind)),
+        }
+    };
+    match (kind, images) {
+        (HoldKind::Guard, _) => Box::new(Guard::new(images.to_vec(), deadline)),
+        (_, [image]) => single(image),
+        _ => Box::new(Several(images.iter().map(single).collect())),
     }
 }
 
 /// The holds that keep one instant, in the order that `auto` tries them, each tried and let go. `stall` is how long a
-/// single call may keep the image's users waiting, `deadline` how long a guest's access may wait.
-pub fn survey(image: &Arc<RealFile>, path: &Path, stall: Duration, deadline: Duration) -> Vec<Candidate> {
-    vec![frozen(image, path), guard(image, path, deadline), atomic(image, stall)]
+/// single call may keep the images' users waiting, `deadline` how long a guest's access may wait.
+pub fn survey(images: &[Image], stall: Duration, deadline: Duration) -> Vec<Candidate> {
+    vec![frozen(images), guard(images, deadline), atomic(images, stall)]
 }
 
-/// Whether the image can be frozen now; tried and let go.
-pub fn frozen(image: &Arc<RealFile>, path: &Path) -> Candidate {
-    let mut frozen = Frozen::new(Arc::clone(image), path.to_owned());
+/// Whether the images can be frozen now; tried and let go.
+pub fn frozen(images: &[Image]) -> Candidate {
+    let mut frozen = make(HoldKind::Frozen, images, Duration::ZERO);
     let tried = frozen.prepare();
     frozen.release();
     candidate(HoldKind::Frozen, tried.map(|()| "nobody has the image open for writing".into()))
 }
 
-fn guard(image: &Arc<RealFile>, path: &Path, deadline: Duration) -> Candidate {
-    let mut guard = Guard::new(Arc::clone(image), path.to_owned(), deadline);
+fn guard(images: &[Image], deadline: Duration) -> Candidate {
+    let mut guard = Guard::new(images.to_vec(), deadline);
     let tried = guard.prepare();
     guard.release();
     let armed = guard.armed();
@@ -77,10 +87,10 @@ fn candidate(kind: HoldKind, tried: Result<String>) -> Candidate {
 ///
 /// # Errors
 /// Refused where no hold that keeps one instant applies, with the reasons and the ways out.
-pub fn auto(image: &Arc<RealFile>, path: &Path, stall: Duration, deadline: Duration) -> Result<Chosen> {
-    let candidates = survey(image, path, stall, deadline);
+pub fn auto(images: &[Image], stall: Duration, deadline: Duration) -> Result<Chosen> {
+    let candidates = survey(images, stall, deadline);
     if let Some(first) = candidates.iter().find(|c| c.applies) {
-        return Ok(Chosen { hold: make(first.kind, image, path, deadline), why: first.why.clone() });
+        return Ok(Chosen { hold: make(first.kind, images, deadline), why: first.why.clone() });
     }
     let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
     let hints: Vec<&str> = candidates.iter().map(|c| c.hint.as_str()).filter(|h| !h.is_empty()).collect();
@@ -93,12 +103,15 @@ fn applies(kind: HoldKind, why: String) -> Candidate {
 }
 
 /// A single call is short enough where the image has few extents. The walk stops at the first extent too many.
-fn atomic(image: &Arc<RealFile>, stall: Duration) -> Candidate {
+fn atomic(images: &[Image], stall: Duration) -> Candidate {
     let not = |why: String| Candidate {
         kind: HoldKind::Atomic,
         applies: false,
         why,
         hint: "--consistency atomic makes one all the same, if the image's users can wait for it".into(),
+    };
+    let [(image, _)] = images else {
+        return Candidate { hint: String::new(), ..not("calls for several images are not of one instant".into()) };
     };
     let looked = image.fs().and_then(|fs| Ok((fs.kind.clone_cost_per_extent(), image.stat()?.size)));
     let (cost, size) = match looked {

@@ -10,6 +10,7 @@ pub mod guard;
 pub mod holders;
 pub mod kind;
 pub mod live;
+pub mod several;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use zerocopy::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::group::{GROUP_MAX, Group};
 pub use super::unusable::FormatError;
 use crate::hold::kind::HoldKind;
 use crate::range::ByteRange;
@@ -15,10 +16,10 @@ use crate::range::ByteRange;
 pub const MAGIC: [u8; 8] = *b"RFLKIMGJ";
 
 /// The version that this program writes and the only one that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
-/// Bytes of one header slot: room for the fixed part, a path of PATH_MAX, a reason and an old record.
-pub const SLOT: usize = 8192;
+/// Bytes of one header slot: room for the fixed part, a path of PATH_MAX, a reason, an old record and a group.
+pub const SLOT: usize = 16_384;
 
 /// Where the log of claims begins.
 pub const LOG: usize = 2 * SLOT;
@@ -45,13 +46,21 @@ pub enum State {
     Interrupted,
     /// The point in time is lost; the reason says why.
     Broken,
-    /// Complete and synced; what is left is the rename.
+    /// Complete and synced; what is left is the rename. In the journal of a group's first member this holds for all.
     Committing,
+    /// Complete and synced; renamed with the others, once the group's first member is committing.
+    Complete,
 }
 
 impl State {
-    const ALL: [(Self, u8); 5] =
-        [(Self::Preparing, 1), (Self::Running, 2), (Self::Interrupted, 3), (Self::Broken, 4), (Self::Committing, 5)];
+    const ALL: [(Self, u8); 6] = [
+        (Self::Preparing, 1),
+        (Self::Running, 2),
+        (Self::Interrupted, 3),
+        (Self::Broken, 4),
+        (Self::Committing, 5),
+        (Self::Complete, 6),
+    ];
 
     fn code(self) -> u8 {
         Self::ALL.iter().find(|(s, _)| *s == self).expect("every state is in the table").1
@@ -124,6 +133,8 @@ pub struct Header {
     pub reason: String,
     /// The record of the snapshot that is being refreshed.
     pub old_record: Vec<u8>,
+    /// The snapshots that are put into place with this one.
+    pub group: Group,
 }
 
 /// A slot's fixed part as it lies on the disk; all numbers little-endian.
@@ -160,12 +171,12 @@ struct Fixed {
     path_len: U16,
     reason_len: U16,
     record_len: U16,
-    reserved2: U16,
+    group_len: U16,
 }
 
 const FIXED: usize = size_of::<Fixed>();
 const _: () = assert!(FIXED == 208);
-const _: () = assert!(FIXED + PATH_MAX + REASON_MAX + RECORD_MAX <= SLOT);
+const _: () = assert!(FIXED + PATH_MAX + REASON_MAX + RECORD_MAX + GROUP_MAX <= SLOT);
 
 const FLAG_REPLACE: u8 = 1;
 const FLAG_WRITABLE: u8 = 2;
@@ -206,6 +217,8 @@ pub fn encode_slot(header: &Header, generation: u64) -> Vec<u8> {
     let reason_end = (0..=header.reason.len().min(REASON_MAX)).rev().find(|&at| header.reason.is_char_boundary(at));
     let reason = cut(header.reason.as_bytes(), reason_end.unwrap_or(0));
     let record = cut(&header.old_record, RECORD_MAX);
+    // Whoever makes a group has seen that it fits.
+    let group = header.group.to_bytes().unwrap_or_default();
     // Rounded down, so that the nanoseconds are never negative.
     let t0 = header.t0.as_nanosecond();
     let flag = |on: bool, bit: u8| if on { bit } else { 0 };
@@ -242,13 +255,14 @@ pub fn encode_slot(header: &Header, generation: u64) -> Vec<u8> {
         path_len: U16::new(path.len() as u16),
         reason_len: U16::new(reason.len() as u16),
         record_len: U16::new(record.len() as u16),
-        reserved2: U16::new(0),
+        group_len: U16::new(group.len() as u16),
     };
     let mut slot = Vec::with_capacity(SLOT);
     slot.extend_from_slice(fixed.as_bytes());
     slot.extend_from_slice(&path);
     slot.extend_from_slice(&reason);
     slot.extend_from_slice(&record);
+    slot.extend_from_slice(&group);
     slot.resize(SLOT, 0);
     let crc = crc32c::crc32c(&slot).to_le_bytes();
     slot[12..16].copy_from_slice(&crc);
@@ -316,7 +330,8 @@ fn slot(bytes: &[u8], at: usize) -> Option<(Header, u64)> {
     }
     let (path, rest) = rest.split_at_checked(usize::from(fixed.path_len.get()))?;
     let (reason, rest) = rest.split_at_checked(usize::from(fixed.reason_len.get()))?;
-    let (record, _) = rest.split_at_checked(usize::from(fixed.record_len.get()))?;
+    let (record, rest) = rest.split_at_checked(usize::from(fixed.record_len.get()))?;
+    let (group, _) = rest.split_at_checked(usize::from(fixed.group_len.get()))?;
     if path.len() > PATH_MAX || reason.len() > REASON_MAX || record.len() > RECORD_MAX {
         return None;
     }
@@ -350,6 +365,7 @@ fn slot(bytes: &[u8], at: usize) -> Option<(Header, u64)> {
         image_path: path.to_vec(),
         reason: String::from_utf8(reason.to_vec()).ok()?,
         old_record: record.to_vec(),
+        group: Group::from_bytes(group)?,
     };
     Some((header, fixed.generation.get()))
 }

@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 
 use super::*;
+use crate::journal::group::Member;
 
 fn header(state: State) -> Header {
     Header {
@@ -27,6 +28,7 @@ fn header(state: State) -> Header {
         image_path: b"/a/\xff image\n.img".to_vec(),
         reason: "a reason".into(),
         old_record: b"{}".to_vec(),
+        group: Group(vec![Member { job: [5; 16], dst: b"/a".to_vec() }, Member { job: [6; 16], dst: b"/b".to_vec() }]),
     }
 }
 
@@ -120,9 +122,9 @@ fn strangers_are_refused_by_name() {
     check(&vec![7; LOG + 100], FormatError::Foreign);
     let mut future = journal(State::Running);
     for at in [0, SLOT] {
-        future[at + 8] = 2;
+        future[at + 8] = 3;
     }
-    check(&future, FormatError::Version(2));
+    check(&future, FormatError::Version(3));
     let mut damaged = journal(State::Running);
     damaged[100] ^= 1;
     damaged[SLOT + 100] ^= 1;
@@ -179,6 +181,7 @@ fn the_specification_has_the_offsets_of_the_code() {
     check(offset_of!(Fixed, path_len), 2, "length of the image's path");
     check(offset_of!(Fixed, reason_len), 2, "length of the reason");
     check(offset_of!(Fixed, record_len), 2, "length of the old record");
+    check(offset_of!(Fixed, group_len), 2, "length of the group");
     check(offset_of!(Claim, epoch), 8, "epoch");
     check(offset_of!(Claim, start), 8, "start of the range");
     check(offset_of!(Claim, end), 8, "end of the range");

@@ -5,4 +5,5 @@
 
 pub mod file;
 pub mod format;
+pub mod group;
 pub mod unusable;

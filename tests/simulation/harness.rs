@@ -275,6 +275,7 @@ impl World {
         let every = self.every;
         let job = Job {
             disk: &self.disk,
+            dir: std::path::Path::new("/"),
             names: &self.names,
             image,
             image_path: b"/image",

@@ -128,6 +128,10 @@ impl Disk for RealDisk {
         Ok(Space { total: bytes(stat.blocks()), free: bytes(stat.blocks_available()) })
     }
 
+    fn elsewhere(&self, dir: &Path) -> io::Result<Self> {
+        Self::open_dir(dir)
+    }
+
     /// As the trait says. A boot that /proc does not tell gets an id that no other boot has: no T0 is kept across it.
     fn host(&self) -> HostFacts {
         let pid = std::process::id();

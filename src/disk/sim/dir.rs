@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -140,6 +141,12 @@ impl Disk for SimDisk {
         let w = self.world.borrow();
         w.alive()?;
         Ok(w.space)
+    }
+
+    /// There is one directory.
+    fn elsewhere(&self, _: &Path) -> io::Result<Self> {
+        self.world.borrow().alive()?;
+        Ok(self.clone())
     }
 
     fn host(&self) -> HostFacts {

@@ -16,7 +16,7 @@ pub mod watch;
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -24,9 +24,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::sys::stat::fstat;
 
-use self::preflight::Survey;
 use self::table::Figures;
 use self::watch::Watch;
+use super::choose::Image;
 use super::{Demand, Hold, HoldKind, T0};
 use crate::cbw::{Clusters, Tally};
 use crate::disk::real::RealFile;
@@ -43,15 +43,14 @@ const ROUNDS: u32 = 8;
 
 /// The hold.
 pub struct Guard {
-    image: Arc<RealFile>,
-    path: PathBuf,
+    images: Vec<Image>,
     deadline: Duration,
     watch: Option<Arc<Watch>>,
     clusters: Vec<Arc<Clusters>>,
     armed: usize,
     began: Duration,
     /// The look at who escapes that is made once the image is marked.
-    second_look: Option<JoinHandle<Result<Survey>>>,
+    second_look: Option<JoinHandle<Option<String>>>,
     felt: Option<Tally>,
 }
 
@@ -68,10 +67,10 @@ pub fn exempt(image: &RealFile, path: &Path) -> Result<RealFile> {
 }
 
 impl Guard {
-    /// A hold that has marked nothing yet. The image's descriptor must be [`exempt`].
-    pub fn new(image: Arc<RealFile>, path: PathBuf, deadline: Duration) -> Self {
+    /// A hold over images, at least one, that has marked nothing yet. Their descriptors must be [`exempt`].
+    pub fn new(images: Vec<Image>, deadline: Duration) -> Self {
         let (watch, clusters, second_look) = (None, Vec::new(), None);
-        Self { image, path, deadline, watch, clusters, armed: 0, began: Duration::ZERO, second_look, felt: None }
+        Self { images, deadline, watch, clusters, armed: 0, began: Duration::ZERO, second_look, felt: None }
     }
 
     /// How many descriptors that are open for writing were found, all of which can be watched.
@@ -83,39 +82,36 @@ impl Guard {
         self.watch.as_ref().expect("a hold that has begun has a watch")
     }
 
-    fn size(&self) -> Result<u64> {
-        let cannot =
-            |e: nix::Error| Error::io(Kind::Failed, "cannot look at the image", "check the kernel's log", e.into());
-        Ok(fstat(&*self.image).map_err(cannot)?.st_size as u64)
-    }
-
     /// Why T0 is lost, if it is, by the look of the image and of what the second look has found.
     fn lost(&mut self) -> Option<String> {
         if let Some(why) = self.watch().broken() {
             return Some(why);
         }
-        let (was, now) = (self.clusters[0].size(), self.size().unwrap_or(0));
-        if was != now {
-            return Some(answer::resized(was, now));
+        for ((image, _), clusters) in self.images.iter().zip(&self.clusters) {
+            let now = fstat(&**image).map_or(0, |stat| stat.st_size as u64);
+            if now != clusters.size() {
+                return Some(answer::resized(clusters.size(), now));
+            }
         }
         let looked = self.second_look.take_if(|look| look.is_finished())?;
-        found(looked.join().unwrap_or_else(|_| Err(panicked())))
+        looked.join().unwrap_or_else(|_| panicked())
     }
 
-    /// What is left to do for T0 when the image is marked: what it is, and the second look.
-    fn marked(&mut self, images: &[Arc<Clusters>], watch: &Arc<Watch>) -> Result<Stat> {
+    /// What is left to do for T0 when the images are marked: what they are, and the second look.
+    fn marked(&mut self, clusters: &[Arc<Clusters>], watch: &Arc<Watch>) -> Result<Vec<Stat>> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image", "check the kernel's log", e);
-        let image = self.image.stat().map_err(cannot)?;
-        if image.size != images[0].size() {
+        let stats: Vec<_> =
+            self.images.iter().map(|(image, _)| image.stat()).collect::<std::io::Result<_>>().map_err(cannot)?;
+        if stats.iter().zip(clusters).any(|(stat, clusters)| stat.size != clusters.size()) {
             return Err(super::resized_before_t0());
         }
-        let (file, watch) = (Arc::clone(&self.image), Arc::clone(watch));
+        let (images, watch) = (self.images.clone(), Arc::clone(watch));
         let look = std::thread::Builder::new().name("second look".into());
-        let look = look.spawn(move || preflight::during(&file, &watch));
+        let look = look.spawn(move || escapes(&images, &watch));
         let hint = "check the limit of processes";
         let look = look.map_err(|e| Error::io(Kind::Failed, "cannot look again for who writes unseen", hint, e))?;
         self.second_look = Some(look);
-        Ok(image)
+        Ok(stats)
     }
 
     fn break_off(&self, why: String) -> Demand {
@@ -135,17 +131,19 @@ impl Guard {
     }
 }
 
-fn panicked() -> Error {
-    Error::new(Kind::Failed, "the search for holders panicked", "report this")
+fn panicked() -> Option<String> {
+    Some("the search for who writes unseen came to no end".into())
 }
 
-/// What a look after T0 has found that makes the snapshot wrong, perhaps.
-fn found(look: Result<Survey>) -> Option<String> {
-    let error = match look {
-        Ok(survey) => survey.obstacle()?,
-        Err(error) => error,
-    };
-    Some(format!("somebody may have written unseen: {error}"))
+/// What a look after T0 finds that makes the snapshot wrong, perhaps.
+fn escapes(images: &[Image], watch: &Watch) -> Option<String> {
+    images.iter().find_map(|(image, path)| {
+        let error = match preflight::during(image, watch) {
+            Ok(survey) => survey.obstacle()?,
+            Err(error) => error,
+        };
+        Some(format!("somebody may have written to '{}' unseen: {error}", path.display()))
+    })
 }
 
 impl Hold for Guard {
@@ -156,36 +154,44 @@ impl Hold for Guard {
     fn prepare(&mut self) -> Result<()> {
         raise::cloning_thread()?;
         preflight::everybody_is_seen()?;
-        let watch = Watch::open(&[Arc::clone(&self.image)], self.deadline)?;
-        let survey = preflight::before(&self.image, &watch)?;
-        if let Some(error) = survey.obstacle() {
-            let what = format!("accesses to '{}' cannot all be watched: {}", self.path.display(), error.what);
-            return Err(Error { what, ..error });
+        let files: Vec<_> = self.images.iter().map(|(image, _)| Arc::clone(image)).collect();
+        let watch = Watch::open(&files, self.deadline)?;
+        self.armed = 0;
+        for (image, path) in &self.images {
+            let survey = preflight::before(image, &watch)?;
+            if let Some(error) = survey.obstacle() {
+                let what = format!("accesses to '{}' cannot all be watched: {}", path.display(), error.what);
+                return Err(Error { what, ..error });
+            }
+            self.armed += survey.armed.len();
         }
-        self.armed = survey.armed.len();
         self.watch = Some(Arc::new(watch));
         Ok(())
     }
 
-    fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
+    fn begin(&mut self, clusters: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let cannot = |e| Error::io(Kind::Failed, "cannot write the image's dirty data", "check the kernel's log", e);
-        let whole = ByteRange::new(0, images[0].size());
         for _ in 0..ROUNDS {
             let began = table::now();
-            whole.map_or(Ok(()), |whole| self.image.write_back(whole)).map_err(cannot)?;
+            for ((image, _), clusters) in self.images.iter().zip(clusters) {
+                let whole = ByteRange::new(0, clusters.size());
+                whole.map_or(Ok(()), |whole| image.write_back(whole)).map_err(cannot)?;
+            }
             if table::now() - began < SHORT_ROUND {
                 break;
             }
         }
-        let block = self.image.fs().map_err(cannot)?.block.get();
-        self.clusters = images.to_vec();
+        let blocks = self.images.iter().map(|(image, _)| Ok(image.fs()?.block.get()));
+        let blocks: Vec<u64> = blocks.collect::<std::io::Result<_>>().map_err(cannot)?;
+        self.clusters = clusters.to_vec();
         let watch = Arc::clone(self.watch());
-        watch.begin(images, block)?;
+        watch.begin(clusters, &blocks)?;
         let at = Timestamp::now();
         self.began = table::now();
-        self.marked(images, &watch).map(|image| vec![T0 { at, image }]).inspect_err(|_| {
+        let stats = self.marked(clusters, &watch).inspect_err(|_| {
             watch.end();
-        })
+        })?;
+        Ok(stats.into_iter().map(|image| T0 { at, image }).collect())
     }
 
     fn demand(&mut self) -> Demand {
@@ -217,10 +223,9 @@ impl Hold for Guard {
     fn end(&mut self) -> Result<()> {
         let hint = "run the same command again: it takes a new point in time";
         let broken = |why: String| Error::new(Kind::Broken, why, hint);
-        let looked = self.second_look.take().map(|look| look.join().unwrap_or_else(|_| Err(panicked())));
+        let looked = self.second_look.take().and_then(|look| look.join().unwrap_or_else(|_| panicked()));
         // Once more: what came and is still there would be seen now.
-        let last = preflight::during(&self.image, self.watch());
-        let why = looked.and_then(found).or_else(|| found(last)).or_else(|| self.lost());
+        let why = looked.or_else(|| escapes(&self.images, self.watch())).or_else(|| self.lost());
         if let Some(why) = why {
             self.watch().break_off(&why);
             return Err(broken(why));
@@ -228,7 +233,7 @@ impl Hold for Guard {
         if !self.watch().end() {
             return Err(broken(self.watch().broken().unwrap_or_else(|| "its supervisor has taken over".into())));
         }
-        super::still_at(&self.image, &self.path)
+        self.images.iter().try_for_each(|(image, path)| super::still_at(image, path))
     }
 
     fn release(&mut self) {

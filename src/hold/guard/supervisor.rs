@@ -2,7 +2,7 @@
 //!
 //! It has a duplicate of the worker's group, so that accesses keep waiting when the worker dies (the kernel would let them
 //! pass unseen), and answers them itself, by their numbers in the worker. It has a session of its own, takes no signal that
-//! can be blocked, and waits for nothing but the worker. The order of [`release`] is the one that was measured to work
+//! can be blocked, and waits for nothing but the worker. The order of `release` is the one that was measured to work
 //! (KERNEL.md): closing a duplicate alone releases nothing while a hung process has another.
 
 use std::io;

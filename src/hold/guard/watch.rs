@@ -116,7 +116,7 @@ impl Watch {
     ///
     /// # Errors
     /// Refused where an image cannot be marked; nobody waits then.
-    pub fn begin(&self, images: &[Arc<Clusters>], block: u64) -> Result<()> {
+    pub fn begin(&self, images: &[Arc<Clusters>], blocks: &[u64]) -> Result<()> {
         self.shared.lock().gather();
         if let Err(error) = self.mark() {
             self.end();
@@ -124,7 +124,7 @@ impl Watch {
         }
         // An append is told with a wrong offset (KERNEL.md): it changes the image's last block where that is not full, so
         // that one is cloned before anything goes on.
-        let tails = images.iter().enumerate().filter_map(|(image, clusters)| {
+        let tails = images.iter().zip(blocks).enumerate().filter_map(|(image, (clusters, block))| {
             let size = clusters.size();
             let tail = ByteRange::new(size - size % block, size)?;
             Some((image, tail))

@@ -1,0 +1,64 @@
+//! `snapshot --dry-run`: what would be done, with nothing touched.
+
+use std::io::Write;
+
+use super::args::SnapshotArgs;
+use super::snapshot::{choose_hold, jobs, open_images, options, places};
+use super::{json, place, words};
+use crate::engine::job;
+use crate::engine::recover::Start;
+use crate::engine::report::Nobody;
+use crate::error::Result;
+
+/// Runs `snapshot --dry-run`: a line for each image.
+///
+/// # Errors
+/// As `snapshot` would refuse.
+pub fn run(args: &SnapshotArgs) -> Result<u8> {
+    let look = || {
+        let places = places(args)?;
+        let images = open_images(args)?;
+        for (image, (src, _)) in images.iter().zip(&args.pairs) {
+            super::warn(place::warning(&*image.file, src).filter(|_| !args.job.output.quiet));
+        }
+        let options = options(args)?;
+        let mut chosen = choose_hold(args, &images)?;
+        let plans =
+            job::dry_run(&jobs(&places, &images, &options, &chosen.why, &Nobody, &|| false), chosen.hold.as_mut())?;
+        Ok((plans, chosen))
+    };
+    let (plans, chosen) = look().map_err(|error| place::on(&args.pairs[0].1, error))?;
+    let (kind, why) = (chosen.hold.kind(), &chosen.why);
+    for (plan, (src, dst)) in plans.iter().zip(&args.pairs) {
+        let start = would(&plan.start);
+        let text = if args.job.output.json {
+            let object = serde_json::json!({
+                "v": 1, "event": "dry-run", "src": json::path(src).0, "dst": json::path(dst).0, "would": start,
+                "hold": kind.name(), "why": why, "point_in_time": kind.point_in_time(), "bytes": plan.bytes,
+                "extents": plan.extents,
+            });
+            format!("{object}\n")
+        } else {
+            let extents = plan.extents.map_or_else(String::new, |n| format!(", {}", words::count(n, "extent")));
+            format!(
+                "{}: {start}; hold {} ({why}); {}{extents}; nothing was touched, run it without --dry-run to do it\n",
+                words::name(dst),
+                kind.name(),
+                words::bytes(plan.bytes),
+            )
+        };
+        super::written(std::io::stdout().write_all(text.as_bytes()))?;
+    }
+    Ok(0)
+}
+
+fn would(start: &Start) -> String {
+    match start {
+        Start::Fresh { discard: false } => "would make a new snapshot".into(),
+        Start::Fresh { discard: true } => "would throw the unfinished work away and make a new snapshot".into(),
+        Start::Continue => "would go on from the journal at the same point in time".into(),
+        Start::Renew(why) => format!("would take the partial file to a new point in time: {why}"),
+        Start::Refresh => "would bring the existing snapshot to a new point in time".into(),
+        Start::RollForward => "would put the complete snapshot into place".into(),
+    }
+}
