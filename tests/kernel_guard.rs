@@ -37,9 +37,10 @@ fn guard(s: &Sandbox, args: &[&str]) -> Job {
 fn told(job: &mut Job, event: &str) {
     let pid = Pid::from_raw(job.pid() as i32);
     let (done, wait) = mpsc::channel::<()>();
-    thread::spawn(move || match wait.recv_timeout(BOUND) {
-        Err(mpsc::RecvTimeoutError::Timeout) => drop(kill(pid, Signal::SIGKILL)),
-        _ => {}
+    thread::spawn(move || {
+        if wait.recv_timeout(BOUND) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
     });
     assert!(job.wait_for(event), "it never told of '{event}': {:?}", job.events);
     drop(done);
