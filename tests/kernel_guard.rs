@@ -206,6 +206,25 @@ fn a_file_system_can_be_unmounted_and_is_armed_when_it_is_back() {
 }
 
 #[test]
+fn a_deleted_image_gives_its_space_back() {
+    on_both(|s| {
+        let path = s.path("vm.img");
+        let free = || {
+            let top = File::open(s.dir()).expect("open");
+            top.sync_all().and_then(|()| Ok(nix::unistd::syncfs(&top)?)).expect("sync");
+            let stat = nix::sys::statvfs::statvfs(&s.dir()).expect("statvfs");
+            stat.blocks_free() * stat.fragment_size()
+        };
+        support::noise(&path, 64 << 20);
+        let before = free();
+        let job = guard(s, &["vm.img", ".", "--file-system", "."]);
+        fs::remove_file(&path).expect("remove");
+        assert!(until(|| free() >= before + (48 << 20)), "{:?}", s.fs);
+        stop(job);
+    });
+}
+
+#[test]
 fn one_that_is_stopped_keeps_nobody_waiting() {
     on_both(|s| {
         let path = s.path("vm.img");

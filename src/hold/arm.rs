@@ -1,11 +1,13 @@
-//! Arming: whether a descriptor of an image can be watched is decided when it is opened, by somebody's interest in the file.
+//! Arming: whether a descriptor of an image can be watched is decided when it is opened, by somebody's interest in the
+//! file.
 //!
-//! [`Arming`] shows that interest and wants nothing for it: its marks are there to be ignored, no event is ever delivered, and
-//! no access waits for anybody. What was opened under them stays armed for as long as it is open, also when the marks and
-//! whoever set them are gone. A mark does not keep a deleted file's space, and keeps no file system from being unmounted.
+//! [`Arming`] shows that interest and wants nothing for it: its marks are there to be ignored, no event is ever
+//! delivered, and no access waits for anybody. What was opened under them stays armed for as long as it is open, also
+//! when the marks and whoever set them are gone. A mark does not keep a deleted file's space, and keeps no file system
+//! from being unmounted.
 //!
-//! Marks stand on the file, the directory or the file system itself, not on names and not on mounts: they hold in every mount
-//! namespace. A directory's mark is for files that are opened by a name in it.
+//! Marks stand on the file, the directory or the file system itself, not on names and not on mounts: they hold in every
+//! mount namespace. A directory's mark is for files that are opened by a name in it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -130,8 +132,7 @@ fn cannot(error: io::Error) -> Error {
         Some(libc::EINVAL | libc::ENOSYS) => Error::io(
             Kind::Refused,
             "this kernel has no fanotify pre-content events",
-            "Linux 6.14 and newer has them, with CONFIG_FANOTIFY_ACCESS_PERMISSIONS; images that nobody writes to can be \
-             snapshotted without",
+            "Linux 6.14 has them, with CONFIG_FANOTIFY_ACCESS_PERMISSIONS; images that nobody writes to need none",
             error,
         ),
         _ => Error::io(Kind::Failed, "cannot make a fanotify group", "see ulimit -n and the memory", error),

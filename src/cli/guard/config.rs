@@ -1,7 +1,8 @@
 //! What is to be armed: from the command line, and from `--config FILE`.
 //!
-//! A line of the file is an absolute path, to the line's end; or `file-system` and such a path; or a comment that begins with
-//! `#`. Blanks around a line do not count; there is no quoting, and a `#` within a path is part of it. Reading a text is pure.
+//! A line of the file is an absolute path, to the line's end; or `file-system` and such a path; or a comment that
+//! begins with `#`. Blanks around a line do not count; there is no quoting, and a `#` within a path is part of it.
+//! Reading a text is pure.
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -1,8 +1,8 @@
 //! `guard PATH...`: arms images, so that a snapshot job can later watch whoever has them open.
 //!
-//! It holds the marks of [`crate::hold::arm`] and does nothing else: it is in nobody's way while it runs, hangs or is stopped,
-//! and writes nothing. What it arms is looked at again every ten seconds, because files are replaced and file systems mounted
-//! late. After a reload there is a new set of marks, and only then are the old ones gone.
+//! It holds the marks of [`crate::hold::arm`] and does nothing else: it is in nobody's way while it runs, hangs or is
+//! stopped, and writes nothing. What it arms is looked at again every ten seconds, because files are replaced and file
+//! systems mounted late. After a reload there is a new set of marks, and only then are the old ones gone.
 //!
 //! One thread: [`wakes`] sleeps, [`roster`] knows what has changed, [`tell`] and [`service`] pass it on.
 
@@ -29,8 +29,8 @@ const ROUND: Duration = Duration::from_secs(10);
 /// Runs `guard` until SIGTERM or SIGINT: 0 then.
 ///
 /// # Errors
-/// Refused without the right to arm, on a kernel that cannot, and where all paths are there and none can be armed; usage where
-/// the configuration is wrong.
+/// Refused without the right to arm, on a kernel that cannot, and where all paths are there and none can be armed;
+/// usage where the configuration is wrong.
 pub fn run(args: &GuardArgs) -> Result<u8> {
     let mut wakes = Wakes::on_signals()?;
     let source = Source::new(args)?;

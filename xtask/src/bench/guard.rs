@@ -1,7 +1,7 @@
 //! `cargo xtask bench guard`: what an access costs more by a descriptor that is armed than by one that is not.
 //!
-//! Both descriptors are of one file, and the marks stand while both are measured: what is compared is what a VM has from
-//! being armed, not what a host has from running the service. The marks are those of the program (`hold::arm`).
+//! Both descriptors are of one file, and the marks stand while both are measured: what is compared is what a VM has
+//! from being armed, not what a host has from running the service. The marks are those of the program (`hold::arm`).
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
@@ -96,8 +96,7 @@ impl Guard {
         let all = kinds.into_iter().map(|kind| Ok((kind, self.on(kind)?))).collect::<Result<Vec<_>>>()?;
         let met = all.iter().flat_map(|(_, rows)| rows).all(Row::met);
         let text = if self.json {
-            let figures = |(kind, rows): &(Kind, Vec<Row>)| json!({"file_system": kind.name(), "rows": rows.iter().map(Row::json).collect::<Vec<_>>()});
-            let figures: Vec<Value> = all.iter().map(figures).collect();
+            let figures: Vec<Value> = all.iter().map(|(kind, rows)| json(*kind, rows)).collect();
             format!("{:#}\n", json!({"v": 1, "goal_ns": GOAL, "met": met, "figures": figures}))
         } else {
             let verdict = if met { "met" } else { "MISSED" };
@@ -193,6 +192,10 @@ impl Row {
     }
 }
 
+fn json(kind: Kind, rows: &[Row]) -> Value {
+    json!({"file_system": kind.name(), "rows": rows.iter().map(Row::json).collect::<Vec<_>>()})
+}
+
 /// Nanoseconds of an access: the median of the batches, each of which is a mean.
 fn one_run(file: &File, access: Access, batches: u32) -> Result<f64> {
     let (mut buffer, mut random) = (Aligned::new(), Random::new());
@@ -220,8 +223,8 @@ fn words(error: rclone_img::error::Error) -> anyhow::Error {
     anyhow!("{error} ({})", error.hint)
 }
 
-/// Whether an access by this descriptor makes an event where its file is watched. Figures of descriptors that are not what
-/// they should be are worth nothing.
+/// Whether an access by this descriptor makes an event where its file is watched. Figures of descriptors that are not
+/// what they should be are worth nothing.
 fn is_armed(file: &File) -> Result<bool> {
     let watch = Group::pre_content().context("make a fanotify group")?;
     watch.mark(file.as_fd(), Mark::PreAccess).context("watch the file")?;
