@@ -44,9 +44,10 @@ pub fn run(args: &GuardArgs) -> Result<u8> {
     if tally.refused == tally.all() {
         return Err(none_armed(&news, &mut teller));
     }
+    // First of all, so that a reader who is slow does not keep a boot waiting.
+    service::ready(&tell::status(&guard.roster));
     teller.changed(&news);
     teller.started(tally);
-    service::ready(&tell::status(&guard.roster));
     let watchdog = service::watchdog();
     let mut next = Instant::now() + ROUND;
     loop {
@@ -93,15 +94,17 @@ impl Guard {
             Ok((targets, arming)) => {
                 let old = std::mem::replace(&mut self.arming, arming);
                 self.roster = Roster::new(targets, &self.roster);
-                teller.changed(&self.round());
+                let news = self.round();
                 drop(old);
-                teller.reloaded(self.roster.tally());
                 service::ready(&tell::status(&self.roster));
+                teller.changed(&news);
+                teller.reloaded(self.roster.tally());
             }
             Err(error) => {
-                teller.kept(&error);
-                teller.changed(&self.round());
+                let news = self.round();
                 service::ready(&format!("not reloaded; {}", tell::status(&self.roster)));
+                teller.changed(&news);
+                teller.kept(&error);
             }
         }
     }
