@@ -22,6 +22,9 @@ _rclone__img() {
             rclone__img,check)
                 cmd="rclone__img__subcmd__check"
                 ;;
+            rclone__img,guard)
+                cmd="rclone__img__subcmd__guard"
+                ;;
             rclone__img,map)
                 cmd="rclone__img__subcmd__map"
                 ;;
@@ -41,7 +44,7 @@ _rclone__img() {
 
     case "${cmd}" in
         rclone__img)
-            opts="-h -V --help --version snapshot resume status abort map check"
+            opts="-h -V --help --version snapshot resume status abort map check guard"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -75,6 +78,28 @@ _rclone__img() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__guard)
+            opts="-q -h --file-system --config --json --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --file-system)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -32,6 +32,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "status" -d 'S
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "abort" -d 'Stop the job of DST and remove its partial file and journal'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show how fragmented a file is, and how long a clone of it takes here'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. guard: a running VM\'s accesses wait until what they may change is cloned; it must have been started under \'rclone-img guard\'. atomic: a single call, which stalls the image\'s users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else guard if all who write can be watched, else atomic if it is short, else refused' -r -f -a "auto\t''
@@ -69,3 +70,8 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand map" -l json -d 'O
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand map" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand check" -l json -d 'One JSON object'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand check" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -l file-system -d 'Arm all files on the file system that PATH is on; may be given several times' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -l config -d 'Arm what this file names, one path a line' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -s h -l help -d 'Print help'

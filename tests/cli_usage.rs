@@ -48,6 +48,7 @@ fn help_is_what_is_stored() {
     check_help(&["abort", "--help"], file!["snapshots/help-abort.txt"]);
     check_help(&["map", "--help"], file!["snapshots/help-map.txt"]);
     check_help(&["check", "--help"], file!["snapshots/help-check.txt"]);
+    check_help(&["guard", "--help"], file!["snapshots/help-guard.txt"]);
 }
 
 #[test]
@@ -115,11 +116,39 @@ fn contradictions_and_gaps_are_usage_errors() {
     );
     check_usage(&["snapshot", "", "b"], "error: a value is required for '<SRC DST>...' but none was supplied");
     check_usage(&["map", "a", "--json", "--json"], "error: the argument '--json' cannot be used multiple times");
-    for verb in ["resume", "abort", "map", "check"] {
+    for verb in ["resume", "abort", "map", "check", "guard"] {
         check_usage(&[verb], "error: the following required arguments were not provided:");
     }
     let bare = run(&[] as &[&str]);
     assert_eq!((bare.status.code(), bare.stdout.len()), (Some(2), 0));
+}
+
+#[test]
+fn a_guard_is_told_what_to_arm() {
+    check_usage(&["guard", ""], "error: a value is required for '[PATH]...' but none was supplied");
+    check_usage(
+        &["guard", "--file-system"],
+        "error: a value is required for '--file-system <PATH>' but none was supplied",
+    );
+    check_usage(
+        &["guard", "--config", "a", "--config", "b"],
+        "error: the argument '--config <FILE>' cannot be used multiple times",
+    );
+    check_usage(&["guard", "a", "--once"], "error: unexpected argument '--once' found");
+}
+
+#[test]
+fn a_bad_line_of_a_configuration_is_a_usage_error_that_names_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let conf = dir.path().join("guard.conf");
+    let conf = conf.to_str().expect("UTF-8");
+    let check = |text: &[u8], why: &str| {
+        std::fs::write(conf, text).expect("written");
+        check_usage(&["guard", "--config", conf], &format!("rclone-img: {conf}, line 2: {why}"));
+    };
+    check(b"# images\nvm.img\n", "vm.img is no absolute path");
+    check(b"/srv\nfile-system\n", "no path after 'file-system'");
+    check(b"\na\x1b\xff", "a\\u{1b}\\xff is no absolute path");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
 use super::values::{self, MinFree};
 use crate::hold::HoldKind;
 
@@ -111,6 +112,9 @@ pub enum Verb {
     /// Say which holds apply to the image SRC, and why not
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
+    /// Keep images armed, so that snapshots can later be made while their VMs run
+    #[command(after_help = GUARD_EXAMPLES)]
+    Guard(GuardArgs),
 }
 
 /// `--consistency`: how the point in time is to be kept.

@@ -3,7 +3,7 @@
 //! `started`, `progress` and `warning` come while the job runs; the last line, always, is `finished` or `failed`. `job` is
 //! null in a `failed` that comes before there is a job. Times end in `_ms` and have microseconds behind the point.
 //! A name that is not UTF-8 is given as text with U+FFFD in place of what cannot be written; then, and only then,
-//! `src_bytes`, `dst_bytes` or `file_bytes` beside it has all of its bytes in hexadecimal.
+//! `src_bytes`, `dst_bytes`, `file_bytes` or `path_bytes` beside it has all of its bytes in hexadecimal.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};

@@ -8,6 +8,7 @@ pub mod abort;
 pub mod args;
 pub mod check;
 pub mod dry_run;
+pub mod guard;
 pub mod json;
 pub mod map;
 pub mod metrics;
@@ -76,6 +77,7 @@ fn dispatch(verb: &Verb) -> Result<u8> {
         Verb::Abort(args) => abort::run(args),
         Verb::Map(args) => map::run(args),
         Verb::Check(args) => check::run(args),
+        Verb::Guard(args) => guard::run(args),
     }
 }
 

@@ -44,9 +44,7 @@ impl Stop {
 
     fn on(wanted: &[i32]) -> Result<Self> {
         let failed = |error| Error::io(Kind::Failed, "cannot listen for signals", "see ulimit -u and ulimit -n", error);
-        let ignored = ignored_from(&fs::read_to_string("/proc/self/status").unwrap_or_default());
-        let listened = wanted.iter().filter(|signal| ignored >> (**signal - 1) & 1 == 0);
-        let mut signals = Signals::new(listened).map_err(failed)?;
+        let mut signals = Signals::new(heeded(wanted)).map_err(failed)?;
         let stop = Self::default();
         let asked = stop.clone();
         let listen = move || signals.forever().for_each(|_| asked.ask());
@@ -78,6 +76,12 @@ impl Stop {
         drop(self.0.changed.wait_timeout_while(turn, limit, |()| !self.asked()));
         self.asked()
     }
+}
+
+/// Those of the signals that were not ignored when the program started.
+pub fn heeded(wanted: &[i32]) -> Vec<i32> {
+    let ignored = ignored_from(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+    wanted.iter().copied().filter(|signal| ignored >> (signal - 1) & 1 == 0).collect()
 }
 
 /// The set of ignored signals from `/proc/PID/status`; none where it cannot be read.

@@ -4,6 +4,7 @@
 //! [`Hold::demand`] before every call, and [`Hold::end`]. The engine is the same for all of them; what differs is what
 //! it demands between two calls, and whether a T0 outlives the run that set it ([`HoldKind::keeps_t0`]).
 
+pub mod arm;
 pub mod choose;
 pub mod frozen;
 pub mod guard;

@@ -3,6 +3,7 @@
 //! Not nix's: that drops the info records, where the range is, and masks FAN_PRE_ACCESS. Constants and structs are those of
 //! `linux/fanotify.h`; what the kernel does with them is in `docs/KERNEL.md`.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::mem::{offset_of, size_of};
@@ -68,6 +69,16 @@ pub enum Mark {
     ArmFile,
     /// The same for the files in this directory.
     ArmDirectory,
+    /// The same for every file on the file system that this file or directory is on.
+    ArmFileSystem,
+}
+
+/// What is marked.
+enum Object<'a> {
+    /// What a descriptor is open on.
+    Open(BorrowedFd<'a>),
+    /// What a path leads to, links followed.
+    Path(&'a CStr),
 }
 
 /// An event, with the descriptor that came with it; that is open for reading, and exempt from events for life.
@@ -129,7 +140,17 @@ impl Group {
     /// What fanotify_mark(2) says: EINVAL where the kernel knows no such events, EOPNOTSUPP where the file system does not
     /// send them.
     pub fn mark(&self, file: BorrowedFd<'_>, mark: Mark) -> io::Result<()> {
-        self.change(libc::FAN_MARK_ADD, file, mark)
+        self.change(libc::FAN_MARK_ADD, Object::Open(file), mark)
+    }
+
+    /// The same for a descriptor of O_PATH, which fanotify_mark does not take itself. Nothing is opened, so that no lease is
+    /// broken and nobody sees a reader.
+    ///
+    /// # Errors
+    /// As [`Group::mark`]; ENOENT without `/proc`.
+    pub fn mark_place(&self, place: BorrowedFd<'_>, mark: Mark) -> io::Result<()> {
+        let path = CString::new(format!("/proc/self/fd/{}", place.as_raw_fd()))?;
+        self.change(libc::FAN_MARK_ADD, Object::Path(&path), mark)
     }
 
     /// Takes such a mark away.
@@ -137,10 +158,10 @@ impl Group {
     /// # Errors
     /// ENOENT where there is none.
     pub fn unmark(&self, file: BorrowedFd<'_>, mark: Mark) -> io::Result<()> {
-        self.change(libc::FAN_MARK_REMOVE, file, mark)
+        self.change(libc::FAN_MARK_REMOVE, Object::Open(file), mark)
     }
 
-    fn change(&self, verb: libc::c_uint, file: BorrowedFd<'_>, mark: Mark) -> io::Result<()> {
+    fn change(&self, verb: libc::c_uint, object: Object<'_>, mark: Mark) -> io::Result<()> {
         let adding = verb == libc::FAN_MARK_ADD;
         // Survives modification: an ignore mark would else be gone with the first write.
         let ignore = libc::FAN_MARK_IGNORE | if adding { libc::FAN_MARK_IGNORED_SURV_MODIFY } else { 0 };
@@ -149,11 +170,15 @@ impl Group {
             Mark::Open => (0, libc::FAN_OPEN),
             Mark::ArmFile => (ignore, FAN_PRE_ACCESS),
             Mark::ArmDirectory => (ignore, FAN_PRE_ACCESS | libc::FAN_EVENT_ON_CHILD),
+            Mark::ArmFileSystem => (ignore | libc::FAN_MARK_FILESYSTEM, FAN_PRE_ACCESS),
         };
-        let path = std::ptr::null();
-        // SAFETY: with a null path fanotify_mark marks what the descriptor is open on; both descriptors are borrowed, so
-        // they stay open for the call.
-        let answer = unsafe { libc::fanotify_mark(self.0.as_raw_fd(), verb | flags, mask, file.as_raw_fd(), path) };
+        let (at, path) = match object {
+            Object::Open(file) => (file.as_raw_fd(), std::ptr::null()),
+            Object::Path(path) => (libc::AT_FDCWD, path.as_ptr()),
+        };
+        // SAFETY: fanotify_mark marks what the path leads to, a string that ends and lives for the call; with a null path,
+        // what the descriptor is open on. All descriptors are borrowed, so they stay open for the call.
+        let answer = unsafe { libc::fanotify_mark(self.0.as_raw_fd(), verb | flags, mask, at, path) };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

@@ -5,6 +5,7 @@
 //! hopes: [`until`] polls with a generous bound. `REFLINK_IMG_SEED` replays, `REFLINK_IMG_SOAK=1` takes the full counts.
 #![allow(dead_code, unused_imports)]
 
+mod armed;
 mod files;
 mod guest;
 mod other;
@@ -26,6 +27,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+pub use armed::armed;
 pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
 };

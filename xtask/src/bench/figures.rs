@@ -148,14 +148,18 @@ impl Figures {
 
 /// The least, the middle and the most of some values; all zero if there are none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Spread {
-    min: f64,
-    median: f64,
-    max: f64,
+pub struct Spread {
+    /// The least.
+    pub min: f64,
+    /// The middle one, or between the middle two.
+    pub median: f64,
+    /// The most.
+    pub max: f64,
 }
 
 impl Spread {
-    fn of(values: &[f64]) -> Self {
+    /// Of these.
+    pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_unstable_by(f64::total_cmp);
         let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else { return Self::default() };

@@ -5,6 +5,7 @@ use clap::Subcommand;
 
 mod clone;
 mod figures;
+mod guard;
 mod pairs;
 
 /// What to measure.
@@ -12,6 +13,8 @@ mod pairs;
 pub enum Bench {
     /// The main job beside `cp --reflink=always`, on images of a million extents
     Clone(clone::Clone),
+    /// An access by an armed descriptor beside one by an unarmed one
+    Guard(guard::Guard),
 }
 
 impl Bench {
@@ -19,6 +22,7 @@ impl Bench {
     pub fn run(&self) -> Result<()> {
         match self {
             Self::Clone(clone) => clone.run(),
+            Self::Guard(guard) => guard.run(),
         }
     }
 }

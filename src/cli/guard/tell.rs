@@ -1,0 +1,186 @@
+//! What the guard tells: lines for a person on standard error, or with `--json` one object a line on standard output.
+//!
+//! Nobody who does not read can hold the guard up: what is not taken within a moment is lost.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+
+use super::config::Target;
+use super::roster::{Roster, Standing, Tally};
+use crate::cli::args::Output;
+use crate::cli::{error_lines, words};
+use crate::error::Error;
+use crate::hold::arm::What;
+
+/// How long somebody who does not read is waited for, in milliseconds; the next time not at all.
+const PATIENCE: u16 = 2000;
+
+/// What a pipe that has room takes without a wait (PIPE_BUF).
+const PIECE: usize = 4096;
+
+/// Tells what happens.
+pub struct Teller {
+    output: Output,
+    patience: u16,
+}
+
+impl Teller {
+    /// Tells in this way.
+    pub fn new(output: Output) -> Self {
+        Self { output, patience: PATIENCE }
+    }
+
+    /// Targets that stand otherwise than before.
+    pub fn changed(&mut self, news: &[(Target, Standing)]) {
+        for (target, standing) in news {
+            self.stands(target, standing);
+        }
+    }
+
+    fn stands(&mut self, target: &Target, standing: &Standing) {
+        let name = words::name(&target.path);
+        match standing {
+            Standing::Armed(armed) => {
+                let (what, text) = match armed.what {
+                    What::File => ("file", "armed"),
+                    What::Directory => ("directory", "armed: the files in this directory, and those that it will have"),
+                    What::FileSystem => ("file-system", "armed: all files on its file system"),
+                };
+                self.event(Some(target), json!({"event": "armed", "what": what}));
+                self.notice(&format!("{name}: {text}"));
+            }
+            Standing::Missing(why) => {
+                self.event(Some(target), json!({"event": "missing", "why": why}));
+                self.notice(&format!("{name}: not there now ({why}); looked for every {} s", super::ROUND.as_secs()));
+            }
+            Standing::Refused(why, hint) => {
+                self.event(Some(target), json!({"event": "refused", "why": why, "hint": hint}));
+                self.error(&format!("warning: {}\nhint: {}\n", words::line(why), words::line(hint)));
+            }
+        }
+    }
+
+    /// Every target was tried for the first time.
+    pub fn started(&mut self, tally: Tally) {
+        self.event(None, with(tally, "started"));
+        self.notice(&format!(
+            "{}; what was opened before is not, until it is opened again\n\
+             next: leave this running, and restart or migrate the VMs that run already",
+            counts(tally)
+        ));
+    }
+
+    /// The targets are those of the configuration as it is now.
+    pub fn reloaded(&mut self, tally: Tally) {
+        self.event(None, with(tally, "reloaded"));
+        self.notice(&format!("reloaded: {}", counts(tally)));
+    }
+
+    /// It was to be reloaded and cannot be.
+    pub fn kept(&mut self, error: &Error) {
+        self.event(None, json!({"event": "not-reloaded", "error": error.to_string(), "hint": error.hint}));
+        self.error(&format!("{}the configuration from before is kept\n", error_lines(error)));
+    }
+
+    /// The end.
+    pub fn stopped(&mut self) {
+        self.event(None, json!({"event": "stopped"}));
+        self.notice(
+            "stopped; what is open stays armed, what is opened from now on is not\n\
+             next: start it again before a VM is started",
+        );
+    }
+
+    fn event(&mut self, target: Option<&Target>, mut object: Value) {
+        if !self.output.json {
+            return;
+        }
+        object["v"] = crate::cli::json::VERSION.into();
+        if let Some(target) = target {
+            let (path, bytes) = crate::cli::json::path(&target.path);
+            object["path"] = path.into();
+            if let Some(bytes) = bytes {
+                object["path_bytes"] = bytes.into();
+            }
+        }
+        self.write(&mut io::stdout(), &format!("{object}\n"));
+    }
+
+    fn notice(&mut self, text: &str) {
+        if !self.output.json && !self.output.quiet {
+            self.error(&format!("{text}\n"));
+        }
+    }
+
+    fn error(&mut self, text: &str) {
+        self.write(&mut io::stderr(), text);
+    }
+
+    fn write(&mut self, to: &mut (impl Write + AsFd), text: &str) {
+        for piece in text.as_bytes().chunks(PIECE) {
+            let taken = self.room(to) && to.write_all(piece).and_then(|()| to.flush()).is_ok();
+            if !taken {
+                // A closed end is no reason to stop either: others rely on what is armed.
+                return;
+            }
+        }
+    }
+
+    /// Whether a piece can be written without a wait, or is found to fail at once.
+    fn room(&mut self, to: &impl AsFd) -> bool {
+        let ready = loop {
+            match poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(self.patience)) {
+                Err(Errno::EINTR) => {}
+                other => break other.is_ok_and(|ready| ready > 0),
+            }
+        };
+        self.patience = if ready { PATIENCE } else { 0 };
+        ready
+    }
+}
+
+/// One line on how all targets stand, for a service manager's status.
+pub fn status(roster: &Roster) -> String {
+    let counts = counts(roster.tally());
+    match roster.first_unarmed() {
+        Some((target, Standing::Missing(_))) => format!("{counts}; {} is not there", words::name(&target.path)),
+        Some((_, Standing::Refused(why, _))) => format!("{counts}; {}", words::line(why)),
+        _ => counts,
+    }
+}
+
+fn counts(tally: Tally) -> String {
+    let (armed, all) = (tally.armed, tally.all());
+    format!("{armed} of {} {} armed", words::count(all, "path"), if armed == 1 { "is" } else { "are" })
+}
+
+fn with(tally: Tally, event: &str) -> Value {
+    json!({"event": event, "armed": tally.armed, "missing": tally.missing, "refused": tally.refused})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Standing, Tally, Target, counts, status};
+    use crate::cli::guard::roster::Roster;
+    use crate::hold::arm::Reach;
+
+    #[test]
+    fn the_status_counts_and_names_the_first_that_is_wanting() {
+        let target = |path: &str| Target { path: path.into(), reach: Reach::Path };
+        let mut roster = Roster::new(vec![target("/a"), target("/b\n")], &Roster::default());
+        let stands = |target: &Target| match target.path.to_str() {
+            Some("/a") => Standing::Refused("no\nroom".into(), String::new()),
+            _ => Standing::Missing("why".into()),
+        };
+        roster.round(stands);
+        assert_eq!(status(&roster), "0 of 2 paths are armed; no\\nroom");
+        let mut roster = Roster::new(vec![target("/b\n")], &Roster::default());
+        roster.round(stands);
+        assert_eq!(status(&roster), "0 of 1 path are armed; /b\\n is not there");
+        assert_eq!(counts(Tally { armed: 1, missing: 1, refused: 1 }), "1 of 3 paths is armed");
+    }
+}

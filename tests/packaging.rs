@@ -1,0 +1,135 @@
+//! The files of `packaging/`: what systemd says of them, where it is installed, and what must not be lost from them.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use support::{PROGRAM, has};
+
+fn packaging(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(name)
+}
+
+fn text(name: &str) -> String {
+    fs::read_to_string(packaging(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// Everything that a unit says of a key.
+fn values(unit: &str, key: &str) -> Vec<String> {
+    let lines = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    lines.flat_map(|value| value.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// Not a failure on CI: no package that the project needs brings systemd.
+fn without(tool: &str) -> bool {
+    let missing = !has(tool);
+    if missing {
+        eprintln!("SKIPPED: {tool} is not installed");
+    }
+    missing
+}
+
+#[test]
+fn the_guard_is_there_before_anybody_starts_vms() {
+    let unit = text("rclone-img-guard.service");
+    let before = values(&unit, "Before");
+    for service in ["libvirtd.service", "virtqemud.service", "libvirt-guests.service", "pve-guests.service"] {
+        assert!(before.iter().any(|named| named == service), "not before {service}: {before:?}");
+    }
+    assert_eq!(values(&unit, "Type"), ["notify"]);
+    assert_eq!(values(&unit, "Restart"), ["always"]);
+}
+
+#[test]
+fn the_guard_keeps_its_right_and_its_view_of_the_mounts() {
+    let unit = text("rclone-img-guard.service");
+    assert!(values(&unit, "CapabilityBoundingSet").iter().any(|right| right == "CAP_SYS_ADMIN"));
+    assert!(values(&unit, "SystemCallFilter").iter().any(|call| call == "fanotify_mark"));
+    let own_namespace = [
+        "ProtectSystem",
+        "ProtectHome",
+        "ProtectKernelTunables",
+        "ProtectKernelModules",
+        "ProtectKernelLogs",
+        "ProtectControlGroups",
+        "ProtectProc",
+        "PrivateTmp",
+        "PrivateDevices",
+        "PrivateNetwork",
+        "PrivateIPC",
+        "PrivateUsers",
+        "DynamicUser",
+        "RootDirectory",
+        "ReadOnlyPaths",
+        "ReadWritePaths",
+        "InaccessiblePaths",
+        "NoExecPaths",
+        "BindPaths",
+        "TemporaryFileSystem",
+    ];
+    for key in own_namespace {
+        assert_eq!(values(&unit, key), [""; 0], "{key}");
+    }
+}
+
+#[test]
+fn systemd_takes_the_units_without_a_word() {
+    if without("systemd-analyze") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let names = ["rclone-img-guard.service", "rclone-img-snapshot@.service", "rclone-img-snapshot@.timer"];
+    let units = names.map(|name| {
+        let unit = text(name);
+        assert_eq!(unit.contains("/usr/bin/rclone-img"), name.ends_with(".service"));
+        // It wants the program to be there.
+        fs::write(dir.path().join(name), unit.replace("/usr/bin/rclone-img", PROGRAM)).expect("written");
+        dir.path().join(name)
+    });
+    let mut verify = Command::new("systemd-analyze");
+    let output = verify.args(["verify", "--man=no"]).args(units).stdin(Stdio::null()).output().expect("it starts");
+    let told = String::from_utf8_lossy(&output.stderr);
+    // What it says of the machine's other units does not concern these.
+    let ours: Vec<_> = told.lines().filter(|line| line.contains("rclone-img")).collect();
+    assert!(ours.is_empty() && output.status.success(), "{told}");
+}
+
+#[test]
+fn the_directory_for_sockets_is_roots_alone() {
+    assert!(text("rclone-img.tmpfiles").lines().any(|line| line == "d /run/rclone-img 0700 root root -"));
+    if without("systemd-tmpfiles") || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let root = tempfile::tempdir().expect("a directory");
+    let file = packaging("rclone-img.tmpfiles");
+    let mut create = Command::new("systemd-tmpfiles");
+    create.arg(format!("--root={}", root.path().display())).arg("--create").arg(file);
+    let output = create.stdin(Stdio::null()).output().expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let made = fs::metadata(root.path().join("run/rclone-img")).expect("made");
+    assert_eq!(made.permissions().mode() & 0o7777, 0o700);
+}
+
+#[test]
+fn the_sample_configuration_is_read_and_arms_nothing_by_itself() {
+    let sample = text("guard.conf");
+    let mut guard = Command::new(PROGRAM);
+    let output = guard.args(["guard", "--config"]).arg(packaging("guard.conf")).output().expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("names nothing to arm"), "{stderr}");
+    // What it offers to be uncommented is a good line, too: it comes to the line after it.
+    let dir = tempfile::tempdir().expect("a directory");
+    let conf = dir.path().join("guard.conf");
+    let offered = sample.lines().filter_map(|line| line.strip_prefix('#'));
+    let offered: Vec<_> = offered.filter(|line| !line.is_empty() && !line.starts_with(' ')).collect();
+    assert!(offered.len() >= 3, "{offered:?}");
+    fs::write(&conf, offered.join("\n") + "\nbad\n").expect("written");
+    let output = Command::new(PROGRAM).args(["guard", "--config"]).arg(&conf).output().expect("the program starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains(&format!("line {}: bad", offered.len() + 1)), "{stderr}");
+}
