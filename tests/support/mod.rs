@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod files;
+mod guest;
 mod other;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use serde_json::Value;
 pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
 };
+pub use guest::{ANY_TIME, Guest, assert_one_instant, judged};
 pub use other::Other;
 
 /// The program.

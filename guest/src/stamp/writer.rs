@@ -16,7 +16,7 @@ use crate::sector::{self, SECTOR};
 use crate::stop::Stop;
 
 /// After how many operations the next way is taken, where there is more than one.
-const TURN: u64 = 64;
+const TURN: u64 = 16;
 
 /// How often a range is looked for that nobody writes to, before something else is done.
 const TRIES: u32 = 16;
