@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use reflink_img_guest::stamp;
+use reflink_img_guest::{latency, stamp};
 
 /// Plays the guest of a VM image, and judges the snapshots that are made of it meanwhile.
 #[derive(Parser)]
@@ -25,6 +25,8 @@ pub enum Verb {
     Stamp(Stamp),
     /// Tell whether there is one instant at which the images were what the snapshots show (exit 7 where not)
     Verify(Verify),
+    /// Time a reader, a writer and a flusher of an image, until standard input is closed or SIGTERM comes
+    Latency(Latency),
 }
 
 /// Arguments of `fill`.
@@ -105,6 +107,32 @@ pub struct Verify {
     pub t0_range: RangeInclusive<u64>,
 }
 
+/// Arguments of `latency`.
+#[derive(Args)]
+pub struct Latency {
+    /// The image, which `fill` made: its stamps are written once more, so nothing in it changes
+    pub image: PathBuf,
+    /// The file for the accesses; one that is there is replaced. Best on a tmpfs
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Through the page cache, instead of past it
+    #[arg(long)]
+    pub buffered: bool,
+    /// A read and a write every so often, instead of as fast as it goes; the percentiles then count what a stall kept from
+    /// being made
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..))]
+    pub every: Option<u64>,
+    /// Flush the image so often
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub flush_every: u64,
+    /// What chance begins with
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The longest to go on
+    #[arg(long, value_name = "N")]
+    pub seconds: Option<u64>,
+}
+
 /// How to write.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Mode {
@@ -150,6 +178,21 @@ impl Stamp {
             rate: self.rate,
             longest: self.seconds.map(Duration::from_secs),
             flush_every: self.flush_every.map(Duration::from_millis),
+        }
+    }
+}
+
+impl Latency {
+    /// As the library has it.
+    pub fn options(self) -> latency::Options {
+        latency::Options {
+            image: self.image,
+            out: self.out,
+            buffered: self.buffered,
+            every: self.every.map(Duration::from_micros),
+            flush_every: Duration::from_millis(self.flush_every),
+            seed: self.seed,
+            longest: self.seconds.map(Duration::from_secs),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! - [`fill`]: images full of stamps, in as many extents as can be had cheaply.
 //! - [`stamp`]: the writer; [`engine`], the ways a write reaches the kernel.
 //! - [`verify`]: the judge.
+//! - [`latency`]: what a guest feels meanwhile.
 //! - [`clock`], [`random`], [`bits`], [`image`], [`pages`], [`percentiles`], [`stop`]: what these share.
 //! - [`sys`]: mapped memory, libaio and io_uring; the only module with `unsafe`.
 
@@ -18,6 +19,7 @@ pub mod clock;
 pub mod engine;
 pub mod fill;
 pub mod image;
+pub mod latency;
 pub mod log;
 pub mod pages;
 pub mod percentiles;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use reflink_img_guest::latency::{self, Kind, summary};
 use reflink_img_guest::stop::Stop;
 use reflink_img_guest::{fill, stamp, verify};
 
@@ -35,6 +36,13 @@ fn run(verb: Verb) -> Result<ExitCode> {
             let outcome = stamp::run(&it.options(), &stop, || say("ready"))?;
             say(&outcome.json());
             Ok(if outcome.errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Verb::Latency(it) => {
+            let stop = Stop::on_signals_and_stdin()?;
+            let felt = latency::run(&it.options(), &stop, || say("ready"))?;
+            say(&felt.json());
+            let good = Kind::ALL.iter().all(|kind| felt.errors(*kind, &summary::ALWAYS) == 0);
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Verb::Verify(it) => {
             let verdict = verify::verify(&it.snapshots, &it.log, it.t0_range)?;
