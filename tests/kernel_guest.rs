@@ -9,7 +9,7 @@ use std::path::Path;
 use reflink_img_guest::clock;
 use reflink_img_guest::fill::fill;
 use reflink_img_guest::sys::uring::Uring;
-use support::{ANY_TIME, Guest, Sandbox, assert_one_instant, judged, must, on_both, rounds, skipped};
+use support::{ANY_TIME, Sandbox, Stamper, assert_one_instant, judged, must, on_both, rounds, skipped};
 
 /// The image's size: 4096 extents, with `REFLINK_IMG_SOAK=1` 16384.
 fn size() -> u64 {
@@ -43,7 +43,7 @@ fn one_call_is_one_instant_and_two_calls_are_not() {
         fill(&image, size(), true, 1).expect("filled");
         for mode in modes(s) {
             let guest =
-                Guest::stamps(&log, &[image.as_os_str(), "--writers=2".as_ref(), format!("--mode={mode}").as_ref()]);
+                Stamper::start(&log, &[image.as_os_str(), "--writers=2".as_ref(), format!("--mode={mode}").as_ref()]);
             guest.goes_on(100);
             let before = clock::now();
             reflink(&image, &whole);
@@ -80,7 +80,7 @@ fn a_killed_guest_leaves_its_image_and_its_log_at_one() {
             let mode = format!("--mode={mode}");
             let args = ["--writers=2".as_ref(), mode.as_ref(), image.as_os_str()];
             let args: Vec<_> = args.into_iter().chain(more.map(str::as_ref)).collect();
-            let guest = Guest::stamps(&log, &args);
+            let guest = Stamper::start(&log, &args);
             guest.goes_on(500);
             guest.kill();
             assert_one_instant(&[&image], &log, ANY_TIME);
@@ -98,7 +98,7 @@ fn writes_that_depend_on_each_other_tell_copies_of_two_instants() {
         fill(b, size() / 4, true, 2).expect("filled");
         for mode in ["direct", "buffered"] {
             let images = format!("--images={},{}", a.display(), b.display());
-            let guest = Guest::stamps(&log, &["--dependent", &images, &format!("--mode={mode}")]);
+            let guest = Stamper::start(&log, &["--dependent", &images, &format!("--mode={mode}")]);
             guest.goes_on(20);
             reflink(a, a_snap);
             guest.goes_on(20);

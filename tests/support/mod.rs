@@ -6,8 +6,8 @@
 #![allow(dead_code, unused_imports)]
 
 mod files;
-mod guest;
 mod other;
+mod stamper;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -29,8 +29,8 @@ use serde_json::Value;
 pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
 };
-pub use guest::{ANY_TIME, Guest, assert_one_instant, judged};
 pub use other::Other;
+pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged};
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");

@@ -6,7 +6,7 @@
 //! is no number of accesses that should have been, and the longest access, per time slot, is the figure to look at.
 //!
 //! - [`access`]: one access, in two words.
-//! - [`file`](mod@file): the file that they are logged to, mapped into memory; nothing is written to it while the clock runs.
+//! - [`mod@file`]: the file that they are logged to, mapped into memory; nothing is written to it while the clock runs.
 //! - [`summary`]: figures of a stretch of time.
 
 use std::fs::File;

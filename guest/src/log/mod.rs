@@ -1,8 +1,8 @@
 //! What was done to the images and when: one record an operation, in a file that is mapped into memory, so that logging
 //! costs a few stores and what was stored outlives a writer that is killed.
 //!
-//! - [`format`]: the file's layout, as words and numbers.
-//! - [`write`](mod@write): the writer's side. A record is made before the operation is submitted and gets its end after
+//! - [`mod@format`]: the file's layout, as words and numbers.
+//! - [`mod@write`]: the writer's side. A record is made before the operation is submitted and gets its end after
 //!   the operation has ended, so that the logged time is never shorter than the true one.
 //! - [`history`]: the reader's side, which may read while the writer goes on.
 //!

@@ -1,9 +1,9 @@
 //! The guest that writes stamps: as many threads as asked, at random, until it is told to end.
 //!
-//! - [`locks`]: no sector has two operations under way.
-//! - [`pace`]: no more operations than asked.
-//! - [`writer`]: one thread; [`ways`], the engines that it uses.
-//! - [`chain`]: the writer of writes that depend on each other.
+//! - `locks`: no sector has two operations under way.
+//! - `pace`: no more operations than asked.
+//! - `writer`: one thread; `ways`, the engines that it uses.
+//! - `chain`: the writer of writes that depend on each other.
 
 use std::ops::Range;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! The guest: the workspace's own program that plays it, `reflink-img-guest`, as a process beside the test.
+//! A guest in a process of its own, all of whose writes are known: the workspace's program `reflink-img-guest`.
 //!
 //! Cargo gives an integration test the programs of its own package only. So the first test that wants a guest asks cargo to
 //! build it, which takes no time where it is built already, and cargo says where it is. `REFLINK_IMG_GUEST` names another one.
@@ -18,26 +18,26 @@ use serde_json::Value;
 
 use super::until;
 
-/// A guest that writes to its disks. Dropped, it is killed.
-pub struct Guest {
+/// A guest that writes stamps to its disks. Dropped, it is killed.
+pub struct Stamper {
     child: Child,
     lines: BufReader<ChildStdout>,
     log: PathBuf,
 }
 
-impl Guest {
+impl Stamper {
     /// Starts `reflink-img-guest stamp --log LOG ARGS` and waits until it is about to write.
-    pub fn stamps(log: &Path, args: &[impl AsRef<OsStr>]) -> Self {
+    pub fn start(log: &Path, args: &[impl AsRef<OsStr>]) -> Self {
         Self::spawn(Command::new(program()).arg("stamp").arg("--log").arg(log).args(args), log)
     }
 
-    /// As [`Guest::stamps`], by a command of one's own.
+    /// As [`Stamper::start`], by a command of one's own.
     pub fn spawn(command: &mut Command, log: &Path) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the guest starts");
         let lines = BufReader::new(child.stdout.take().expect("piped"));
-        let mut guest = Self { child, lines, log: log.to_owned() };
-        assert_eq!(guest.line(), "ready", "the guest's first word");
-        guest
+        let mut stamper = Self { child, lines, log: log.to_owned() };
+        assert_eq!(stamper.line(), "ready", "the guest's first word");
+        stamper
     }
 
     pub fn pid(&self) -> u32 {
@@ -73,7 +73,7 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
+impl Drop for Stamper {
     fn drop(&mut self) {
         // It has ended already where its test went well.
         let _ = self.child.kill();
