@@ -118,6 +118,9 @@ pub struct Latency {
     /// Through the page cache, instead of past it
     #[arg(long)]
     pub buffered: bool,
+    /// Without the writer: beside a `stamp` of the same image, whose stamps it would overwrite
+    #[arg(long)]
+    pub no_writes: bool,
     /// A read and a write every so often, instead of as fast as it goes; the percentiles then count what a stall kept from
     /// being made
     #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..))]
@@ -189,6 +192,7 @@ impl Latency {
             image: self.image,
             out: self.out,
             buffered: self.buffered,
+            no_writes: self.no_writes,
             every: self.every.map(Duration::from_micros),
             flush_every: Duration::from_millis(self.flush_every),
             seed: self.seed,

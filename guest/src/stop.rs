@@ -56,6 +56,11 @@ impl Stop {
         self.changed.notify_all();
     }
 
+    /// Asks when what this gives is dropped: a thread that ends, for whatever reason, so ends the others.
+    pub fn ask_when_dropped(&self) -> AskWhenDropped<'_> {
+        AskWhenDropped(self)
+    }
+
     /// Whether somebody has asked.
     pub fn asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
@@ -74,6 +79,16 @@ impl Stop {
             };
         }
         true
+    }
+}
+
+/// See [`Stop::ask_when_dropped`].
+#[derive(Debug)]
+pub struct AskWhenDropped<'a>(&'a Stop);
+
+impl Drop for AskWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.ask();
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Options {
     pub out: PathBuf,
     /// Through the page cache.
     pub buffered: bool,
+    /// Without the writer: beside a [`stamp`](crate::stamp) of the same image, whose stamps it would overwrite.
+    pub no_writes: bool,
     /// From the start of a read or a write to the next; nothing for as fast as it goes.
     pub every: Option<Duration>,
     /// From the start of a flush to the next.
@@ -64,20 +66,20 @@ pub fn run(options: &Options, stop: &Stop, ready: impl FnOnce()) -> Result<Acces
     let recorder = Recorder::create(&options.out, options.every, options.flush_every)?;
     let handle = || image.any_handle();
     let probe = |kind, file, every| Probe { kind, file, every, size: image.size(), stop, recorder: &recorder };
-    let probes = [
-        probe(Kind::Read, handle()?, options.every),
-        probe(Kind::Write, handle()?, options.every),
-        probe(Kind::Flush, handle()?, Some(options.flush_every)),
-    ];
+    let mut probes =
+        vec![probe(Kind::Read, handle()?, options.every), probe(Kind::Flush, handle()?, Some(options.flush_every))];
+    if !options.no_writes {
+        probes.push(probe(Kind::Write, handle()?, options.every));
+    }
     thread::scope(|scope| {
-        let threads = probes.map(|probe| {
+        let mut threads = Vec::new();
+        for probe in probes {
             let random = Random::new(options.seed ^ (probe.kind as u64) << 32);
-            scope.spawn(move || {
-                let ended = probe.run(random);
-                stop.ask();
-                ended
-            })
-        });
+            threads.push(scope.spawn(move || {
+                let _end = stop.ask_when_dropped();
+                probe.run(random)
+            }));
+        }
         ready();
         stop.wait(options.longest);
         stop.ask();

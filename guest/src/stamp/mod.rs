@@ -130,7 +130,13 @@ pub fn run(options: &Options, stop: &Stop, ready: impl FnOnce()) -> Result<Outco
     // What the engines do not need is not open: with registered files nothing is but the ring.
     drop(images);
     thread::scope(|scope| {
-        let threads: Vec<_> = works.into_iter().map(|work| scope.spawn(move || work_then_ask(work, stop))).collect();
+        let mut threads = Vec::new();
+        for work in works {
+            threads.push(scope.spawn(move || {
+                let _end = stop.ask_when_dropped();
+                work()
+            }));
+        }
         ready();
         stop.wait(options.longest);
         stop.ask();
@@ -148,18 +154,6 @@ pub fn run(options: &Options, stop: &Stop, ready: impl FnOnce()) -> Result<Outco
 
 /// What one thread does until it is to stop.
 type Work<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
-
-/// A thread that ends, for whatever reason, ends the others.
-fn work_then_ask(work: Work<'_>, stop: &Stop) -> Result<()> {
-    struct Ask<'a>(&'a Stop);
-    impl Drop for Ask<'_> {
-        fn drop(&mut self) {
-            self.0.ask();
-        }
-    }
-    let _ask = Ask(stop);
-    work()
-}
 
 fn works<'a>(
     options: &Options,

@@ -1,17 +1,23 @@
 //! The writer on files of whatever file system has the temporary files; kernel tests do the same on XFS and Btrfs.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::{Mode, Options, run};
+use super::locks::Locks;
+use super::pace::Pace;
+use super::ways::Way;
+use super::writer::Writer;
+use super::{Mode, Options, Outcome, run};
+use crate::engine::{Ended, Engine};
 use crate::fill::fill;
 use crate::image::Image;
-use crate::log::{History, Kind};
+use crate::log::format::State;
+use crate::log::{History, Kind, Log, Subject};
 use crate::scratch::Scratch;
 use crate::stop::Stop;
 use crate::sys::uring::Uring;
@@ -176,4 +182,57 @@ fn the_first_pass_renews_old_stamps_and_refuses_what_is_none() {
     file.write_all_at(b"somebody's data", 5000).unwrap();
     let refused = Image::open(&path, true, false).unwrap().first_pass().unwrap_err();
     assert!(refused.to_string().contains("sector 9"), "{refused}");
+}
+
+/// An engine without a file, whose writes fail in every way there is.
+struct Failing {
+    count: u64,
+    ended: Vec<Ended>,
+    buffer: Vec<u8>,
+}
+
+impl Engine for Failing {
+    fn slots(&self) -> usize {
+        4
+    }
+
+    fn buffer(&mut self, _slot: usize) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    fn write(&mut self, slot: usize, _offset: u64, length: usize) -> io::Result<()> {
+        self.count += 1;
+        let result = match self.count % 4 {
+            0 => return Err(ErrorKind::PermissionDenied.into()),
+            1 => Err(ErrorKind::StorageFull.into()),
+            2 => Ok(length - 512),
+            _ => Ok(length),
+        };
+        self.ended.push(Ended { slot, result });
+        Ok(())
+    }
+
+    fn wait(&mut self, list: &mut Vec<Ended>) -> io::Result<()> {
+        list.append(&mut self.ended);
+        Ok(())
+    }
+}
+
+#[test]
+fn errors_are_logged_and_the_guest_goes_on() {
+    let scratch = Scratch::new();
+    let options = options(&scratch, &["a"], Mode::Direct);
+    let subject = Subject { size: MIB, device: 1, inode: 1 };
+    let log = Log::create_for(&options.log, &[subject], false, 100).unwrap();
+    let locks = Locks::new(MIB / 512);
+    let engine = Box::new(Failing { count: 0, ended: Vec::new(), buffer: vec![0; 16 << 10] });
+    let ways = vec![Way { engine, punch: None, unit: 4096, region: 0..MIB }];
+    let (pace, stop) = (Pace::new(None, 1), Stop::new());
+    let mut writer = Writer::new(0, 0, &options, ways, pace, &log, &locks, &stop);
+    // It goes on until the log has no more room.
+    assert!(writer.run().unwrap_err().to_string().contains("is full"));
+    let failed = log.records().filter(|it| it.state == State::Failed).count();
+    let done = log.records().filter(|it| it.state == State::Done).count();
+    assert!(failed >= 70 && done >= 20, "{failed} failed, {done} done");
+    assert_eq!(Outcome::of(&log).errors, failed as u64);
 }
