@@ -9,6 +9,7 @@ mod armed;
 mod files;
 mod guest;
 mod other;
+mod stamper;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -33,6 +34,7 @@ pub use files::{
 };
 pub use guest::{Armed, Felt, Guest};
 pub use other::Other;
+pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged};
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");

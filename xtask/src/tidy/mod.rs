@@ -28,7 +28,7 @@ const CHECKS: [Check; 7] = [
 ];
 
 /// Folders whose Rust files are looked at.
-const FOLDERS: [&str; 4] = ["src", "tests", "xtask/src", "fuzz/fuzz_targets"];
+const FOLDERS: [&str; 5] = ["src", "tests", "guest/src", "xtask/src", "fuzz/fuzz_targets"];
 
 /// Checks the workspace and prints what is wrong with it.
 pub fn run() -> Result<()> {
