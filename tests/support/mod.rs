@@ -30,7 +30,7 @@ pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
 };
 pub use guest::{Armed, Felt, Guest};
-pub use other::Other;
+pub use other::{LoopDevice, Other, XfsIo};
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");

@@ -68,6 +68,9 @@ impl Survey {
         if has(|w| matches!(w, Holding::IoUring(_))) {
             ways.push("have the program not register its files with io_uring");
         }
+        if has(|w| matches!(w, Holding::OfThread(..))) {
+            ways.push("end the program: what a thread does not share with its process cannot be watched");
+        }
         if has(|w| matches!(w, Holding::LoopDevice(_))) {
             ways.push("detach the loop device (losetup -d)");
         }
@@ -81,7 +84,9 @@ impl Survey {
 fn escape(holder: &Holder) -> String {
     match holder.what {
         Holding::Descriptor(_) => format!("{holder}, opened before it could be watched"),
-        Holding::LoopDevice(_) | Holding::IoUring(_) | Holding::Mapping => format!("{holder}, which cannot be watched"),
+        Holding::LoopDevice(_) | Holding::IoUring(_) | Holding::Mapping | Holding::OfThread(..) => {
+            format!("{holder}, which cannot be watched")
+        }
         _ => holder.to_string(),
     }
 }
