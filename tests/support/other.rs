@@ -1,5 +1,6 @@
 //! Other programs, for the tests that need somebody else to have a file open.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -66,8 +67,16 @@ pub struct XfsIo {
 impl XfsIo {
     /// Opens the file for reading and writing.
     pub fn open(path: &Path) -> Self {
+        Self::start(&[path.as_os_str()])
+    }
+
+    pub fn open_to_read(path: &Path) -> Self {
+        Self::start(&["-r".as_ref(), path.as_os_str()])
+    }
+
+    fn start(args: &[&OsStr]) -> Self {
         let mut command = Command::new("stdbuf");
-        command.args(["-oL", "xfs_io"]).arg(path);
+        command.args(["-oL", "xfs_io"]).args(args);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
         let commands = child.stdin.take().expect("piped");
