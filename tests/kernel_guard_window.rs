@@ -221,23 +221,47 @@ fn a_loop_device_that_comes_meanwhile() {
     });
 }
 
-/// Nobody arms anything here but the job itself.
-#[test]
-fn a_writer_that_comes_between_the_first_look_and_t0() {
+/// Does something between the first look and T0, and something else after T0; nobody arms anything here but the job itself.
+/// The snapshot is right, or the job has another end than `0`.
+fn around_t0<T>(before: impl Fn(&Path) -> T, after: impl Fn(T)) {
     on_both(|s| {
         let (image, as_at_t0) = (s.path("vm.img"), s.outside("t0"));
-        noise(&image, SIZE);
-        fs::copy(&image, &as_at_t0).expect("a copy");
         for round in 0..support::rounds(20) {
+            noise(&image, SIZE);
+            fs::copy(&image, &as_at_t0).expect("a copy");
             let mut job = s.start(&slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]));
             // The first thing that is made, after the first look.
-            assert!(until(|| s.path("vm.snap.journal").exists()));
-            let file = OpenOptions::new().write(true).open(&image).expect("open");
-            assert!(job.wait_for("started"), "{}", job.end().stderr);
-            write(&file, FAR, BLOCK);
-            drop(file);
-            ended(s, &format!("{:?}, round {round}", s.fs), Right, job.end());
-            fs::copy(&as_at_t0, &image).expect("as it was");
+            assert!(until(|| s.path("vm.snap.journal").exists()), "{}", job.end().stderr);
+            let something = before(&image);
+            job.wait_for("started");
+            after(something);
+            let end = job.end();
+            println!("{:?}, round {round}: {:?} {}", s.fs, end.code, end.stderr);
+            match end.code {
+                Some(0) => assert_same(&as_at_t0, &s.path("vm.snap")),
+                Some(1 | 6) => assert!(!s.path("vm.snap").exists(), "{}", end.stderr),
+                other => panic!("{other:?}: {}", end.stderr),
+            }
+            let _ = fs::remove_file(s.path("vm.snap"));
+            s.run(&["abort", "vm.snap"]);
         }
+    });
+}
+
+#[test]
+fn a_writer_that_comes_between_the_first_look_and_t0() {
+    around_t0(|path| OpenOptions::new().write(true).open(path).expect("open"), |file| write(&file, FAR, BLOCK));
+}
+
+#[test]
+fn a_mapping_that_comes_between_the_first_look_and_t0() {
+    let map = |path: &Path| {
+        let mut program = XfsIo::open(path);
+        program.tell(&format!("mmap -rw {FAR} 65536"));
+        program
+    };
+    around_t0(map, |mut program| {
+        program.tell(&format!("mwrite {FAR} 65536"));
+        program.tell("munmap");
     });
 }

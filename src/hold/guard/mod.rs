@@ -111,7 +111,7 @@ impl Guard {
         }
         let (file, watch) = (Arc::clone(&self.image), Arc::clone(watch));
         let look = std::thread::Builder::new().name("second look".into());
-        let look = look.spawn(move || preflight::during(&file, &watch));
+        let look = look.spawn(move || preflight::look(&file, &watch));
         let hint = "check the limit of processes";
         let look = look.map_err(|e| Error::io(Kind::Failed, "cannot look again for who writes unseen", hint, e))?;
         self.second_look = Some(look);
@@ -157,7 +157,7 @@ impl Hold for Guard {
         raise::cloning_thread()?;
         preflight::everybody_is_seen()?;
         let watch = Watch::open(&[Arc::clone(&self.image)], self.deadline)?;
-        let survey = preflight::before(&self.image, &watch)?;
+        let survey = preflight::look(&self.image, &watch)?;
         if let Some(error) = survey.obstacle() {
             let what = format!("accesses to '{}' cannot all be watched: {}", self.path.display(), error.what);
             return Err(Error { what, ..error });
@@ -219,8 +219,9 @@ impl Hold for Guard {
         let broken = |why: String| Error::new(Kind::Broken, why, hint);
         let looked = self.second_look.take().map(|look| look.join().unwrap_or_else(|_| Err(panicked())));
         // Once more: what came and is still there would be seen now.
-        let last = preflight::during(&self.image, self.watch());
-        let why = looked.and_then(found).or_else(|| found(last)).or_else(|| self.lost());
+        let last = preflight::look(&self.image, self.watch());
+        // What had ended the watch before made the looks see nothing.
+        let why = self.watch().broken().or(looked.and_then(found)).or_else(|| found(last)).or_else(|| self.lost());
         if let Some(why) = why {
             self.watch().break_off(&why);
             return Err(broken(why));

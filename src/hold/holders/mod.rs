@@ -135,6 +135,17 @@ pub fn search(files: &Files) -> io::Result<Search> {
     Ok(search)
 }
 
+/// Looks for shared mappings of the files, that may be written, in these processes alone.
+pub fn mappings(files: &Files, pids: impl IntoIterator<Item = u32>) -> Search {
+    let mut search = Search { found: vec![Vec::new(); files.len()], hidden: Vec::new() };
+    for pid in pids {
+        if process::look_for_mappings(pid, files, &mut |file, holder| search.found[file].push(holder)).is_err() {
+            search.hidden.push(pid);
+        }
+    }
+    search
+}
+
 /// Looks for everybody but this process who has the file open for writing.
 ///
 /// # Errors

@@ -44,6 +44,15 @@ pub fn look_into(pid: u32, files: &Files, add: &mut impl FnMut(usize, Holder)) -
     looked.and(apart.map(drop)).and(mapped)
 }
 
+/// Adds what the process has mapped, and nothing else.
+///
+/// # Errors
+/// What keeps us from looking.
+pub fn look_for_mappings(pid: u32, files: &Files, add: &mut impl FnMut(usize, Holder)) -> io::Result<()> {
+    let mut add = |file, what| add(file, Holder { pid: Some(pid), comm: comm(pid), what });
+    unless_gone(mappings(&PathBuf::from(format!("/proc/{pid}")), files, &mut add))
+}
+
 /// The command's name.
 pub fn comm(pid: u32) -> String {
     let name = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
