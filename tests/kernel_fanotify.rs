@@ -7,11 +7,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
 use rclone_img::sys::fanotify::{Event, Group, Mark, exempt};
-use support::{BOUND, on_both, until};
+use support::{BOUND, XfsIo, on_both, until};
 
 fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).expect("open")
@@ -103,5 +103,29 @@ fn the_descriptor_of_an_event_is_exempt_and_clones_without_an_event() {
             to.clone_range(&from, whole).map(drop)
         };
         assert_eq!(events(&watch, clone), []);
+    });
+}
+
+/// What somebody maps is told before the mapping exists; that it grows is not told, nor what is written to it.
+#[test]
+fn a_mapping_is_told_once_and_never_again() {
+    on_both(|s| {
+        let path = s.path("vm.img");
+        std::fs::write(&path, vec![1; 1 << 20]).expect("write");
+        let watch = Group::pre_content().expect("a group");
+        watch.mark(File::open(&path).expect("open").as_fd(), Mark::PreAccess).expect("mark");
+        let program = Arc::new(Mutex::new(XfsIo::open(&path)));
+        let told = |commands: &'static [&str]| {
+            let program = Arc::clone(&program);
+            let access = move || {
+                commands.iter().for_each(|command| program.lock().expect("no panic").tell(command));
+                Ok(())
+            };
+            events(&watch, access).into_iter().map(|(_, range)| range).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&["mmap -rw 65536 8192"]), [Some((65536, 8192))], "{:?}", s.fs);
+        assert_eq!(told(&["mremap -m 65536", "mwrite 65536 65536", "msync -s", "munmap"]), [], "{:?}", s.fs);
+        let changed = std::fs::read(&path).expect("read");
+        assert_ne!((changed[65536], changed[131071]), (1, 1), "{:?}: it has grown, and was written", s.fs);
     });
 }

@@ -5,7 +5,7 @@ mod support;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use rclone_img::disk::real::RealFile;
@@ -13,7 +13,7 @@ use rclone_img::hold::holders::{Holder, Holding, holders};
 use rclone_img::range::ByteRange;
 use rclone_img::sys::lease::{self, Lease};
 use rclone_img::sys::ofd::{self, Lock};
-use support::{Fs, Other, Sandbox, must, on_both};
+use support::{Fs, LoopDevice, Other, Sandbox, on_both};
 
 /// Set for the child that looks for holders as an unprivileged user; the value is the file's path.
 const CHILD_SEARCHES: &str = "RCLIMG_TEST_CHILD_SEARCHES";
@@ -66,22 +66,6 @@ fn a_loop_device_is_named_and_a_read_only_one_is_not() {
             assert_eq!(found, expect.into_iter().collect::<Vec<_>>(), "{kind:?}");
         }
     });
-}
-
-/// A loop device, detached on drop.
-struct LoopDevice(PathBuf);
-
-impl LoopDevice {
-    fn on(path: &Path, read_only: bool) -> Self {
-        let find = if read_only { "-rf" } else { "-f" };
-        Self(PathBuf::from(must("losetup", &[&find, &"--show", &path]).trim()))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
-    }
 }
 
 #[test]

@@ -167,6 +167,11 @@ impl<A, W: Word> Accesses<A, W> {
         whole
     }
 
+    /// Whether this is before T0, with nobody waiting for it yet.
+    pub fn is_passing(&self) -> bool {
+        self.phase == Phase::Passing
+    }
+
     /// Whether T0 is set and nothing has ended it.
     pub fn is_watching(&self) -> bool {
         self.phase == Phase::Watching
@@ -220,7 +225,9 @@ mod tests {
     fn before_t0_everybody_passes_and_while_the_images_are_gathered_everybody_waits() {
         let mut accesses = Accesses::<u32>::new(LIMITS);
         assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), Some(1));
+        assert!(accesses.is_passing());
         accesses.gather();
+        assert!(!accesses.is_passing());
         assert_eq!(accesses.arrive(2, 0, range(0, 1), MS), None);
         assert_eq!((accesses.wanted(), accesses.ready(MS)), (None, vec![]), "T0 is not set yet");
         let clusters = Arc::new(Clusters::new(4096, PowerOfTwo::new(4096).expect("a power of two")));

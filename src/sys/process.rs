@@ -68,6 +68,20 @@ pub fn descriptor(process: BorrowedFd<'_>, number: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
 }
 
+/// `KCMP_FILES` of `linux/kcmp.h`.
+const KCMP_FILES: libc::c_int = 2;
+
+/// Whether two threads have the same table of descriptors (kcmp(2)), so that looking at one is looking at both.
+///
+/// # Errors
+/// ESRCH where one has ended; EPERM without the right to trace both; ENOSYS on a kernel without it.
+pub fn same_descriptors(one: u32, other: u32) -> io::Result<bool> {
+    // SAFETY: kcmp takes five integers, of which KCMP_FILES looks at two, and touches no memory of ours.
+    let order =
+        unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0 as libc::c_ulong, 0 as libc::c_ulong) };
+    if order < 0 { Err(io::Error::last_os_error()) } else { Ok(order == 0) }
+}
+
 /// The command's name is in brackets and may hold anything, brackets and spaces too: fields count from the last one.
 fn parse_start(stat: &[u8]) -> Option<u64> {
     let name_end = stat.iter().rposition(|b| *b == b')')?;

@@ -33,7 +33,7 @@ pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
 };
 pub use guest::{Armed, Felt, Guest};
-pub use other::Other;
+pub use other::{LoopDevice, Other, XfsIo};
 pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged};
 
 /// The program.

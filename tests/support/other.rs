@@ -1,8 +1,11 @@
 //! Other programs, for the tests that need somebody else to have a file open.
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use super::must;
 
 /// Another program that is ended with the test: a writer, a reader, a mapping's owner.
 pub struct Other(pub Child);
@@ -35,5 +38,70 @@ impl Drop for Other {
         // It has ended already where its test failed; there is nobody to tell.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A loop device, detached on drop.
+pub struct LoopDevice(pub PathBuf);
+
+impl LoopDevice {
+    pub fn on(path: &Path, read_only: bool) -> Self {
+        let find = if read_only { "-rf" } else { "-f" };
+        Self(PathBuf::from(must("losetup", &[&find, &"--show", &path]).trim()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+/// Another program that has a file open and does with it what it is told: `xfs_io`, which can map files as well.
+pub struct XfsIo {
+    child: Child,
+    commands: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl XfsIo {
+    /// Opens the file for reading and writing.
+    pub fn open(path: &Path) -> Self {
+        Self::start(&[path.as_os_str()])
+    }
+
+    pub fn open_to_read(path: &Path) -> Self {
+        Self::start(&["-r".as_ref(), path.as_os_str()])
+    }
+
+    fn start(args: &[&OsStr]) -> Self {
+        let mut command = Command::new("stdbuf");
+        command.args(["-oL", "xfs_io"]).args(args);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("spawn");
+        let commands = child.stdin.take().expect("piped");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let mut program = Self { child, commands, lines };
+        program.tell("file");
+        program
+    }
+
+    /// Has it do something and waits until it is done.
+    pub fn tell(&mut self, command: &str) {
+        // The second command is done after the first, and says something that no other does.
+        writeln!(self.commands, "{command}\nhelp quit").expect("it runs");
+        let done = self.lines.by_ref().map_while(Result::ok).any(|line| line.contains("exit the program"));
+        assert!(done, "xfs_io has ended at {command:?}");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for XfsIo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -1,5 +1,6 @@
 //! The thread that answers: it never waits for anything but events.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -20,6 +21,9 @@ use crate::sys::fanotify::{Event, Group};
 /// The longest that the answering thread sleeps: its sign of life for the supervisor.
 const BEAT: Duration = Duration::from_millis(50);
 
+/// The most processes whose accesses before T0 are kept in mind.
+pub const USERS: usize = 1024;
+
 /// An image under watch, as events name it.
 #[derive(Clone, Copy)]
 pub struct Watched {
@@ -38,6 +42,8 @@ pub struct Shared {
     pub(super) images: Vec<Watched>,
     /// Accesses of this process, which are probes.
     pub(super) probes: AtomicU64,
+    /// Who has used an image before T0.
+    pub(super) users: Mutex<BTreeSet<u32>>,
     pub(super) stop: AtomicBool,
     pub(super) wake: EventFd,
 }
@@ -46,6 +52,10 @@ impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Accesses<Access>> {
         // A panic elsewhere must not keep anybody waiting.
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn users(&self) -> BTreeSet<u32> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn answer_ready(&self) {
@@ -107,7 +117,8 @@ impl Shared {
     fn take(&self, event: Event) {
         let Event { file, pid, range, .. } = event;
         let access = Access::new(file, &self.group, &self.table);
-        if u32::try_from(pid) == Ok(std::process::id()) {
+        let pid = u32::try_from(pid).unwrap_or(0);
+        if pid == std::process::id() {
             self.probes.fetch_add(1, Ordering::AcqRel);
             return;
         }
@@ -117,6 +128,12 @@ impl Shared {
         let Some(image) = self.images.iter().position(|i| (i.dev, i.ino) == (now.dev, now.ino)) else { return };
         let was = self.images[image];
         let mut machine = self.lock();
+        if machine.is_passing() {
+            let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+            if users.len() < USERS {
+                users.insert(pid);
+            }
+        }
         if machine.is_watching() && now.size != was.size {
             drop(machine);
             return self.break_off(&resized(was.size, now.size));

@@ -138,7 +138,7 @@ fn panicked() -> Option<String> {
 /// What a look after T0 finds that makes the snapshot wrong, perhaps.
 fn escapes(images: &[Image], watch: &Watch) -> Option<String> {
     images.iter().find_map(|(image, path)| {
-        let error = match preflight::during(image, watch) {
+        let error = match preflight::look(image, watch) {
             Ok(survey) => survey.obstacle()?,
             Err(error) => error,
         };
@@ -158,7 +158,7 @@ impl Hold for Guard {
         let watch = Watch::open(&files, self.deadline)?;
         self.armed = 0;
         for (image, path) in &self.images {
-            let survey = preflight::before(image, &watch)?;
+            let survey = preflight::look(image, &watch)?;
             if let Some(error) = survey.obstacle() {
                 let what = format!("accesses to '{}' cannot all be watched: {}", path.display(), error.what);
                 return Err(Error { what, ..error });
@@ -225,7 +225,9 @@ impl Hold for Guard {
         let broken = |why: String| Error::new(Kind::Broken, why, hint);
         let looked = self.second_look.take().and_then(|look| look.join().unwrap_or_else(|_| panicked()));
         // Once more: what came and is still there would be seen now.
-        let why = looked.or_else(|| escapes(&self.images, self.watch())).or_else(|| self.lost());
+        // What had ended the watch before made the looks see nothing.
+        let why = self.watch().broken().or(looked);
+        let why = why.or_else(|| escapes(&self.images, self.watch())).or_else(|| self.lost());
         if let Some(why) = why {
             self.watch().break_off(&why);
             return Err(broken(why));

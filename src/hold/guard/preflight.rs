@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use nix::sys::stat::fstat;
 
 use super::watch::Watch;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
-use crate::hold::holders::{self, Holder, Holding};
+use crate::hold::holders::{self, Files, Holder, Holding, Search};
 use crate::sys::lease::{self, Lease};
 use crate::sys::process;
 
@@ -68,6 +72,9 @@ impl Survey {
         if has(|w| matches!(w, Holding::IoUring(_))) {
             ways.push("have the program not register its files with io_uring");
         }
+        if has(|w| matches!(w, Holding::OfThread(..))) {
+            ways.push("end the program: what a thread does not share with its process cannot be watched");
+        }
         if has(|w| matches!(w, Holding::LoopDevice(_))) {
             ways.push("detach the loop device (losetup -d)");
         }
@@ -81,7 +88,9 @@ impl Survey {
 fn escape(holder: &Holder) -> String {
     match holder.what {
         Holding::Descriptor(_) => format!("{holder}, opened before it could be watched"),
-        Holding::LoopDevice(_) | Holding::IoUring(_) | Holding::Mapping => format!("{holder}, which cannot be watched"),
+        Holding::LoopDevice(_) | Holding::IoUring(_) | Holding::Mapping | Holding::OfThread(..) => {
+            format!("{holder}, which cannot be watched")
+        }
         _ => holder.to_string(),
     }
 }
@@ -98,22 +107,21 @@ pub fn everybody_is_seen() -> Result<()> {
     Err(Error::new(Kind::Refused, what, "run it on the host"))
 }
 
-/// Looks for all who may write to the image, and asks the kernel of each descriptor whether it can be watched. `probe` says
-/// so for descriptors of the image.
+fn cannot_search(error: io::Error) -> Error {
+    let hint = "check that /proc is mounted, and run as root";
+    Error::io(Kind::Refused, "who has the image open for writing cannot be found out", hint, error)
+}
+
+/// Looks for all who may write to the image. `probe` says of a descriptor of the image whether it can be watched.
 ///
 /// # Errors
 /// Refused where the processes or the image cannot be looked at.
-pub fn survey(image: &RealFile, probe: impl FnOnce(&[OwnedFd]) -> Result<Vec<bool>>) -> Result<Survey> {
-    let cannot = |e| {
-        let hint = "check that /proc is mounted, and run as root";
-        Error::io(Kind::Refused, "who has the image open for writing cannot be found out", hint, e)
-    };
-    let found = holders::holders(image.as_fd()).map_err(cannot)?;
+pub fn survey(image: &RealFile, probe: impl Fn(&OwnedFd) -> bool) -> Result<Survey> {
+    let found = holders::holders(image.as_fd()).map_err(cannot_search)?;
     // Some kernels let nobody look into the first process; it is not one that has images open.
     let hidden = found.hidden.into_iter().filter(|pid| *pid != FIRST_PROCESS).collect();
     let mut survey = Survey { hidden, ..Survey::default() };
     let mut processes = BTreeMap::new();
-    let (mut asked, mut descriptors) = (Vec::new(), Vec::new());
     let mut locked = None;
     for holder in found.found {
         match (&holder.what, holder.pid) {
@@ -124,10 +132,8 @@ pub fn survey(image: &RealFile, probe: impl FnOnce(&[OwnedFd]) -> Result<Vec<boo
                     .map_err(|e| e.raw_os_error())
                     .and_then(|process| process::descriptor(process.as_fd(), *number).map_err(|e| e.raw_os_error()));
                 match copy {
-                    Ok(copy) => {
-                        asked.push(holder);
-                        descriptors.push(copy);
-                    }
+                    Ok(copy) if probe(&copy) => survey.armed.push(holder),
+                    Ok(_) => survey.escapes.push(holder),
                     // It has ended, or closed the descriptor, since.
                     Err(Some(libc::ESRCH | libc::EBADF)) => {}
                     Err(_) => survey.escapes.push(holder),
@@ -136,9 +142,6 @@ pub fn survey(image: &RealFile, probe: impl FnOnce(&[OwnedFd]) -> Result<Vec<boo
             (Holding::QemuLock, _) => locked = Some(holder),
             _ => survey.escapes.push(holder),
         }
-    }
-    for (holder, armed) in asked.into_iter().zip(probe(&descriptors)?) {
-        if armed { survey.armed.push(holder) } else { survey.escapes.push(holder) }
     }
     // A lock without a descriptor is somebody whom the search has not found.
     let nobody = survey.armed.is_empty() && survey.escapes.is_empty();
@@ -160,18 +163,24 @@ fn somebody_writes(image: &RealFile) -> bool {
     }
 }
 
-/// Surveys an image that is not watched yet.
+/// Surveys an image under watch, before T0 or after it.
 ///
 /// # Errors
 /// As [`survey`].
-pub fn before(image: &RealFile, watch: &Watch) -> Result<Survey> {
-    survey(image, |descriptors| watch.probe(descriptors))
+pub fn look(image: &RealFile, watch: &Watch) -> Result<Survey> {
+    survey(image, |descriptor| watch.probe(descriptor))
 }
 
-/// Surveys an image under watch.
+/// Refuses where one of these processes has an image mapped in a way that may change it.
 ///
 /// # Errors
-/// As [`survey`].
-pub fn during(image: &RealFile, watch: &Watch) -> Result<Survey> {
-    survey(image, |descriptors| Ok(descriptors.iter().map(|fd| watch.probe_one(fd)).collect()))
+/// Failed, with the process; as [`survey`].
+pub fn nobody_has_mapped(images: &[Arc<RealFile>], pids: impl IntoIterator<Item = u32>) -> Result<()> {
+    let stats: std::result::Result<Vec<_>, _> = images.iter().map(|image| fstat(&**image)).collect();
+    let stats = stats.map_err(|e| cannot_search(e.into()))?;
+    let Search { found, hidden } = holders::mappings(&Files::new(stats.iter().map(|s| (s.st_dev, s.st_ino))), pids);
+    let survey = Survey { escapes: found.into_iter().flatten().collect(), hidden, ..Survey::default() };
+    let Some(error) = survey.obstacle() else { return Ok(()) };
+    let what = format!("the image was mapped while the job was prepared: {}", error.what);
+    Err(Error { kind: Kind::Failed, what, ..error })
 }

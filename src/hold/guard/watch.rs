@@ -16,9 +16,9 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::access::Access;
-use super::answer::{Shared, watched};
+use super::answer::{Shared, USERS, watched};
 use super::table::{self, Figures, SLOTS, Table};
-use super::{link, raise};
+use super::{link, preflight, raise};
 use crate::cbw::{Accesses, Clusters, Limits};
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
@@ -46,7 +46,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// A watch over images, which are not marked yet. The descriptors must be exempt from events.
+    /// A watch over images. From here on their accesses are seen, and go on at once; what is opened can be watched, whoever
+    /// arms it. The descriptors must be exempt from events.
     ///
     /// # Errors
     /// Refused where the kernel or the rights do not suffice, and where there can be no supervisor.
@@ -65,6 +66,7 @@ impl Watch {
             news: Condvar::new(),
             images: images.map_err(own)?,
             probes: AtomicU64::new(0),
+            users: Mutex::default(),
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| own(e.into()))?,
         });
@@ -81,44 +83,25 @@ impl Watch {
         let thread = thread::Builder::new().name("answers".into()).stack_size(STACK).spawn(answer);
         watch.thread = Some(thread.map_err(own)?);
         result.recv().unwrap_or_else(|_| Err(own(io::Error::other("the answering thread ended"))))?;
+        watch.mark()?;
         Ok(watch)
     }
 
-    /// Whether a descriptor of an image, received from another process, is one whose accesses can be watched. The images
-    /// are marked meanwhile; everybody goes on at once.
-    ///
-    /// # Errors
-    /// Refused where the images cannot be marked.
-    pub fn probe(&self, descriptors: &[OwnedFd]) -> Result<Vec<bool>> {
-        if descriptors.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.mark()?;
-        let seen = || self.shared.probes.load(Ordering::Acquire);
-        let armed = descriptors.iter().map(|fd| {
-            let before = seen();
-            touch(fd);
-            seen() != before
-        });
-        let armed = armed.collect();
-        self.unmark();
-        Ok(armed)
-    }
-
-    /// As [`Watch::probe`], while the images are marked already.
-    pub fn probe_one(&self, descriptor: &OwnedFd) -> bool {
+    /// Whether accesses by a descriptor of an image, received from another process, can be watched.
+    pub fn probe(&self, descriptor: &OwnedFd) -> bool {
         let before = self.shared.probes.load(Ordering::Acquire);
         touch(descriptor);
         self.shared.probes.load(Ordering::Acquire) != before
     }
 
-    /// Marks all images, one after the other; accesses to those that are marked wait until the last one is, which is T0.
+    /// Sets T0: accesses to all images wait from here on, until what they may change is cloned.
     ///
     /// # Errors
-    /// Refused where an image cannot be marked; nobody waits then.
+    /// Refused where an image cannot be marked, failed where somebody has mapped one since the watch began; nobody waits
+    /// then.
     pub fn begin(&self, images: &[Arc<Clusters>], blocks: &[u64]) -> Result<()> {
         self.shared.lock().gather();
-        if let Err(error) = self.mark() {
+        if let Err(error) = self.mark().and_then(|()| self.nobody_has_mapped()) {
             self.end();
             return Err(error);
         }
@@ -200,6 +183,17 @@ impl Watch {
             }
         }
         Ok(())
+    }
+
+    /// A mapping that was made after the first look had been at its process is found by its owner's access. What is mapped
+    /// from here on waits, as everything does.
+    fn nobody_has_mapped(&self) -> Result<()> {
+        let users = self.shared.users();
+        if users.len() >= USERS {
+            let what = format!("{USERS} processes or more use the image");
+            return Err(Error::new(Kind::Failed, what, "end those that need not, and run the same command again"));
+        }
+        preflight::nobody_has_mapped(&self.files, users)
     }
 
     fn unmark(&self) {
