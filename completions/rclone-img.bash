@@ -152,7 +152,7 @@ _rclone__img() {
             return 0
             ;;
         rclone__subcmd__img__subcmd__snapshot)
-            opts="-q -h --chunk --cluster --consistency --refresh --restart --force --writable --guest-deadline --dry-run --latency --min-free --wait --metrics --json --quiet --help"
+            opts="-q -h --chunk --cluster --consistency --refresh --restart --force --writable --guest-deadline --qmp --qga --freeze --thaw --freeze-timeout --require-freeze --dry-run --latency --min-free --wait --metrics --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -171,6 +171,26 @@ _rclone__img() {
                     return 0
                     ;;
                 --guest-deadline)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --qmp)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --qga)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --freeze)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --thaw)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --freeze-timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -41,6 +41,11 @@ guard\t''
 atomic\t''
 none\t''"
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l qmp -d 'The socket of the QMP monitor of a QEMU that was started before \'rclone-img guard\': it is made to open its image anew, so that its accesses can be watched; may be given several times' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l qga -d 'The socket of the QEMU guest agent: the guest\'s file systems are frozen for the moment of the point in time; may be given once for each guest' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze -d 'A command for /bin/sh that freezes what writes to the image for the moment of the point in time, with --thaw' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l thaw -d 'The command that thaws what --freeze has frozen; run whatever happens, also after a freeze that failed, and perhaps several times' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze-timeout -d 'How long a freeze may take, and how long it may last until the point in time is set, 1s to 10m; after that the guest is thawed, and the snapshot is as after a power cut' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
@@ -49,6 +54,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l refre
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l restart -d 'Start over even if a partial file could be used'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l force -d 'Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l writable -d 'Give the snapshot write permission for its owner, and what others have on the image'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l require-freeze -d 'No snapshot unless the guest was frozen'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-run -d 'Say what would be done; touch nothing'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'

@@ -10,42 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use support::{Armed, BLOCK, Guest, Job, Sandbox, on_both, rounds, slowly, until};
-
-/// The processes of a job.
-#[derive(Clone, Copy, Debug)]
-struct Family {
-    front: Pid,
-    worker: Pid,
-    supervisor: Pid,
-}
-
-impl Family {
-    fn of(job: &Job) -> Self {
-        let child = |of: Pid| {
-            let mut found = None;
-            let there = until(|| {
-                let path = format!("/proc/{of}/task/{of}/children");
-                let children = fs::read_to_string(path).unwrap_or_default();
-                found = children.split_whitespace().next().and_then(|p| p.parse().ok());
-                found.is_some()
-            });
-            assert!(there, "{of} has no child");
-            Pid::from_raw(found.expect("found"))
-        };
-        let front = Pid::from_raw(job.pid() as i32);
-        let worker = child(front);
-        Self { front, worker, supervisor: child(worker) }
-    }
-
-    fn is_gone(self) -> bool {
-        let gone = |pid: Pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.is_empty() || stat.contains(") Z ")
-        };
-        gone(self.worker) && gone(self.supervisor)
-    }
-}
+use support::{Armed, BLOCK, Family, Guest, Sandbox, on_both, rounds, slowly, until};
 
 fn send(pid: Pid, signal: Signal) {
     kill(pid, signal).unwrap_or_else(|e| panic!("{signal} to {pid}: {e}"));

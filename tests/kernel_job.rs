@@ -225,7 +225,7 @@ fn json_tells_started_progress_and_last_always_finished_or_failed() {
         for event in &events {
             assert_eq!((&event["v"], &event["job"]), (&1.into(), &started["job"]), "{event}");
         }
-        let both = ["src", "dst", "t0", "hold", "point_in_time", "quiesced", "new_t0", "bytes", "extents"];
+        let both = ["src", "dst", "t0", "hold", "point_in_time", "new_t0", "bytes", "extents"];
         for field in both {
             // Where the plan needed no walk nobody has counted the extents.
             assert!(started.get(field).is_some_and(|v| !v.is_null() || field == "extents"), "{field} of {started}");

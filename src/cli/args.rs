@@ -3,18 +3,19 @@
 //! [`parse`] turns arguments into plain data before anything happens; what it hands on is in range. Only what is built
 //! is accepted. Paths are taken as bytes: any name that the kernel accepts works.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
 use super::values::{self, MinFree};
-use crate::hold::HoldKind;
+
+mod snapshot;
+
+use snapshot::SNAPSHOT_EXAMPLES;
+pub use snapshot::{Consistency, SnapshotArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -30,18 +31,6 @@ Examples:
   rclone-img check vm.img
   rclone-img snapshot vm.img vm.snap
   rclone-img resume vm.snap";
-
-const SNAPSHOT_EXAMPLES: &str = "\
-What a job puts at DST is complete and synced, and of one instant unless --consistency none was asked
-for. Until then the work is in DST.partial and DST.journal, and with --refresh there is no DST; the same
-command, or resume, goes on from them. SIGINT, SIGTERM and
-SIGHUP end the job after the clone call that is running, with a checkpoint (exit 4).
-
-Examples:
-  rclone-img snapshot vm.img vm.snap
-  rclone-img snapshot --latency 5ms --wait 10m vm.img vm.snap
-  rclone-img snapshot --refresh --metrics /var/lib/node_exporter/vm.prom vm.img vm.snap
-  rclone-img snapshot --dry-run vm.img vm.snap";
 
 const RESUME_EXAMPLES: &str = "\
 Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To take
@@ -117,15 +106,6 @@ pub enum Verb {
     Guard(GuardArgs),
 }
 
-/// `--consistency`: how the point in time is to be kept.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Consistency {
-    /// The first hold that applies; refused where none does.
-    Auto,
-    /// This one; refused where it does not apply.
-    Hold(HoldKind),
-}
-
 /// What is said of progress, and where.
 #[derive(Args, Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Output {
@@ -155,50 +135,6 @@ pub struct JobArgs {
     /// Where reports go.
     #[command(flatten)]
     pub output: Output,
-}
-
-/// `snapshot SRC DST`, `snapshot SRC=DST...`.
-#[derive(Args, Clone, PartialEq, Eq, Debug)]
-#[command(
-    override_usage = "rclone-img snapshot [OPTIONS] <SRC> <DST>\n       rclone-img snapshot [OPTIONS] <SRC=DST>..."
-)]
-pub struct SnapshotArgs {
-    /// The image, a regular file or a symbolic link to one, and the snapshot to make of it, on the same file system, which may exist only with --refresh or --force; or SRC=DST for each of several images: all snapshots are then of one instant, and all are put into place or none
-    #[arg(value_name = "SRC DST", required = true)]
-    images: Vec<PathBuf>,
-    /// Each image with its snapshot.
-    #[arg(skip)]
-    pub pairs: Vec<(PathBuf, PathBuf)>,
-    /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
-    pub chunk: u64,
-    /// The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk
-    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = values::cluster)]
-    pub cluster: u64,
-    /// How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. guard: a running VM's accesses wait until what they may change is cloned; it must have been started under 'rclone-img guard'. atomic: a single call, which stalls the image's users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else guard if all who write can be watched, else atomic if it is short, else refused
-    #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
-    pub consistency: Consistency,
-    /// Bring the older snapshot DST to a new point in time, cloning only what differs
-    #[arg(long)]
-    pub refresh: bool,
-    /// Start over even if a partial file could be used
-    #[arg(long, conflicts_with = "refresh")]
-    pub restart: bool,
-    /// Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal
-    #[arg(long)]
-    pub force: bool,
-    /// Give the snapshot write permission for its owner, and what others have on the image
-    #[arg(long)]
-    pub writable: bool,
-    /// How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = values::guest_deadline)]
-    pub guest_deadline: Duration,
-    /// Say what would be done; touch nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// What the job verbs share.
-    #[command(flatten)]
-    pub job: JobArgs,
 }
 
 /// `resume DST`.
@@ -271,48 +207,18 @@ pub fn command() -> clap::Command {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Error> {
     let mut verb = Cli::try_parse_from(args)?.verb;
     if let Verb::Snapshot(args) = &mut verb {
-        args.pairs = pairs(&args.images).map_err(|why| command().error(ErrorKind::ValueValidation, why))?;
+        args.check().map_err(|(kind, why)| command().error(kind, why))?;
     }
-    match &verb {
-        Verb::Snapshot(args) if args.cluster > args.chunk => {
-            let what = format!("--cluster is {} bytes, more than --chunk, {}", args.cluster, args.chunk);
-            Err(command().error(ErrorKind::ValueValidation, format!("{what}: a cluster is at most a chunk")))
-        }
-        _ => Ok(verb),
-    }
-}
-
-/// `SRC DST`, or `SRC=DST` once or more. Two arguments are pairs only if both have a `=`; a name with one can so be given in
-/// the first form.
-fn pairs(images: &[PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>, String> {
-    let pair = |text: &PathBuf| {
-        let bytes = text.as_os_str().as_bytes();
-        let at = bytes.iter().position(|b| *b == b'=')?;
-        let (src, dst) = (&bytes[..at], &bytes[at + 1..]);
-        let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
-        (!src.is_empty() && !dst.is_empty()).then(|| (path(src), path(dst)))
-    };
-    let pairs: Option<Vec<_>> = images.iter().map(pair).collect();
-    match (pairs, images) {
-        (Some(pairs), _) => Ok(pairs),
-        (None, [src, dst]) => Ok(vec![(src.into(), dst.into())]),
-        (None, _) => Err("name an image and a snapshot, SRC DST, or SRC=DST for each of several images".into()),
-    }
-}
-
-fn consistency() -> impl TypedValueParser<Value = Consistency> {
-    let names = ["auto"].into_iter().chain(HoldKind::ALL.map(HoldKind::name));
-    PossibleValuesParser::new(names).map(|name| {
-        let hold = HoldKind::ALL.into_iter().find(|hold| hold.name() == name);
-        hold.map_or(Consistency::Auto, Consistency::Hold)
-    })
+    Ok(verb)
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
 
-    use super::{Consistency, Duration, HoldKind, MinFree, OsString, SnapshotArgs, Verb, command, parse};
+    use crate::hold::HoldKind;
+
+    use super::{Consistency, Duration, MinFree, OsString, SnapshotArgs, Verb, command, parse};
 
     fn snapshot(args: &[&str]) -> SnapshotArgs {
         let line = ["rclone-img", "snapshot"].iter().chain(args).map(OsString::from);

@@ -75,7 +75,6 @@ struct StartedBody {
     t0: String,
     hold: &'static str,
     point_in_time: bool,
-    quiesced: bool,
     new_t0: bool,
     bytes: u64,
     extents: Option<u64>,
@@ -105,6 +104,8 @@ struct FinishedBody {
     call_p99_ms: f64,
     longest_guest_wait_ms: Option<f64>,
     promoted: u64,
+    quiesced: bool,
+    frozen_ms: Option<u64>,
     skipped_bytes: u64,
     copied_bytes: u64,
     elapsed_ms: f64,
@@ -129,7 +130,6 @@ impl StartedBody {
             t0: started.t0.to_string(),
             hold: started.hold.name(),
             point_in_time: started.hold.point_in_time(),
-            quiesced: false,
             new_t0: started.new_t0,
             bytes: started.bytes,
             extents,
@@ -159,6 +159,8 @@ impl FinishedBody {
             call_p99_ms: ms(finished.call_p99),
             longest_guest_wait_ms: finished.longest_guest_wait.map(ms),
             promoted: finished.promoted,
+            quiesced: finished.quiescence.is_some_and(|known| known.quiesced),
+            frozen_ms: finished.quiescence.map(|known| known.frozen_ms),
             skipped_bytes: finished.skipped_bytes,
             copied_bytes: finished.copied_bytes,
             elapsed_ms: ms(finished.elapsed),
@@ -247,11 +249,11 @@ mod tests {
                 json.end(&names, &End::Finished(samples::finished()));
             },
             &[
-                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"started","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"quiesced":false,"new_t0":false,"bytes":8192,"extents":2}"#,
+                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"started","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"new_t0":false,"bytes":8192,"extents":2}"#,
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"progress","done_bytes":4096,"bytes":8192,"extents":0,"calls":0,"longest_call_ms":0.0,"elapsed_ms":0.0}"#,
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"progress","done_bytes":4096,"bytes":8192,"extents":0,"calls":0,"longest_call_ms":0.0,"elapsed_ms":1000.0}"#,
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"warning","message":"slow \"log\""}"#,
-                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"finished","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"quiesced":false,"new_t0":false,"bytes":8192,"extents":2,"calls":3,"longest_call_ms":5.125,"call_p99_ms":5.0,"longest_guest_wait_ms":0.0,"promoted":0,"skipped_bytes":0,"copied_bytes":4096,"elapsed_ms":2500.0}"#,
+                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"finished","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"new_t0":false,"bytes":8192,"extents":2,"calls":3,"longest_call_ms":5.125,"call_p99_ms":5.0,"longest_guest_wait_ms":0.0,"promoted":0,"quiesced":false,"frozen_ms":null,"skipped_bytes":0,"copied_bytes":4096,"elapsed_ms":2500.0}"#,
             ],
         );
     }

@@ -138,6 +138,12 @@ fn render(runs: &[Run<'_>], old: &str) -> String {
     gauge("longest_guest_wait_seconds", "The longest that an access of a guest waited for the job.", &|run| {
         Some(run.finished?.longest_guest_wait?.as_secs_f64().to_string())
     });
+    gauge("quiesced", "1 if the guest was frozen at that instant.", &|run| {
+        Some(u8::from(run.finished?.quiescence.is_some_and(|known| known.quiesced)).to_string())
+    });
+    gauge("frozen_seconds", "How long the guest was frozen.", &|run| {
+        Some(Duration::from_millis(run.finished?.quiescence?.frozen_ms).as_secs_f64().to_string())
+    });
     gauge("copied_bytes", "Bytes copied because they could not be shared.", &|run| {
         Some(run.finished?.copied_bytes.to_string())
     });
@@ -197,6 +203,7 @@ mod tests {
                 r#"calls{src="vm.img",dst="vm.snap"} 3"#,
                 r#"longest_call_seconds{src="vm.img",dst="vm.snap"} 0.005125"#,
                 r#"longest_guest_wait_seconds{src="vm.img",dst="vm.snap"} 0"#,
+                r#"quiesced{src="vm.img",dst="vm.snap"} 0"#,
                 r#"copied_bytes{src="vm.img",dst="vm.snap"} 4096"#,
                 r#"skipped_bytes{src="vm.img",dst="vm.snap"} 0"#,
                 r#"point_in_time{src="vm.img",dst="vm.snap"} 1"#,

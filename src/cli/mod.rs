@@ -8,6 +8,7 @@ pub mod abort;
 pub mod args;
 pub mod check;
 pub mod dry_run;
+pub mod freezer;
 pub mod guard;
 pub mod json;
 pub mod map;
@@ -32,6 +33,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind, Result};
 use crate::hold::guard::watch::SUPERVISOR;
+use crate::quiesce::freezer::FREEZER;
 use args::Verb;
 
 /// How long the last words on standard error may take.
@@ -43,6 +45,9 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
     let args: Vec<OsString> = args.collect();
     if args.get(1).is_some_and(|verb| verb == SUPERVISOR) {
         return supervisor::run();
+    }
+    if args.get(1).is_some_and(|verb| verb == FREEZER) {
+        return freezer::run();
     }
     let worker = args.get(1).is_some_and(|verb| verb == worker::WORKER);
     let args = if worker { worker::become_worker(args) } else { args };

@@ -237,6 +237,7 @@ pub(super) mod samples {
             longest_guest_wait: Some(Duration::ZERO),
             accesses: None,
             promoted: 0,
+            quiescence: None,
             skipped_bytes: 0,
             copied_bytes: 4096,
             elapsed: Duration::from_millis(2500),

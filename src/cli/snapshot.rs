@@ -17,13 +17,15 @@ use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
-use crate::engine::job::{self, GUEST_DEADLINE, Job, LATENCY_GUESTS, Options};
+use crate::engine::job::{self, Job, LATENCY_GUESTS, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
 use crate::error::{Error, Kind, Result};
-use crate::hold::choose::{self, Chosen};
+use crate::hold::choose::{self, Chosen, Means};
+use crate::hold::quiesced::Quiesced;
 use crate::journal::file as journal_file;
 use crate::journal::format::{Header, State};
+use crate::quiesce::freezer::Order;
 use crate::range::PowerOfTwo;
 
 /// How often a job that waits for another one tries again.
@@ -59,9 +61,19 @@ pub fn here(args: &SnapshotArgs) -> Result<u8> {
             }
             warned = true;
             let chosen = choose_hold(args, &images)?;
-            run(&places, &images, &options, chosen, stop, reporter)
+            let warn = |text| reporter.on(Event::Warning(text));
+            run(&places, &images, &options, quiesced(args, chosen, &warn), stop, reporter)
         })
     })
+}
+
+/// The hold with a freeze around its T0, where that was asked for.
+fn quiesced<'a>(args: &SnapshotArgs, chosen: Chosen<'a>, warn: &'a dyn Fn(String)) -> Chosen<'a> {
+    let order = Order { methods: args.quiesce(), limit: args.freeze_timeout };
+    if order.methods.is_empty() {
+        return chosen;
+    }
+    Chosen { hold: Box::new(Quiesced::new(chosen.hold, order, args.require_freeze, warn)), ..chosen }
 }
 
 /// The names that reports use.
@@ -138,7 +150,7 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
         };
         attempts(&args.job, stop, || {
             place::lock_image(&image)?;
-            let hold = choose::make(header.hold, &[image.held()], GUEST_DEADLINE);
+            let hold = choose::make(header.hold, &[image.held()], &Means::default());
             let chosen = Chosen { hold, why: "the journal's".into() };
             run(from_ref(&place), from_ref(&image), &options, chosen, stop, reporter)
         })
@@ -203,7 +215,7 @@ fn run(
     places: &[Place],
     images: &[Image],
     options: &Options,
-    mut chosen: Chosen,
+    mut chosen: Chosen<'_>,
     stop: &Stop,
     reporter: &Reporter,
 ) -> Result<Vec<Finished>> {
@@ -240,16 +252,18 @@ pub(super) fn jobs<'a>(
 ///
 /// # Errors
 /// Refused where none does.
-pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image]) -> Result<Chosen> {
-    let deadline = args.guest_deadline;
+pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image]) -> Result<Chosen<'static>> {
+    // The rehearsal changes nothing, so it leaves a QEMU that runs as it is.
+    let monitors = if args.dry_run { Vec::new() } else { args.qmp.clone() };
+    let means = Means { deadline: args.guest_deadline, monitors };
     let held: Vec<_> = images.iter().map(Image::held).collect();
     match args.consistency {
-        Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_GUESTS), deadline),
+        Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_GUESTS), &means),
         Consistency::Hold(kind) if kind.one_call() && held.len() > 1 => {
             let what = "calls for several images are not of one instant, so that atomic takes one image only";
             Err(Error::new(Kind::Refused, what, "shut the VM down (frozen), or have it watched (guard)"))
         }
-        Consistency::Hold(kind) => Ok(Chosen { hold: choose::make(kind, &held, deadline), why: "asked for".into() }),
+        Consistency::Hold(kind) => Ok(Chosen { hold: choose::make(kind, &held, &means), why: "asked for".into() }),
     }
 }
 

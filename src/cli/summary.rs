@@ -6,6 +6,7 @@ use super::report::Names;
 use super::words;
 use crate::engine::report::{Finished, Progress, Started};
 use crate::hold::HoldKind;
+use crate::quiesce::freezer::Quiescence;
 
 /// What goes on, once T0 is set.
 pub fn started(names: &Names, started: &Started) -> String {
@@ -60,6 +61,13 @@ pub fn finished(names: &Names, end: &Finished) -> String {
     let told = |bytes: u64, what: &str| (bytes > 0).then(|| format!("{} {what}", words::bytes(bytes)));
     figures.extend(told(end.skipped_bytes, "shared already"));
     figures.extend(told(end.copied_bytes, "copied because they could not be shared"));
+    let frozen = |q: &Quiescence| {
+        let how = if q.quiesced { "guest frozen for" } else { "NOT QUIESCED, guest frozen for" };
+        format!("{how} {}", words::time(Duration::from_millis(q.frozen_ms)))
+    };
+    figures.extend(end.quiescence.as_ref().map(frozen));
+    let felt = end.longest_guest_wait.filter(|_| hold.answers_accesses());
+    figures.extend(felt.map(|wait| format!("longest wait of the guest {}", words::time(wait))));
     figures.push(format!("{} in all", words::time(end.elapsed)));
     format!(
         "{dst}: snapshot{of}, {instant}: {new} {t0:.0}, hold {}\n  {}\n  next: {}",
@@ -92,7 +100,7 @@ fn percent(part: u64, whole: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, HoldKind, Progress, finished, progress, started, time_left};
+    use super::{Duration, HoldKind, Progress, Quiescence, finished, progress, started, time_left};
     use crate::cli::report::samples;
 
     #[test]
@@ -146,6 +154,13 @@ mod tests {
         assert!(finished(&names, &end).contains(", 4.0 KiB shared already, "));
         end.copied_bytes = 0;
         assert!(!finished(&names, &end).contains("copied"));
+        (end.started.hold, end.longest_guest_wait) = (HoldKind::Guard, Some(Duration::from_micros(7700)));
+        assert!(finished(&names, &end).contains(", longest wait of the guest 7.7 ms, 2.5 s in all"));
+        end.quiescence = Some(Quiescence { quiesced: true, frozen_ms: 120 });
+        assert!(finished(&names, &end).contains(", guest frozen for 120.0 ms, longest"), "{}", finished(&names, &end));
+        end.quiescence = Some(Quiescence { quiesced: false, frozen_ms: 120 });
+        assert!(finished(&names, &end).contains(", NOT QUIESCED, guest frozen for 120.0 ms,"));
+        end.quiescence = None;
         end.started.hold = HoldKind::None;
         end.extents = None;
         let text = finished(&names, &end);

@@ -18,6 +18,10 @@ pub const LATENCY_MIN: Duration = Duration::from_millis(1);
 pub const LATENCY_MAX: Duration = Duration::from_secs(10);
 /// The least `--guest-deadline`: below it a busy host breaks snapshots for nothing.
 pub const GUEST_DEADLINE_MIN: Duration = Duration::from_millis(100);
+/// The least and the greatest `--freeze-timeout`: an agent needs time to answer; nobody should stand still for longer.
+pub const FREEZE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// See [`FREEZE_TIMEOUT_MIN`].
+pub const FREEZE_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// The greatest `--guest-deadline`: guests give an access up after 30 s or more.
 pub const GUEST_DEADLINE_MAX: Duration = Duration::from_secs(30);
 /// The greatest `--wait`.
@@ -74,6 +78,16 @@ pub fn guest_deadline(text: &str) -> Result<Duration, String> {
     time(text)
         .filter(|time| (GUEST_DEADLINE_MIN..=GUEST_DEADLINE_MAX).contains(time))
         .ok_or_else(|| "a guest deadline is 100ms to 30s, written like 500ms or 2s".into())
+}
+
+/// `--freeze-timeout`: 1s to 10m.
+///
+/// # Errors
+/// Words that name the range.
+pub fn freeze_timeout(text: &str) -> Result<Duration, String> {
+    time(text)
+        .filter(|time| (FREEZE_TIMEOUT_MIN..=FREEZE_TIMEOUT_MAX).contains(time))
+        .ok_or_else(|| "a freeze timeout is 1s to 10m, written like 10s or 1m".into())
 }
 
 /// `--wait`: 0s to 24h.

@@ -41,9 +41,10 @@ pub fn commit<D: Disk>(
     journals: &mut [Journal<D::File>],
     partials: &[Arc<D::File>],
     instants: &[T0],
+    quiesced: bool,
 ) -> Result<()> {
     for (((job, journal), partial), t0) in jobs.iter().zip(journals.iter_mut()).zip(partials).zip(instants) {
-        complete(job, journal, partial, t0)?;
+        complete(job, journal, partial, t0, quiesced)?;
     }
     if jobs.len() > 1 {
         for (job, journal) in jobs.iter().zip(journals.iter()) {
@@ -78,6 +79,7 @@ fn complete<D: Disk>(
     journal: &mut Journal<D::File>,
     partial: &Arc<D::File>,
     t0: &T0,
+    quiesced: bool,
 ) -> Result<()> {
     let cannot = |e| failed("cannot make the snapshot durable", e);
     partial.sync_all().map_err(cannot)?;
@@ -94,6 +96,7 @@ fn complete<D: Disk>(
         state: record::State::Finished,
         t0: header.t0,
         point_in_time: header.hold.point_in_time(),
+        quiesced,
         size: stat.size,
         mtime_ns: stat.mtime_ns.to_string(),
         ..unfinished(&header, &stat)
@@ -147,6 +150,7 @@ pub(super) fn rolled(header: &Header, began: Instant) -> Finished {
         longest_guest_wait: None,
         accesses: None,
         promoted: 0,
+        quiescence: None,
         skipped_bytes: 0,
         copied_bytes: 0,
         elapsed: began.elapsed(),

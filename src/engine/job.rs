@@ -9,7 +9,7 @@ use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked};
-use super::window::{Target, Window};
+use super::window::{Target, Window, Work};
 use super::{commit, group, inspect, room};
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
@@ -48,9 +48,6 @@ pub struct Options {
 
 /// What one call may take where guests use the image (DESIGN section 6).
 pub const LATENCY_GUESTS: Duration = Duration::from_millis(5);
-
-/// How long an access of a guest may wait before the snapshot breaks (DESIGN section 3).
-pub const GUEST_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What one call may take where nobody does: an interrupt is answered after it.
 pub const LATENCY_FROZEN: Duration = Duration::from_millis(100);
@@ -251,8 +248,11 @@ fn clone_and_commit<D: Disk>(
     }
     jobs[0].observer.on(Event::Syncing);
     let endings: Vec<_> = jobs.iter().map(Job::ending).collect();
-    commit::commit(&endings, &mut journals, &partials, &instants)?;
-    Ok(works.into_iter().zip(all_started).map(|(work, started)| work.finished(started, began)).collect())
+    let quiescence = hold.quiescence();
+    let quiesced = quiescence.is_some_and(|known| known.quiesced);
+    commit::commit(&endings, &mut journals, &partials, &instants, quiesced)?;
+    let finished = |(work, started): (Work, Started)| work.finished(started, quiescence, began);
+    Ok(works.into_iter().zip(all_started).map(finished).collect())
 }
 
 /// The error that ended the window, in the journals as well. A state that cannot be written is no loss: a job without a live

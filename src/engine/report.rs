@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::hold::kind::HoldKind;
+use crate::quiesce::freezer::Quiescence;
 
 /// What a job is, once T0 is set.
 #[derive(Clone, Debug)]
@@ -65,6 +66,8 @@ pub struct Finished {
     pub accesses: Option<u64>,
     /// Clusters cloned out of turn.
     pub promoted: u64,
+    /// How the guests were frozen for T0; `None` where nobody asked for it, or it came to nothing.
+    pub quiescence: Option<Quiescence>,
     /// Bytes that a refresh did not clone, because both files share the blocks.
     pub skipped_bytes: u64,
     /// Bytes that were copied because the kernel refused to share them.

@@ -253,6 +253,7 @@ pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Re
         }
     }
     let images: Vec<_> = ready.iter().map(|r| Arc::clone(&r.clusters)).collect();
+    hold.settle()?;
     let mut instants = hold.begin(&images)?;
     for ((job, ready), t0) in jobs.iter().zip(ready.iter_mut()).zip(&mut instants) {
         let entered = match ready.keeps {

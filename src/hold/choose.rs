@@ -29,9 +29,9 @@ pub struct Candidate {
 }
 
 /// A hold that was chosen.
-pub struct Chosen {
+pub struct Chosen<'a> {
     /// The hold, not prepared yet.
-    pub hold: Box<dyn Hold>,
+    pub hold: Box<dyn Hold + 'a>,
     /// Why it, in words.
     pub why: String,
 }
@@ -39,8 +39,26 @@ pub struct Chosen {
 /// An image: the file, and where it is expected to be when the job ends.
 pub type Image = (Arc<RealFile>, PathBuf);
 
-/// The hold of a kind over images, at least one. `deadline` is how long an access of a guest may wait.
-pub fn make(kind: HoldKind, images: &[Image], deadline: Duration) -> Box<dyn Hold> {
+/// How long an access of a guest may wait before the snapshot breaks (DESIGN section 3).
+const GUEST_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What the hold `guard` needs besides the images.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Means {
+    /// How long an access of a guest may wait.
+    pub deadline: Duration,
+    /// Sockets of monitors (QMP) of QEMUs that may be made to open the images anew.
+    pub monitors: Vec<PathBuf>,
+}
+
+impl Default for Means {
+    fn default() -> Self {
+        Self { deadline: GUEST_DEADLINE, monitors: Vec::new() }
+    }
+}
+
+/// The hold of a kind over images, at least one.
+pub fn make(kind: HoldKind, images: &[Image], means: &Means) -> Box<dyn Hold> {
     let single = |(file, path): &Image| -> Box<dyn Hold> {
         match kind {
             HoldKind::Frozen => Box::new(Frozen::new(Arc::clone(file), path.clone())),
@@ -48,28 +66,28 @@ pub fn make(kind: HoldKind, images: &[Image], deadline: Duration) -> Box<dyn Hol
         }
     };
     match (kind, images) {
-        (HoldKind::Guard, _) => Box::new(Guard::new(images.to_vec(), deadline)),
+        (HoldKind::Guard, _) => Box::new(Guard::new(images.to_vec(), means.clone())),
         (_, [image]) => single(image),
         _ => Box::new(Several(images.iter().map(single).collect())),
     }
 }
 
 /// The holds that keep one instant, in the order that `auto` tries them, each tried and let go. `stall` is how long a
-/// single call may keep the images' users waiting, `deadline` how long a guest's access may wait.
-pub fn survey(images: &[Image], stall: Duration, deadline: Duration) -> Vec<Candidate> {
-    vec![frozen(images), guard(images, deadline), atomic(images, stall)]
+/// single call may keep the images' users waiting.
+pub fn survey(images: &[Image], stall: Duration, means: &Means) -> Vec<Candidate> {
+    vec![frozen(images), guard(images, means), atomic(images, stall)]
 }
 
 /// Whether the images can be frozen now; tried and let go.
 pub fn frozen(images: &[Image]) -> Candidate {
-    let mut frozen = make(HoldKind::Frozen, images, Duration::ZERO);
+    let mut frozen = make(HoldKind::Frozen, images, &Means::default());
     let tried = frozen.prepare();
     frozen.release();
     candidate(HoldKind::Frozen, tried.map(|()| "nobody has the image open for writing".into()))
 }
 
-fn guard(images: &[Image], deadline: Duration) -> Candidate {
-    let mut guard = Guard::new(images.to_vec(), deadline);
+fn guard(images: &[Image], means: &Means) -> Candidate {
+    let mut guard = Guard::new(images.to_vec(), means.clone());
     let tried = guard.prepare();
     guard.release();
     let armed = guard.armed();
@@ -87,10 +105,10 @@ fn candidate(kind: HoldKind, tried: Result<String>) -> Candidate {
 ///
 /// # Errors
 /// Refused where no hold that keeps one instant applies, with the reasons and the ways out.
-pub fn auto(images: &[Image], stall: Duration, deadline: Duration) -> Result<Chosen> {
-    let candidates = survey(images, stall, deadline);
+pub fn auto(images: &[Image], stall: Duration, means: &Means) -> Result<Chosen<'static>> {
+    let candidates = survey(images, stall, means);
     if let Some(first) = candidates.iter().find(|c| c.applies) {
-        return Ok(Chosen { hold: make(first.kind, images, deadline), why: first.why.clone() });
+        return Ok(Chosen { hold: make(first.kind, images, means), why: first.why.clone() });
     }
     let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
     let hints: Vec<&str> = candidates.iter().map(|c| c.hint.as_str()).filter(|h| !h.is_empty()).collect();

@@ -46,6 +46,10 @@ impl Live {
     }
 }
 
+fn cannot(error: std::io::Error) -> Error {
+    Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", error)
+}
+
 impl Hold for Live {
     fn kind(&self) -> HoldKind {
         self.kind
@@ -55,9 +59,8 @@ impl Hold for Live {
         Ok(())
     }
 
-    fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
-        let cannot = |e| Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", e);
-        // Outside the clone's lock: on Btrfs a clone call flushes the whole inode under it (217-389 ms for 256 MiB, KERNEL.md).
+    /// Outside the clone's lock: on Btrfs a clone call flushes the whole inode under it (217-389 ms for 256 MiB, KERNEL.md).
+    fn settle(&mut self) -> Result<()> {
         for _ in 0..FLUSHES {
             let began = Instant::now();
             self.image.sync_data().map_err(cannot)?;
@@ -65,6 +68,10 @@ impl Hold for Live {
                 break;
             }
         }
+        Ok(())
+    }
+
+    fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let image = self.image.stat().map_err(cannot)?;
         self.size = image.size;
         if images.iter().any(|i| i.size() != self.size) {

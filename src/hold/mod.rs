@@ -11,6 +11,7 @@ pub mod guard;
 pub mod holders;
 pub mod kind;
 pub mod live;
+pub mod quiesced;
 pub mod several;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ use crate::cbw::{Clusters, Tally};
 use crate::disk::real::RealFile;
 use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
+use crate::quiesce::freezer::Quiescence;
 use crate::range::ByteRange;
 
 pub use kind::HoldKind;
@@ -61,6 +63,15 @@ pub trait Hold {
     /// [`crate::error::Kind::Refused`] with who is in the way and what to do.
     fn prepare(&mut self) -> Result<()>;
 
+    /// Writes what is dirty of the images to their disks, as far as that takes a bounded time: less has to be written when T0
+    /// is set.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Sets T0, which all images have in common. `images` are the states of their clusters, which whoever waits for one may
     /// look at; their sizes are those that the images had after [`Hold::prepare`].
     ///
@@ -81,6 +92,11 @@ pub trait Hold {
 
     /// What the guests felt so far; `None` where nobody could measure it.
     fn felt(&self) -> Option<Tally> {
+        None
+    }
+
+    /// How the guests were frozen for T0; `None` where they were not, or where that is not known yet.
+    fn quiescence(&self) -> Option<Quiescence> {
         None
     }
 

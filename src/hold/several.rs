@@ -20,6 +20,10 @@ impl Hold for Several {
         self.0.iter_mut().try_for_each(|hold| hold.prepare())
     }
 
+    fn settle(&mut self) -> Result<()> {
+        self.0.iter_mut().try_for_each(|hold| hold.settle())
+    }
+
     fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let mut instants = Vec::new();
         for (hold, image) in self.0.iter_mut().zip(images) {

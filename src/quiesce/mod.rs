@@ -13,6 +13,7 @@
 
 mod bytes;
 mod command;
+pub mod freezer;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;

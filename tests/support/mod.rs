@@ -5,7 +5,9 @@
 //! hopes: [`until`] polls with a generous bound. `REFLINK_IMG_SEED` replays, `REFLINK_IMG_SOAK=1` takes the full counts.
 #![allow(dead_code, unused_imports)]
 
+pub mod agent;
 mod armed;
+mod family;
 mod files;
 mod guest;
 mod other;
@@ -29,6 +31,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 pub use armed::armed;
+pub use family::Family;
 pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
 };

@@ -15,6 +15,7 @@ use crate::extent::Extent;
 use crate::hold::{HoldKind, T0};
 use crate::plan::chunk::{Planner, Step, WALK_BATCH};
 use crate::plan::pacer::Pacer;
+use crate::quiesce::freezer::Quiescence;
 use crate::range::{ByteRange, CloneRange, Geometry};
 
 /// How much is written back at a time between two looks at what the hold demands.
@@ -33,7 +34,7 @@ pub struct Work {
 
 impl Work {
     /// The report of a job that did this.
-    pub fn finished(self, started: Started, began: Instant) -> Finished {
+    pub fn finished(self, started: Started, quiescence: Option<Quiescence>, began: Instant) -> Finished {
         let counted = self.every_extent_counted.then_some(self.extents);
         Finished {
             extents: started.extents.or(counted),
@@ -47,6 +48,7 @@ impl Work {
             },
             accesses: self.felt.map(|felt| felt.seen),
             promoted: self.promoted,
+            quiescence,
             skipped_bytes: self.skipped,
             copied_bytes: self.tally.copied,
             elapsed: began.elapsed(),

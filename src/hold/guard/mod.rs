@@ -2,12 +2,13 @@
 //!
 //! fanotify's pre-content events stop each access before it happens and tell its range; what it may change is cloned first,
 //! then it goes on. [`watch`] is the group and [`answer`] the thread that answers, on the pure machine of [`crate::cbw`];
-//! [`preflight`] finds out who escapes it; [`supervisor`] is the process that answers when this one cannot, and [`table`] and
+//! [`preflight`] finds out who escapes it, and [`monitors`] mends that for a QEMU; [`supervisor`] is the process that answers when this one cannot, and [`table`] and
 //! [`link`] are what the two share; [`raise`] makes a process fit to be waited for.
 
 pub mod access;
 pub mod answer;
 pub mod link;
+pub mod monitors;
 pub mod preflight;
 pub mod raise;
 pub mod supervisor;
@@ -26,7 +27,7 @@ use nix::sys::stat::fstat;
 
 use self::table::Figures;
 use self::watch::Watch;
-use super::choose::Image;
+use super::choose::{Image, Means};
 use super::{Demand, Hold, HoldKind, T0};
 use crate::cbw::{Clusters, Tally};
 use crate::disk::real::RealFile;
@@ -44,7 +45,7 @@ const ROUNDS: u32 = 8;
 /// The hold.
 pub struct Guard {
     images: Vec<Image>,
-    deadline: Duration,
+    means: Means,
     watch: Option<Arc<Watch>>,
     clusters: Vec<Arc<Clusters>>,
     armed: usize,
@@ -68,9 +69,9 @@ pub fn exempt(image: &RealFile, path: &Path) -> Result<RealFile> {
 
 impl Guard {
     /// A hold over images, at least one, that has marked nothing yet. Their descriptors must be [`exempt`].
-    pub fn new(images: Vec<Image>, deadline: Duration) -> Self {
+    pub fn new(images: Vec<Image>, means: Means) -> Self {
         let (watch, clusters, second_look) = (None, Vec::new(), None);
-        Self { images, deadline, watch, clusters, armed: 0, began: Duration::ZERO, second_look, felt: None }
+        Self { images, means, watch, clusters, armed: 0, began: Duration::ZERO, second_look, felt: None }
     }
 
     /// How many descriptors that are open for writing were found, all of which can be watched.
@@ -146,6 +147,10 @@ fn escapes(images: &[Image], watch: &Watch) -> Option<String> {
     })
 }
 
+fn cannot(error: std::io::Error) -> Error {
+    Error::io(Kind::Failed, "cannot write the image's dirty data", "check the kernel's log", error)
+}
+
 impl Hold for Guard {
     fn kind(&self) -> HoldKind {
         HoldKind::Guard
@@ -155,7 +160,8 @@ impl Hold for Guard {
         raise::cloning_thread()?;
         preflight::everybody_is_seen()?;
         let files: Vec<_> = self.images.iter().map(|(image, _)| Arc::clone(image)).collect();
-        let watch = Watch::open(&files, self.deadline)?;
+        let watch = Watch::open(&files, self.means.deadline)?;
+        monitors::arm_all(&self.means.monitors, &self.images, &watch)?;
         self.armed = 0;
         for (image, path) in &self.images {
             let survey = preflight::look(image, &watch)?;
@@ -169,18 +175,21 @@ impl Hold for Guard {
         Ok(())
     }
 
-    fn begin(&mut self, clusters: &[Arc<Clusters>]) -> Result<Vec<T0>> {
-        let cannot = |e| Error::io(Kind::Failed, "cannot write the image's dirty data", "check the kernel's log", e);
+    fn settle(&mut self) -> Result<()> {
         for _ in 0..ROUNDS {
             let began = table::now();
-            for ((image, _), clusters) in self.images.iter().zip(clusters) {
-                let whole = ByteRange::new(0, clusters.size());
+            for (image, _) in &self.images {
+                let whole = ByteRange::new(0, image.stat().map_err(cannot)?.size);
                 whole.map_or(Ok(()), |whole| image.write_back(whole)).map_err(cannot)?;
             }
             if table::now() - began < SHORT_ROUND {
                 break;
             }
         }
+        Ok(())
+    }
+
+    fn begin(&mut self, clusters: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let blocks = self.images.iter().map(|(image, _)| Ok(image.fs()?.block.get()));
         let blocks: Vec<u64> = blocks.collect::<std::io::Result<_>>().map_err(cannot)?;
         self.clusters = clusters.to_vec();

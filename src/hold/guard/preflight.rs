@@ -63,7 +63,8 @@ impl Survey {
         let mut ways = Vec::new();
         if has(|w| matches!(w, Holding::Descriptor(_))) {
             ways.push(
-                "'rclone-img guard' must be running when the image is opened: start it, then restart or migrate the VM",
+                "'rclone-img guard' must be running when the image is opened: start it, then restart or migrate the VM, or \
+                 give the QMP monitor of a QEMU that runs (--qmp)",
             );
         }
         if has(|w| matches!(w, Holding::Mapping)) {

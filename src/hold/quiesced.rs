@@ -1,0 +1,147 @@
+//! A hold whose T0 is set while the guests are frozen, and not a moment longer.
+//!
+//! The freeze comes after everything that can be refused, and after the flush. The thaw is asked for as soon as T0 is set,
+//! and its answer is not waited for then: a guest that thaws writes to its image first, and that access waits for the caller
+//! to clone. A single call is of the instant at which it gets the image's lock, which nobody can see, so that its freeze
+//! lasts until it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Demand, Hold, HoldKind, T0};
+use crate::cbw::{Clusters, Tally};
+use crate::error::{Error, Kind, Result};
+use crate::quiesce::freezer::{Freezer, Order, Quiescence, THAW};
+use crate::range::ByteRange;
+
+/// A hold with a freeze around its T0.
+pub struct Quiesced<'a> {
+    inner: Box<dyn Hold + 'a>,
+    order: Order,
+    /// Without a freeze there is no snapshot.
+    required: bool,
+    /// Tells the user what keeps no job from its end.
+    warn: &'a dyn Fn(String),
+    freezer: Option<Freezer>,
+    /// Whether the thaw was asked for.
+    asked: bool,
+    known: Option<Quiescence>,
+}
+
+impl<'a> Quiesced<'a> {
+    /// Freezes for the T0 of `inner`.
+    pub fn new(inner: Box<dyn Hold + 'a>, order: Order, required: bool, warn: &'a dyn Fn(String)) -> Self {
+        Self { inner, order, required, warn, freezer: None, asked: false, known: None }
+    }
+
+    fn freeze(&mut self) -> Result<()> {
+        if self.inner.kind() == HoldKind::Frozen {
+            (self.warn)("nobody writes to the image, so that no guest is frozen".into());
+            return Ok(());
+        }
+        let frozen = Freezer::start(self.order.clone()).and_then(|mut freezer| freezer.frozen().map(|()| freezer));
+        match frozen {
+            Ok(freezer) => self.freezer = Some(freezer),
+            Err(error) if self.required => {
+                let hint = format!("{}; without --require-freeze the snapshot is made all the same", error.hint);
+                return Err(Error { kind: Kind::Refused, hint, ..error });
+            }
+            Err(error) => (self.warn)(format!("the guest is not frozen for the snapshot: {error} ({})", error.hint)),
+        }
+        Ok(())
+    }
+
+    fn thaw(&mut self) {
+        if let Some(freezer) = &mut self.freezer
+            && !std::mem::replace(&mut self.asked, true)
+        {
+            freezer.thaw();
+        }
+    }
+
+    /// What is known of the thaw after this time.
+    fn look(&mut self, limit: Duration) -> Result<()> {
+        let Some(thawed) = self.freezer.as_mut().and_then(|freezer| freezer.thawed(limit)) else { return Ok(()) };
+        self.freezer = None;
+        let why = match thawed {
+            Ok(known) => {
+                self.known = Some(known);
+                if known.quiesced {
+                    return Ok(());
+                }
+                "the guest was thawed before the point in time was set".to_owned()
+            }
+            // The snapshot is what it would be; the guest is what matters.
+            Err(error) => format!("the guest may still be FROZEN: {error} ({})", error.hint),
+        };
+        (self.warn)(why.clone());
+        let hint =
+            "run the same command again; without --require-freeze the snapshot would have been made all the same";
+        if self.required { Err(Error::new(Kind::Broken, why, hint)) } else { Ok(()) }
+    }
+}
+
+impl Hold for Quiesced<'_> {
+    fn kind(&self) -> HoldKind {
+        self.inner.kind()
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        self.inner.prepare()
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        self.inner.settle()
+    }
+
+    fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
+        self.freeze()?;
+        // What the freeze made the guest write.
+        let t0 = self.inner.settle().and_then(|()| self.inner.begin(images));
+        match &t0 {
+            Ok(_) if self.inner.kind().one_call() => {}
+            Ok(_) => self.thaw(),
+            Err(_) => self.release(),
+        }
+        t0
+    }
+
+    fn demand(&mut self) -> Demand {
+        match self.look(Duration::ZERO) {
+            Ok(()) => self.inner.demand(),
+            Err(error) => Demand::Broken(error.what),
+        }
+    }
+
+    fn promoted(&mut self, image: usize, range: ByteRange) {
+        self.inner.promoted(image, range);
+    }
+
+    fn idle(&mut self, time: Duration, sleep: &dyn Fn(Duration)) {
+        self.inner.idle(time, sleep);
+    }
+
+    fn felt(&self) -> Option<Tally> {
+        self.inner.felt()
+    }
+
+    fn quiescence(&self) -> Option<Quiescence> {
+        self.known
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let ended = self.inner.end();
+        // Whoever waits for an answer to thaw goes on before the thaw is waited for.
+        self.inner.release();
+        self.thaw();
+        let thawed = self.look(THAW);
+        ended.and(thawed)
+    }
+
+    fn release(&mut self) {
+        self.inner.release();
+        self.thaw();
+        // What the user must know is told; the job has another end already.
+        let _ = self.look(THAW);
+    }
+}

@@ -1,0 +1,282 @@
+//! A guest that is frozen for the moment of T0: it is thawed once T0 is set, and whatever becomes of the job's processes. On
+//! real XFS and Btrfs.
+
+mod support;
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::agent::{Agent, Does};
+use support::{Armed, Family, Guest, Sandbox, on_both, rounds, slowly, until};
+
+const GUARD: [&str; 2] = ["--consistency", "guard"];
+
+fn text(path: &std::path::Path) -> String {
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+/// A running guest's image, of which a job made [`slowly`] takes a few seconds.
+fn running(s: &Sandbox) -> (Armed, Guest) {
+    let armed = Armed::directory(&s.dir());
+    support::noise(&s.path("vm.img"), 16 << 20);
+    let guest = Guest::start(&s.path("vm.img"));
+    (armed, guest)
+}
+
+fn ends_well(guest: Guest) {
+    let felt = guest.stop();
+    assert_eq!(felt.errors, [""; 0], "longest {:?}", felt.longest);
+}
+
+fn is_thawed(agent: &Agent) -> bool {
+    let asked = agent.read();
+    let thawed = asked.last() == Some(&"thaw") || !asked.contains(&"freeze");
+    thawed && agent.guest(|guest| !guest.frozen && !guest.later)
+}
+
+/// The agent's socket in a command line, with what follows.
+fn with(agent: &Agent, more: &[&str]) -> Vec<String> {
+    let socket = text(&agent.path());
+    let args = ["snapshot", "vm.img", "vm.snap", "--json", "--qga", &socket];
+    args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+}
+
+#[test]
+fn a_guest_is_frozen_for_t0_and_thawed_long_before_the_job_ends() {
+    on_both(|s| {
+        let (_armed, guest) = running(s);
+        let agent = Agent::new(|_, _| Does::Well);
+        let socket = text(&agent.path());
+        let args = slowly(&["snapshot", "--qga", &socket, "vm.img", "vm.snap"]);
+        let mut job = s.start(&args);
+        assert!(job.wait_for("started"), "{}", job.end().stderr);
+        assert!(until(|| is_thawed(&agent)), "{:?}", s.fs);
+        assert!(s.path("vm.snap.journal").exists(), "{:?}: the job has ended, which shows nothing", s.fs);
+        assert_eq!(agent.read(), ["status", "freeze", "thaw"], "{:?}", s.fs);
+        let end = job.end();
+        assert_eq!(end.code, Some(0), "{}", end.stderr);
+        let finished = end.events.last().expect("events");
+        assert_eq!(finished["quiesced"], true, "{finished}");
+        assert!(finished["frozen_ms"].is_u64(), "{finished}");
+        assert_eq!(s.exits(0, &["status", "--json", "vm.snap"])[0]["quiesced"], true, "{:?}", s.fs);
+        ends_well(guest);
+    });
+}
+
+#[test]
+fn a_single_call_is_frozen_until_it_ends() {
+    on_both(|s| {
+        support::noise(&s.path("vm.img"), 1 << 20);
+        let _writer = support::writer(&s.path("vm.img"));
+        let agent = Agent::new(|_, _| Does::Well);
+        let finished = s.exits(0, &with(&agent, &["--consistency", "atomic"]));
+        assert_eq!(finished.last().expect("finished")["quiesced"], true, "{:?}", s.fs);
+        assert_eq!(agent.read(), ["status", "freeze", "thaw"], "{:?}", s.fs);
+    });
+}
+
+#[test]
+fn where_nobody_writes_nobody_is_frozen() {
+    on_both(|s| {
+        support::noise(&s.path("vm.img"), 1 << 20);
+        let agent = Agent::new(|_, _| Does::Well);
+        let events = s.exits(0, &with(&agent, &[]));
+        assert!(events.iter().any(|e| e["event"] == "warning"), "{events:?}");
+        assert_eq!((agent.read().len(), &events.last().expect("finished")["quiesced"]), (0, &false.into()));
+    });
+}
+
+/// What can be known beforehand is known before anybody is frozen.
+#[test]
+fn a_job_that_is_refused_has_frozen_nobody() {
+    on_both(|s| {
+        support::noise(&s.path("vm.img"), 1 << 20);
+        let agent = Agent::new(|_, _| Does::Well);
+        let unseen = support::writer(&s.path("vm.img"));
+        s.exits(3, &with(&agent, &GUARD));
+        drop(unseen);
+        let _armed = Armed::directory(&s.dir());
+        let _seen = support::writer(&s.path("vm.img"));
+        fs::write(s.path("vm.snap"), "somebody's").expect("a file");
+        s.exits(3, &with(&agent, &GUARD));
+        fs::remove_file(s.path("vm.snap")).expect("removed");
+        s.exits(3, &with(&agent, &["--consistency", "guard", "--min-free", "99%"]));
+        assert_eq!(agent.read().len(), 0, "{:?}", s.fs);
+        s.exits(0, &with(&agent, &GUARD));
+    });
+}
+
+/// `asked` is what the agent is asked in the end, where it was asked to freeze.
+fn without_a_freeze(s: &Sandbox, does: fn(&str, usize) -> Does, asked: &[&str]) {
+    let (_armed, guest) = running(s);
+    for required in [false, true] {
+        let agent = Agent::new(does);
+        let mut args = with(&agent, &["--consistency", "guard", "--freeze-timeout", "1s"]);
+        if required {
+            args.push("--require-freeze".into());
+            let before = s.listing();
+            s.exits(3, &args);
+            assert_eq!(s.listing().len(), before.len(), "{:?}: what was refused leaves nothing", s.fs);
+        } else {
+            let events = s.exits(0, &args);
+            assert_eq!(events.last().expect("finished")["quiesced"], false);
+            let told = events.iter().any(|e| e["event"] == "warning" && e["message"].to_string().contains("frozen"));
+            assert!(told, "{events:?}");
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
+        assert_eq!(agent.read(), asked, "{:?}", s.fs);
+        assert!(is_thawed(&agent), "{:?}", s.fs);
+    }
+    ends_well(guest);
+}
+
+#[test]
+fn an_agent_that_does_not_answer_at_all_is_not_asked_to_freeze() {
+    on_both(|s| without_a_freeze(s, |_, _| Does::Nothing, &[]));
+}
+
+#[test]
+fn a_freeze_that_is_not_answered_in_time_is_thawed_when_it_comes() {
+    let late = |name: &str, _| if name == "freeze" { Does::Later } else { Does::Well };
+    on_both(|s| without_a_freeze(s, late, &["status", "freeze", "thaw"]));
+}
+
+fn send(to: Vec<Pid>, signal: Signal) {
+    for pid in to {
+        // It may have ended by itself.
+        let _ = kill(pid, signal);
+    }
+}
+
+/// Who ends the job, and how, at the moment at which the agent reads a command.
+fn at_each_step(victims: fn(&Family) -> Vec<Pid>, signal: Signal) {
+    on_both(|s| {
+        let (_armed, guest) = running(s);
+        for step in ["status", "freeze", "thaw"] {
+            for round in 0..rounds(5) {
+                let what = format!("{:?} {signal} at {step}, round {round}", s.fs);
+                let family: Arc<Mutex<Option<Family>>> = Arc::default();
+                let known = Arc::clone(&family);
+                let agent = Agent::new(move |name, nth| {
+                    if (name, nth) == (step, 1) {
+                        assert!(until(|| known.lock().expect("no panic").is_some()));
+                        let family = known.lock().expect("no panic").expect("known");
+                        send(victims(&family), signal);
+                        // What was stopped or killed is so before the answer.
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                    Does::Well
+                });
+                let job = s.start(
+                    &with(&agent, &["--consistency", "guard", "--freeze-timeout", "2s"])[..]
+                        .iter()
+                        .filter(|arg| *arg != "--json")
+                        .collect::<Vec<_>>(),
+                );
+                let processes = Family::of(&job);
+                *family.lock().expect("no panic") = Some(processes);
+                assert!(until(|| agent.read().contains(&step)), "{what}");
+                assert!(until(|| is_thawed(&agent)), "{what}: {:?}", agent.read());
+                if signal == Signal::SIGSTOP {
+                    send(victims(&processes), Signal::SIGCONT);
+                }
+                let end = job.end();
+                assert!(until(|| processes.is_gone()), "{what}");
+                assert!(is_thawed(&agent), "{what}: {:?}", agent.read());
+                println!("{what}: exit {:?}, asked {:?}", end.code, agent.read());
+                guest.runs_on();
+                match end.code {
+                    Some(0) => fs::remove_file(s.path("vm.snap")).expect("the snapshot"),
+                    _ => assert!(!s.path("vm.snap").exists(), "{what}: {}", end.stderr),
+                }
+                s.run(&["abort", "-q", "vm.snap"]);
+            }
+        }
+        ends_well(guest);
+    });
+}
+
+#[test]
+fn the_worker_is_killed() {
+    at_each_step(|family| vec![family.worker], Signal::SIGKILL);
+}
+
+#[test]
+fn the_worker_is_stopped() {
+    at_each_step(|family| vec![family.worker], Signal::SIGSTOP);
+}
+
+#[test]
+fn worker_and_supervisor_are_killed_at_once() {
+    at_each_step(|family| vec![family.worker, family.supervisor], Signal::SIGKILL);
+}
+
+#[test]
+fn what_the_user_started_is_killed() {
+    at_each_step(|family| vec![family.front], Signal::SIGKILL);
+}
+
+#[test]
+fn the_user_interrupts() {
+    at_each_step(|family| vec![family.front], Signal::SIGINT);
+}
+
+/// The processes that the worker has started, the freezer among them.
+fn children(of: Pid) -> Vec<Pid> {
+    let children = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().expect("a pid"))).collect()
+}
+
+#[test]
+fn the_freezer_itself_is_killed() {
+    at_each_step(
+        |family| children(family.worker).into_iter().filter(|pid| *pid != family.supervisor).collect(),
+        Signal::SIGKILL,
+    );
+}
+
+#[test]
+fn a_worker_that_panics_after_t0_has_the_guest_thawed() {
+    on_both(|s| {
+        let (_armed, guest) = running(s);
+        for fault in ["panic:1", "EIO:1"] {
+            let agent = Agent::new(|_, _| Does::Well);
+            let out = s.command(&with(&agent, &GUARD)).env("REFLINK_IMG_FAULT", fault).output().expect("it starts");
+            assert!(!out.status.success());
+            assert!(until(|| is_thawed(&agent)), "{:?} {fault}: {:?}", s.fs, agent.read());
+            s.run(&["abort", "-q", "vm.snap"]);
+        }
+        ends_well(guest);
+    });
+}
+
+#[test]
+fn commands_freeze_and_thaw_also_when_the_worker_is_killed_between() {
+    on_both(|s| {
+        let (_armed, guest) = running(s);
+        let state = s.outside("state");
+        let frozen = || fs::read_to_string(&state).unwrap_or_default();
+        let shown = state.display();
+        let thaw = format!("echo thawed > {shown}");
+        let run = |freeze: &str| {
+            let args =
+                ["snapshot", "vm.img", "vm.snap", "--json", "--consistency", "guard", "--freeze", freeze, "--thaw"];
+            s.run(&args.iter().copied().chain([&thaw[..]]).collect::<Vec<_>>())
+        };
+        let well = run(&format!("echo frozen > {shown}"));
+        assert_eq!(well.status.code(), Some(0), "{well:?}");
+        let events = support::events(&String::from_utf8_lossy(&well.stdout));
+        assert_eq!((frozen().trim(), &events.last().expect("finished")["quiesced"]), ("thawed", &true.into()));
+        fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        // The shell's parent is the freezer, and that one's the worker.
+        let killed = run(&format!("echo frozen > {shown}; kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)"));
+        assert_eq!(killed.status.code(), Some(6), "{killed:?}");
+        assert!(until(|| frozen().trim() == "thawed"), "{:?}: {}", s.fs, frozen());
+        assert!(!s.path("vm.snap").exists());
+        ends_well(guest);
+    });
+}
