@@ -17,6 +17,7 @@ use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
+use crate::engine::flusher;
 use crate::engine::job::{self, Job, LATENCY_GUESTS, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
@@ -244,6 +245,7 @@ pub(super) fn jobs<'a>(
         observer,
         stop,
         make_claims: &|recorder| Box::new(Threaded::new(recorder)),
+        make_flusher: &|image, partial| Box::new(flusher::Threaded::new(image, partial)),
     };
     places.iter().zip(images).map(job).collect()
 }

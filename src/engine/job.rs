@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::claims::{MakeClaims, Recorder, Unclaimed};
 use super::commit::Ending;
+use super::flusher::MakeFlusher;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
@@ -77,6 +78,8 @@ pub struct Job<'a, D: Disk> {
     pub stop: &'a dyn Fn() -> bool,
     /// Where claims go.
     pub make_claims: MakeClaims<'a, D::File>,
+    /// Who writes dirty data back.
+    pub make_flusher: MakeFlusher<'a, D::File>,
 }
 
 impl<D: Disk> Job<'_, D> {

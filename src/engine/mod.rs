@@ -10,6 +10,7 @@ pub mod claims;
 pub mod clone;
 pub mod commit;
 pub mod compare;
+pub mod flusher;
 pub mod group;
 pub mod inspect;
 pub mod job;

@@ -12,6 +12,7 @@ use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
 use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
 use rclone_img::engine::abort::{Aborted, abort};
 use rclone_img::engine::claims::Inline;
+use rclone_img::engine::flusher;
 use rclone_img::engine::job::{self, Job, MinFree, Options};
 use rclone_img::engine::names::Names;
 use rclone_img::engine::recover::Wish;
@@ -284,6 +285,7 @@ impl World {
             observer: &Nobody,
             stop: &|| false,
             make_claims: &|recorder| Box::new(Inline::new(recorder, every)),
+            make_flusher: &|image, partial| Box::new(flusher::Inline::new(image, partial)),
         };
         let before = self.disk.content(IMAGE);
         let result = job::run(&[job], hold.as_mut()).map(|mut all| all.swap_remove(0));

@@ -63,8 +63,13 @@ impl<'a, D: Disk> Window<'a, D> {
     }
 
     fn in_turns(&mut self) -> Result<()> {
-        for target in self.targets.iter().filter(|t| t.compare) {
-            compare::flush(&*target.job.image, &*target.partial, target.geometry)?;
+        for image in 0..self.targets.len() {
+            if self.targets[image].compare {
+                self.targets[image].start_flush();
+                while !self.targets[image].is_flushed()? {
+                    self.step()?;
+                }
+            }
         }
         for image in 0..self.targets.len() {
             self.clone_image(image)?;

@@ -8,6 +8,7 @@ use crate::disk::{CallCost, Disk, DiskFile};
 use crate::engine::claims::Claims;
 use crate::engine::clone::{Cloner, Tally};
 use crate::engine::compare;
+use crate::engine::flusher::{Flush, Flusher};
 use crate::engine::job::{self, Job};
 use crate::engine::report::{Finished, Started};
 use crate::error::{Error, Kind, Result};
@@ -20,6 +21,9 @@ use crate::range::{ByteRange, CloneRange, Geometry};
 
 /// How much is written back at a time between two looks at what the hold demands.
 const WRITE_BACK: u64 = 2 << 20;
+
+/// How long a flush is waited for between two looks at what the hold demands.
+const PATIENCE: Duration = Duration::from_micros(200);
 
 /// What the window did.
 pub struct Work {
@@ -71,6 +75,9 @@ pub struct Target<'a, D: Disk> {
     claims: Box<dyn Claims<D::File>>,
     /// The background's position: what is before it was written back shortly before it was cloned.
     written_back_to: u64,
+    /// Where what is being written back ends.
+    writing_back_to: Option<u64>,
+    flusher: Box<dyn Flusher>,
 }
 
 impl<'a, D: Disk> Target<'a, D> {
@@ -94,6 +101,7 @@ impl<'a, D: Disk> Target<'a, D> {
         let default = if guests { job::LATENCY_GUESTS } else { job::LATENCY_FROZEN };
         let latency = job.options.latency.unwrap_or(default);
         let resumed = clusters.done_bytes() > 0;
+        let flusher = (job.make_flusher)(Arc::clone(&job.image), Arc::clone(&partial));
         Ok(Self {
             job,
             partial,
@@ -113,7 +121,9 @@ impl<'a, D: Disk> Target<'a, D> {
                 felt: None,
             },
             claims,
+            flusher,
             written_back_to: 0,
+            writing_back_to: None,
         })
     }
 
@@ -197,23 +207,36 @@ impl<'a, D: Disk> Target<'a, D> {
     }
 
     /// Where guests write, dirty data is written back before the call, which would else do that with the image's lock held
-    /// (DESIGN section 6). A step at a time: false where what has been planned may have been overtaken since.
+    /// (DESIGN section 6). False where that is not done yet, and what has been planned may have been overtaken since. What
+    /// comes next is written meanwhile: a cluster that is pending is not written to any more.
     pub(super) fn written_back(&mut self, piece: ByteRange) -> Result<bool> {
-        let from = piece.start().max(self.written_back_to);
-        let Some(rest) = ByteRange::new(from, piece.end()).filter(|_| self.work.guests) else { return Ok(true) };
-        let (step, more) = rest.split(rest.start() + WRITE_BACK);
-        if let Some(step) = step {
-            self.write_back(step)?;
-            self.written_back_to = step.end();
+        if !self.work.guests {
+            return Ok(true);
         }
-        Ok(more.is_none())
+        if let Some(end) = self.writing_back_to
+            && (self.flusher.finished(if self.written_back_to < piece.end() { PATIENCE } else { Duration::ZERO })?)
+        {
+            self.written_back_to = end;
+            self.writing_back_to = None;
+        }
+        let next = self.written_back_to.max(piece.start());
+        let end = (next + WRITE_BACK).min(self.geometry.size);
+        if self.writing_back_to.is_none()
+            && let Some(step) = ByteRange::new(next, end)
+        {
+            self.flusher.start(Flush::Range(step));
+            self.writing_back_to = Some(step.end());
+        }
+        Ok(self.written_back_to >= piece.end())
     }
 
-    fn write_back(&self, range: ByteRange) -> Result<()> {
-        self.job.image.write_back(range).map_err(|e| {
-            let hint = "the image's device may have lost data: check the kernel's log before you rely on the image";
-            Error::io(Kind::Broken, format!("dirty data of the image in {range} cannot be written"), hint, e)
-        })
+    /// Has the maps show all that was written.
+    pub(super) fn start_flush(&mut self) {
+        self.flusher.start(Flush::Maps(self.geometry));
+    }
+
+    pub(super) fn is_flushed(&mut self) -> Result<bool> {
+        self.flusher.finished(PATIENCE)
     }
 
     /// The extents of a piece that was cloned without a walk. XFS told the sum at the start; Btrfs counts for a twentieth of
