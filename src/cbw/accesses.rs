@@ -138,14 +138,18 @@ impl<A, W: Word> Accesses<A, W> {
         ready
     }
 
-    /// When the access that waits longest must go on; `None` where nobody waits.
+    /// When the access that waits longest must go on; `None` where nobody waits. One that may go on already counts as well: it
+    /// has yet to be taken out.
     pub fn due(&self) -> Option<Duration> {
         self.waiting.front().map(|w| w.since + self.limits.deadline)
     }
 
-    /// Breaks the snapshot if somebody has waited for the deadline. [`Accesses::ready`] then gives everybody back.
+    /// Breaks the snapshot if somebody has waited for the deadline, for what is not done. [`Accesses::ready`] then gives
+    /// everybody back.
     pub fn expire(&mut self, now: Duration) {
-        if self.due().is_some_and(|due| due <= now) {
+        let open = |w: &Waiting<A>| self.phase != Phase::Watching || !self.is_done(w.image, w.range);
+        let overdue = |w: &Waiting<A>| w.since + self.limits.deadline <= now && open(w);
+        if self.waiting.iter().any(overdue) {
             let deadline = self.limits.deadline;
             self.break_off(&format!("an access to the image would have waited for longer than {deadline:?}"));
         }
@@ -284,6 +288,26 @@ mod tests {
         accesses.break_off("another reason");
         assert!(!accesses.end());
         assert!(accesses.broken().expect("sticky").contains("100ms"), "the first reason counts");
+    }
+
+    #[test]
+    fn who_may_go_on_by_the_deadline_breaks_nothing() {
+        let (mut accesses, clusters) = watching();
+        assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), None);
+        clusters.finish(range(0, 4096));
+        accesses.expire(101 * MS);
+        assert_eq!(accesses.broken(), None);
+        assert_eq!(accesses.ready(101 * MS), [1]);
+    }
+
+    #[test]
+    fn who_waits_for_t0_for_too_long_breaks_the_snapshot() {
+        let mut accesses = Accesses::<u32>::new(LIMITS);
+        accesses.gather();
+        assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), None);
+        accesses.expire(101 * MS);
+        assert!(accesses.broken().is_some());
+        assert_eq!(accesses.ready(101 * MS), [1]);
     }
 
     #[test]

@@ -234,9 +234,9 @@ fn pending<D: Disk>(job: &Job<'_, D>) -> Result<Arc<Clusters>> {
 
 /// Sets T0, for all images at once, and enters it in the journals.
 ///
-/// Where accesses wait from T0 on they must not wait for a disk: the journals are durable before, with an instant that is a
-/// moment early, and the true one is written without a sync. Such a T0 does not outlive the process, so that no crash can
-/// make anything of it.
+/// Where accesses wait from T0 on they must not wait for a disk, not even for a file system's log: the journals are durable
+/// before, with an instant that is a moment early, and the true one is written when the window is over. Such a T0 does not
+/// outlive the process, so that no crash can make anything of it.
 ///
 /// # Errors
 /// What failed; nothing was cloned. The caller undoes what can be undone.
@@ -250,6 +250,10 @@ pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Re
             let early = T0 { at: job.disk.host().now, image };
             let entry = entry(job, kind, &group)?;
             ready.journal.update(|h| entry(h, &early)).map_err(cannot)?;
+            forget_claims(ready).map_err(cannot)?;
+            if !ready.journal.header().refreshes {
+                resize::<D>(&ready.partial, early.image.size)?;
+            }
         }
     }
     let images: Vec<_> = ready.iter().map(|r| Arc::clone(&r.clusters)).collect();
@@ -261,17 +265,23 @@ pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Re
                 t0.at = at;
                 go_on(job, &mut ready.journal)
             }
-            None if kind.answers_accesses() => ready.journal.note(|h| h.t0 = t0.at).map_err(cannot),
-            None => entry(job, kind, &group).and_then(|entry| ready.journal.update(|h| entry(h, t0)).map_err(cannot)),
+            None if kind.answers_accesses() => {
+                ready.journal.note(|h| h.t0 = t0.at);
+                Ok(())
+            }
+            None => entry(job, kind, &group).and_then(|entry| {
+                ready.journal.update(|h| entry(h, t0)).and_then(|()| forget_claims(ready)).map_err(cannot)
+            }),
         };
         entered?;
-        if !ready.undo && ready.keeps.is_none() {
-            // Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
-            ready.journal.clear_log().map_err(cannot)?;
-        }
         resize::<D>(&ready.partial, t0.image.size)?;
     }
     Ok(instants)
+}
+
+/// Claims of the old T0 do not count in the new epoch; they are dropped so that the log stays short.
+fn forget_claims<F: DiskFile>(ready: &mut Ready<F>) -> io::Result<()> {
+    if ready.undo || ready.keeps.is_some() { Ok(()) } else { ready.journal.clear_log() }
 }
 
 /// A job goes on at its old T0.

@@ -77,18 +77,9 @@ impl<F: DiskFile> Journal<F> {
         Ok(())
     }
 
-    /// Replaces the header without a sync: for what is only of use while this process lives.
-    ///
-    /// # Errors
-    /// What writing said.
-    pub fn note(&mut self, change: impl FnOnce(&mut Header)) -> io::Result<()> {
-        let mut header = self.header.clone();
-        change(&mut header);
-        let generation = self.generation + 1;
-        let slot = format::encode_slot(&header, generation);
-        self.file.write_at((generation + 1) % 2 * format::SLOT as u64, &slot)?;
-        (self.generation, self.header) = (generation, header);
-        Ok(())
+    /// Changes the header that the next update writes, and writes nothing now.
+    pub fn note(&mut self, change: impl FnOnce(&mut Header)) {
+        change(&mut self.header);
     }
 
     /// Appends claims. Not synced: a claim that is lost is work done twice, never data lost.

@@ -78,6 +78,8 @@ impl Shared {
             if self.read_all().is_err() {
                 return; // Told by `break_off`; the supervisor takes over from a thread that gives no sign of life.
             }
+            // What was cloned in the background lets accesses go on as well, whatever the cloning thread does after it.
+            self.answer_ready();
             self.expire();
             if self.stop.load(Ordering::Acquire) {
                 return;

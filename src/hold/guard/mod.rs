@@ -232,6 +232,8 @@ impl Hold for Guard {
     fn end(&mut self) -> Result<()> {
         let hint = "run the same command again: it takes a new point in time";
         let broken = |why: String| Error::new(Kind::Broken, why, hint);
+        // The looks take their time, and the last clone may have been what somebody waits for.
+        self.watch().answer_ready();
         let looked = self.second_look.take().and_then(|look| look.join().unwrap_or_else(|_| panicked()));
         // Once more: what came and is still there would be seen now.
         // What had ended the watch before made the looks see nothing.
