@@ -10,6 +10,7 @@ mod files;
 mod guest;
 mod other;
 mod stamper;
+mod taken;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -30,11 +31,12 @@ use serde_json::Value;
 
 pub use armed::armed;
 pub use files::{
-    Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
+    Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, runs, slowly, writer,
 };
 pub use guest::{Armed, Felt, Guest};
 pub use other::{LoopDevice, Other, XfsIo};
-pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged};
+pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged, modes};
+pub use taken::{Taken, guard};
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");
