@@ -9,6 +9,8 @@ mod armed;
 mod files;
 mod guest;
 mod other;
+mod qemu;
+mod recording;
 mod stamper;
 mod taken;
 
@@ -35,8 +37,10 @@ pub use files::{
 };
 pub use guest::{Armed, Felt, Guest};
 pub use other::{LoopDevice, Other, XfsIo};
+pub use qemu::{Disk, QemuIo, Vm, Writers};
+pub use recording::{Recording, Request};
 pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged, modes};
-pub use taken::{Taken, guard};
+pub use taken::{Taken, guard, with_us};
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");
@@ -211,11 +215,7 @@ impl Sandbox {
 
     /// Starts the program with `--json` and reads its events as they come.
     pub fn start(&self, args: &[impl AsRef<OsStr>]) -> Job {
-        let mut command = self.command(args);
-        command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the program starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped"));
-        Job { child, lines, events: Vec::new() }
+        Job::spawn(self.command(args).arg("--json"))
     }
 
     /// What is in the top directory: names with inode, size and mode.
@@ -316,6 +316,13 @@ pub struct Ended {
 }
 
 impl Job {
+    /// Starts a command that tells events.
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, lines, events: Vec::new() }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -1,21 +1,31 @@
 //! Snapshots that are taken while somebody writes: what the job says of them, T0 by the clock of the writer's log.
 
 use std::ops::RangeInclusive;
+use std::process::{Command, Stdio};
 
 use jiff::Timestamp;
 use reflink_img_guest::clock;
 use serde_json::Value;
 
-use super::{Job, Sandbox};
+use super::{Job, PROGRAM, Sandbox};
 
 /// The clocks are read one after the other, and their distance may change by what a time server says.
 const SLACK: i128 = 1_000_000;
 
-/// Starts the service that arms what is opened in the file system's top directory from now on. Dropped, it is killed.
+/// Starts the service that arms what is opened in the file system's top directory from now on. Dropped, it is killed; it ends
+/// with a test that is killed as well.
 pub fn guard(s: &Sandbox) -> Job {
-    let mut job = s.start(&["guard", "."]);
+    let mut command = with_us(PROGRAM);
+    let mut job = Job::spawn(command.args(["guard", ".", "--json"]).current_dir(s.dir()).stdin(Stdio::null()));
     assert!(job.wait_for("started"), "{:?}: no guard: {}", s.fs, job.end().stderr);
     job
+}
+
+/// A command that is ended when the thread that starts it ends, whatever ends that.
+pub fn with_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
 }
 
 /// What a job says of what it has made.
