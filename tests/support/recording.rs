@@ -55,8 +55,8 @@ mkdir mnt/0 mnt/1 mnt/2 mnt/3
 n=0
 while [ $n -lt "$2" ]; do
     file=mnt/$((n % 4))/$n
-    head -c $((n * 7919 % 60000)) /dev/urandom > $file.new
-    [ $((n % 3)) = 0 ] && sync -d $file.new
+    head -c $((n * 7919 % 30000)) /dev/urandom > $file.new
+    [ $((n % 3)) = 0 ] || sync -d $file.new
     mv $file.new $file
     [ $n -ge 20 ] && [ $((n % 2)) = 0 ] && rm mnt/$(((n - 20) % 4))/$((n - 20))
     [ $((n % 16)) = 0 ] && sync -f mnt
@@ -83,7 +83,7 @@ impl Recording {
         fs::create_dir(dir).expect("a directory");
         let disk = dir.join("disk");
         fs::File::create(&disk).and_then(|file| file.set_len(bytes)).expect("a disk");
-        must("mkfs.ext4", &[&"-q", &"-b", &"4096", &"-J", &"size=4", &disk]);
+        must("mkfs.ext4", &[&"-q", &"-b", &"1024", &"-J", &"size=1", &disk]);
         let empty = fs::read(&disk).expect("the disk");
         let mut command = with_us("unshare");
         command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SCRIPT, "sh"]);
