@@ -12,8 +12,8 @@ use support::{
     on_both, refused, runs, skipped,
 };
 
-/// The image's size: 8192 extents, one a block.
-const SIZE: u64 = 32 << 20;
+/// The image's size: 4096 extents, one a block.
+const SIZE: u64 = 16 << 20;
 
 /// Threads with and without the page cache, and the two that submit to the kernel.
 const WAYS: [&str; 4] =

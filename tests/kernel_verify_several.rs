@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use reflink_img_guest::fill::fill;
 use support::{ANY_TIME, Random, Sandbox, Stamper, Taken, assert_one_instant, guard, judged, modes, on_both, runs};
 
-/// Each image's size: 4096 extents, one a block.
-const SIZE: u64 = 16 << 20;
+/// Each image's size: 2048 extents, one a block.
+const SIZE: u64 = 8 << 20;
 
 /// The images, made anew, and how they are named to the guest.
 fn images(s: &Sandbox, names: &[&str]) -> (Vec<PathBuf>, String) {
