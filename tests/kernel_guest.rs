@@ -8,23 +8,11 @@ use std::path::Path;
 
 use reflink_img_guest::clock;
 use reflink_img_guest::fill::fill;
-use reflink_img_guest::sys::uring::Uring;
-use support::{ANY_TIME, Sandbox, Stamper, assert_one_instant, judged, must, on_both, rounds, skipped};
+use support::{ANY_TIME, Stamper, assert_one_instant, judged, modes, must, on_both, rounds};
 
 /// The image's size: 4096 extents, with `REFLINK_IMG_SOAK=1` 16384.
 fn size() -> u64 {
     u64::from(rounds(4).max(1)) * (16 << 20)
-}
-
-/// The modes of the guest; without io_uring where the system forbids it.
-fn modes(s: &Sandbox) -> Vec<&'static str> {
-    let mut modes = vec!["buffered", "direct", "libaio", "punch", "uring", "uring-fixed", "mix"];
-    let file = File::open(s.dir()).expect("the directory");
-    if let Err(error) = Uring::new(file, 1, 4096, false) {
-        skipped(&format!("io_uring: {error}"));
-        modes.truncate(4);
-    }
-    modes
 }
 
 fn reflink(from: &Path, to: &Path) {
@@ -41,7 +29,7 @@ fn one_call_is_one_instant_and_two_calls_are_not() {
     on_both(|s| {
         let (image, whole, pieces, log) = (s.path("a.img"), s.path("whole"), s.path("pieces"), s.outside("log"));
         fill(&image, size(), true, 1).expect("filled");
-        for mode in modes(s) {
+        for mode in modes(&s.dir()) {
             let guest =
                 Stamper::start(&log, &[image.as_os_str(), "--writers=2".as_ref(), format!("--mode={mode}").as_ref()]);
             guest.goes_on(100);

@@ -13,11 +13,14 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe};
 use nix::sched::{CloneFlags, unshare};
+use rclone_img::sys::fanotify::{Group, Mark};
 use rclone_img::sys::passing;
-use support::{Armed, LoopDevice, Other, Sandbox, XfsIo, fragmented, on_both, refused};
+use reflink_img_guest::sys::uring::Uring;
+use support::{Armed, LoopDevice, Other, Sandbox, XfsIo, fragmented, on_both, refused, until};
 
 /// An image with so many extents that a single call for it takes too long for `auto`.
 fn image(s: &Sandbox) -> PathBuf {
@@ -248,6 +251,44 @@ fn a_busy_io_uring_does_not_hide_its_files() {
             }));
             stop.store(true, Ordering::Relaxed);
             told.expect("found");
+        });
+    });
+}
+
+/// A submission that waits, as for a clone under a watch, has the ring's lock all the while: what the ring has is told when it
+/// is over.
+#[test]
+fn an_io_uring_whose_submission_waits_is_waited_for() {
+    on_both(|s| {
+        let path = image(s);
+        let _armed = Armed::directory(&s.dir());
+        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).expect("open");
+        let watch = Group::pre_content().expect("a group");
+        watch.mark(file.as_fd(), Mark::PreAccess).expect("a mark");
+        let mut ring = Uring::new(file, 1, 4096, false).expect("a ring");
+        let (waits, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                ring.write(0, 0, 4096).expect("submitted");
+                ring.wait(|_, result| assert_eq!(result.expect("written"), 4096)).expect("waited");
+            });
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let Some(event) = watch.read().expect("an event") else {
+                        thread::sleep(Duration::from_millis(1));
+                        continue;
+                    };
+                    // The first is the write's. Half a second is longer than a look takes that does not wait.
+                    if !waits.swap(true, Ordering::Relaxed) {
+                        thread::sleep(Duration::from_millis(500));
+                    }
+                    watch.allow(event.file.as_raw_fd()).expect("allowed");
+                }
+            });
+            assert!(until(|| waits.load(Ordering::Relaxed)));
+            let made = catch_unwind(AssertUnwindSafe(|| is_no_obstacle(s)));
+            ended.store(true, Ordering::Relaxed);
+            made.expect("a snapshot");
         });
     });
 }

@@ -153,6 +153,8 @@ pub enum Mode {
     Punch,
     /// All of them: through the page cache in the lower half of the span, past it in the upper
     Mix,
+    /// As mix, without uring-fixed: the image stays among the open files
+    MixOpen,
 }
 
 impl Stamp {
@@ -166,6 +168,7 @@ impl Stamp {
             Mode::UringFixed => stamp::Mode::UringFixed,
             Mode::Punch => stamp::Mode::Punch,
             Mode::Mix => stamp::Mode::Mix,
+            Mode::MixOpen => stamp::Mode::MixOpen,
         };
         stamp::Options {
             images: self.image.into_iter().chain(self.images).collect(),

@@ -52,7 +52,12 @@ impl Random {
 
 /// How often, out of the full count: a fifth without `REFLINK_IMG_SOAK=1`.
 pub fn rounds(full: u32) -> u32 {
-    if std::env::var("REFLINK_IMG_SOAK").is_ok_and(|v| v == "1") { full } else { (full / 5).max(1) }
+    runs((full / 5).max(1), full)
+}
+
+/// How often: the full count with `REFLINK_IMG_SOAK=1`.
+pub fn runs(few: u32, full: u32) -> u32 {
+    if std::env::var("REFLINK_IMG_SOAK").is_ok_and(|v| v == "1") { full } else { few }
 }
 
 /// Opens for writing, without truncation.

@@ -11,7 +11,10 @@ mod family;
 mod files;
 mod guest;
 mod other;
+mod qemu;
+mod recording;
 mod stamper;
+mod taken;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -33,11 +36,14 @@ use serde_json::Value;
 pub use armed::armed;
 pub use family::Family;
 pub use files::{
-    Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, slowly, writer,
+    Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, runs, slowly, writer,
 };
 pub use guest::{Armed, Felt, Guest};
 pub use other::{LoopDevice, Other, XfsIo};
-pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged};
+pub use qemu::{Disk, QemuIo, Vm, Writers};
+pub use recording::{Recording, Request};
+pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged, modes};
+pub use taken::{Taken, guard, with_us};
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");
@@ -212,11 +218,7 @@ impl Sandbox {
 
     /// Starts the program with `--json` and reads its events as they come.
     pub fn start(&self, args: &[impl AsRef<OsStr>]) -> Job {
-        let mut command = self.command(args);
-        command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the program starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped"));
-        Job { child, lines, events: Vec::new() }
+        Job::spawn(self.command(args).arg("--json"))
     }
 
     /// What is in the top directory: names with inode, size and mode.
@@ -317,6 +319,13 @@ pub struct Ended {
 }
 
 impl Job {
+    /// Starts a command that tells events.
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, lines, events: Vec::new() }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

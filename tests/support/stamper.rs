@@ -4,6 +4,7 @@
 //! build it, which takes no time where it is built already, and cargo says where it is. `REFLINK_IMG_GUEST` names another one.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -13,10 +14,11 @@ use std::sync::OnceLock;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reflink_img_guest::log::History;
+use reflink_img_guest::sys::uring::Uring;
 use reflink_img_guest::verify::{Verdict, verify};
 use serde_json::Value;
 
-use super::until;
+use super::{skipped, until};
 
 /// A guest that writes stamps to its disks. Dropped, it is killed.
 pub struct Stamper {
@@ -79,6 +81,17 @@ impl Drop for Stamper {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The modes of the guest; without io_uring where the system forbids it.
+pub fn modes(dir: &Path) -> Vec<&'static str> {
+    let mut modes = vec!["buffered", "direct", "libaio", "punch", "uring", "uring-fixed", "mix", "mix-open"];
+    let file = File::open(dir).expect("the directory");
+    if let Err(error) = Uring::new(file, 1, 4096, false) {
+        skipped(&format!("io_uring: {error}"));
+        modes.truncate(4);
+    }
+    modes
 }
 
 /// Any instant, as the range in which T0 is looked for.

@@ -17,6 +17,9 @@ pub struct Tool {
     pub package: &'static str,
 }
 
+/// The packages of QEMU's programs.
+const QEMU: [&str; 2] = ["qemu-system-x86", "qemu-utils"];
+
 const fn tool(name: &'static str, package: &'static str) -> Tool {
     Tool { name, package }
 }
@@ -43,10 +46,14 @@ pub const ALL: &[Tool] = &[
     tool("fio", "fio"),
     tool("filefrag", "e2fsprogs"),
     tool("chattr", "e2fsprogs"),
+    tool("mkfs.ext4", "e2fsprogs"),
+    tool("e2fsck", "e2fsprogs"),
+    tool("setpriv", "util-linux"),
     tool("setfattr", "attr"),
+    tool("qemu-system-x86_64", "qemu-system-x86"),
+    tool("qemu-storage-daemon", "qemu-system-x86"),
     tool("qemu-img", "qemu-utils"),
     tool("qemu-io", "qemu-utils"),
-    tool("qemu-system-x86_64", "qemu-system-x86"),
     tool("setquota", "quota"),
 ];
 
@@ -134,7 +141,11 @@ pub fn install(tools: &[Tool]) -> Result<()> {
 /// The names and the packages of the tools that `has` does not find.
 fn missing(tools: &[Tool], has: impl Fn(&str) -> bool) -> (Vec<&'static str>, Vec<&'static str>) {
     let gone: Vec<&Tool> = tools.iter().filter(|tool| !has(tool.name)).collect();
-    let packages: BTreeSet<&str> = gone.iter().map(|tool| tool.package).collect();
+    let mut packages: BTreeSet<&str> = gone.iter().map(|tool| tool.package).collect();
+    // Debian moves programs between QEMU's packages, which then have to be of one version: whoever lacks one gets all anew.
+    if QEMU.iter().any(|package| packages.contains(package)) {
+        packages.extend(QEMU);
+    }
     (gone.iter().map(|tool| tool.name).collect(), packages.into_iter().collect())
 }
 
@@ -147,6 +158,14 @@ mod tests {
         let (tools, packages) = missing(ALL, |name| !name.starts_with("mkfs") && name != "btrfs");
         assert_eq!(tools, ["mkfs.xfs", "mkfs.btrfs", "btrfs"]);
         assert_eq!(packages, ["btrfs-progs", "xfsprogs"]);
+    }
+
+    #[test]
+    fn the_packages_of_qemu_are_installed_together() {
+        for name in ["qemu-io", "qemu-system-x86_64", "qemu-storage-daemon"] {
+            let (tools, packages) = missing(ALL, |it| it != name);
+            assert_eq!((tools, packages), (vec![name], vec!["qemu-system-x86", "qemu-utils"]));
+        }
     }
 
     #[test]

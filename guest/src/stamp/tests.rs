@@ -70,8 +70,8 @@ fn judged(options: &Options, images: &[PathBuf]) -> crate::verify::Verdict {
 fn every_mode_leaves_what_its_log_says() {
     let scratch = Scratch::new();
     fill(&scratch.path("a"), 8 * MIB, false, 0).unwrap();
-    let mut modes =
-        vec![Mode::Buffered, Mode::Direct, Mode::Libaio, Mode::Punch, Mode::Uring, Mode::UringFixed, Mode::Mix];
+    use Mode::{Buffered, Direct, Libaio, Mix, MixOpen, Punch, Uring as Ring, UringFixed};
+    let mut modes = vec![Buffered, Direct, Libaio, Punch, Ring, UringFixed, Mix, MixOpen];
     let kinds = [ErrorKind::PermissionDenied, ErrorKind::Unsupported];
     let ring = Uring::new(File::open(scratch.path("a")).unwrap(), 1, 4096, false);
     if ring.is_err_and(|error| kinds.contains(&error.kind())) {
@@ -86,7 +86,7 @@ fn every_mode_leaves_what_its_log_says() {
         assert_eq!(verdict.sectors, 8 * MIB / 512);
         let history = History::read(&options.log).unwrap();
         let punches = history.records.iter().filter(|it| it.kind == Kind::Punch).count();
-        assert_eq!(punches > 0, matches!(mode, Mode::Punch | Mode::Mix), "{mode:?}: {punches} punches");
+        assert_eq!(punches > 0, matches!(mode, Punch | Mix | MixOpen), "{mode:?}: {punches} punches");
         assert!(overlaps(&history).is_none(), "{mode:?}");
     }
 }

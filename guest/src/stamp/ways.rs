@@ -31,15 +31,17 @@ pub enum Mode {
     Punch,
     /// Each of them in turn.
     Mix,
+    /// Each of them in turn but [`Mode::UringFixed`]: the image stays among the process's open files.
+    MixOpen,
 }
 
 impl Mode {
-    /// Every mode but the mix.
+    /// Every mode but the mixes.
     const PLAIN: [Self; 6] = [Self::Buffered, Self::Direct, Self::Libaio, Self::Uring, Self::UringFixed, Self::Punch];
 
     /// Whether it needs the image opened through the page cache, and past it.
     pub fn needs(self) -> (bool, bool) {
-        (matches!(self, Self::Buffered | Self::Mix), self != Self::Buffered)
+        (matches!(self, Self::Buffered | Self::Mix | Self::MixOpen), self != Self::Buffered)
     }
 }
 
@@ -60,14 +62,15 @@ pub struct Way {
 /// In a mix, writes through the page cache have the lower half of the span and those past it the upper one: the kernel
 /// promises nothing where both meet in one piece of the page cache, and no guest does that to its disk.
 pub fn open(options: &Options, image: &Image) -> Result<Vec<Way>> {
-    if options.mode != Mode::Mix {
+    if !matches!(options.mode, Mode::Mix | Mode::MixOpen) {
         return Ok(vec![way(options, image, options.mode, region(options, image, unit(options.mode.needs().1))?)?]);
     }
     let all = region(options, image, unit(true))?;
     let middle = (all.start + (all.end - all.start) / 2).next_multiple_of(FOLIO);
     ensure!(all.start + FOLIO <= middle && middle < all.end, "a mix needs a span of 6 MiB or more");
     let half = |mode: Mode| if mode.needs().1 { middle..all.end } else { all.start..middle };
-    Mode::PLAIN.into_iter().map(|mode| way(options, image, mode, half(mode))).collect()
+    let wanted = |mode: &Mode| options.mode == Mode::Mix || *mode != Mode::UringFixed;
+    Mode::PLAIN.into_iter().filter(wanted).map(|mode| way(options, image, mode, half(mode))).collect()
 }
 
 fn way(options: &Options, image: &Image, mode: Mode, region: Range<u64>) -> Result<Way> {
@@ -81,7 +84,9 @@ fn way(options: &Options, image: &Image, mode: Mode, region: Range<u64>) -> Resu
             let fixed = mode == Mode::UringFixed;
             Box::new(Uring::new(file, options.depth, size, fixed).context("set up io_uring")?)
         }
-        Mode::Buffered | Mode::Direct | Mode::Punch | Mode::Mix => Box::new(Synchronous::new(file, size)),
+        Mode::Buffered | Mode::Direct | Mode::Punch | Mode::Mix | Mode::MixOpen => {
+            Box::new(Synchronous::new(file, size))
+        }
     };
     Ok(Way { engine, punch, unit: unit(direct), region })
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::fdinfo::{FdInfo, is_ring};
 use super::{Files, Holder, Holding, number};
@@ -15,9 +15,9 @@ use crate::sys::process;
 /// Lines of a maps file looked at in one process: a bound for what others decide.
 const MOST_LINES: usize = 1 << 20;
 
-/// How often an io_uring that is at work is asked again, and the time between. A write that it makes at once keeps it locked
-/// for as long as that takes: more than 50 ms were seen under a QEMU with `aio=io_uring` on a busy Btrfs.
-const RING_TRIES: u32 = 10_000;
+/// How long the io_urings of a process that are at work are asked again, and the time between. A submission has its ring's lock
+/// for as long as it waits, and under a watch each may wait for a clone: a busy guest's ring rests for moments only.
+const RINGS_PATIENCE: Duration = Duration::from_secs(2);
 const RING_WAIT: Duration = Duration::from_micros(250);
 
 /// How often mappings are looked at anew that change meanwhile.
@@ -91,10 +91,11 @@ fn threads_apart(process: &Path, pid: u32) -> io::Result<Vec<u32>> {
 /// Adds what the descriptors of a process, or of one of its threads, have.
 fn descriptors(process: &Path, task: &Path, files: &Files, add: &mut impl FnMut(usize, Holding)) -> io::Result<()> {
     let mut looked = Ok(());
+    let mut until = None;
     for entry in fs::read_dir(task.join("fd"))? {
         let entry = entry?;
         let Some(descriptor) = number(&entry) else { continue };
-        let info = match unless_gone(look_at(task, &entry.file_name()).map(Some)) {
+        let info = match unless_gone(look_at(task, &entry.file_name(), &mut until).map(Some)) {
             Ok(Some(info)) => info,
             Ok(None) => continue,
             Err(e) => {
@@ -117,19 +118,22 @@ fn descriptors(process: &Path, task: &Path, files: &Files, add: &mut impl FnMut(
     looked
 }
 
-/// What there is to know of a descriptor. The kernel tells nothing of an io_uring whose lock it cannot have at once.
-fn look_at(task: &Path, name: &OsString) -> io::Result<FdInfo> {
+/// What there is to know of a descriptor. The kernel tells nothing of an io_uring whose lock it cannot have at once; `until` is
+/// when the patience with all of the process's ends, once one was met.
+fn look_at(task: &Path, name: &OsString, until: &mut Option<Instant>) -> io::Result<FdInfo> {
     let (file, link) = (task.join("fdinfo").join(name), task.join("fd").join(name));
-    for _ in 0..RING_TRIES {
+    loop {
         let info = FdInfo::parse(&fs::read(&file)?);
         // All rings are open for writing.
         let silent = info.writable && !info.ring && fs::read_link(&link).is_ok_and(|link| is_ring(link.as_os_str()));
         if !silent {
             return Ok(info);
         }
+        if Instant::now() > *until.get_or_insert_with(|| Instant::now() + RINGS_PATIENCE) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         thread::sleep(RING_WAIT);
     }
-    Err(io::ErrorKind::WouldBlock.into())
 }
 
 /// Which file a path is that the kernel tells of a process: it may be of another mount namespace.

@@ -1,0 +1,63 @@
+//! Snapshots that are taken while somebody writes: what the job says of them, T0 by the clock of the writer's log.
+
+use std::ops::RangeInclusive;
+use std::process::{Command, Stdio};
+
+use jiff::Timestamp;
+use reflink_img_guest::clock;
+use serde_json::Value;
+
+use super::{Job, PROGRAM, Sandbox};
+
+/// The clocks are read one after the other, and their distance may change by what a time server says.
+const SLACK: i128 = 1_000_000;
+
+/// Starts the service that arms what is opened in the file system's top directory from now on. Dropped, it is killed; it ends
+/// with a test that is killed as well.
+pub fn guard(s: &Sandbox) -> Job {
+    let mut command = with_us(PROGRAM);
+    let mut job = Job::spawn(command.args(["guard", ".", "--json"]).current_dir(s.dir()).stdin(Stdio::null()));
+    assert!(job.wait_for("started"), "{:?}: no guard: {}", s.fs, job.end().stderr);
+    job
+}
+
+/// A command that is ended when the thread that starts it ends, whatever ends that.
+pub fn with_us(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
+/// What a job says of what it has made.
+pub struct Taken {
+    /// The event `finished` of each snapshot.
+    pub finished: Vec<Value>,
+    /// The instant that it says its snapshots are of, in nanoseconds of the log's clock.
+    pub t0: RangeInclusive<u64>,
+}
+
+impl Taken {
+    /// Runs `snapshot` with these arguments, which must succeed.
+    pub fn by(s: &Sandbox, args: &[&str]) -> Self {
+        let before = distance();
+        let events = s.exits(0, &[&["snapshot", "--json"], args].concat());
+        let after = distance();
+        let finished: Vec<Value> = events.into_iter().filter(|e| e["event"] == "finished").collect();
+        let t0: Vec<&str> = finished.iter().map(|e| e["t0"].as_str().expect("T0")).collect();
+        assert!(!t0.is_empty() && t0.iter().all(|t| *t == t0[0]), "{:?} {args:?}: not of one T0: {t0:?}", s.fs);
+        let t0 = t0[0].parse::<Timestamp>().expect("RFC 3339").as_nanosecond();
+        let by_the_log = |distance: i128| u64::try_from(t0 - distance).expect("after the boot");
+        let t0 = by_the_log(before.max(after) + SLACK)..=by_the_log(before.min(after) - SLACK);
+        Self { finished, t0 }
+    }
+
+    /// A number that the first snapshot's report has.
+    pub fn number(&self, name: &str) -> u64 {
+        self.finished[0][name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", self.finished[0]))
+    }
+}
+
+/// How far the time of day is ahead of the log's clock, in nanoseconds.
+fn distance() -> i128 {
+    Timestamp::now().as_nanosecond() - i128::from(clock::now())
+}
