@@ -239,6 +239,7 @@ pub(super) mod samples {
             promoted: 0,
             skipped_bytes: 0,
             copied_bytes: 4096,
+            window: Duration::from_millis(2400),
             elapsed: Duration::from_millis(2500),
         }
     }

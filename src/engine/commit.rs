@@ -149,6 +149,7 @@ pub(super) fn rolled(header: &Header, began: Instant) -> Finished {
         promoted: 0,
         skipped_bytes: 0,
         copied_bytes: 0,
+        window: Duration::ZERO,
         elapsed: began.elapsed(),
     }
 }

@@ -203,6 +203,7 @@ fn clone_and_commit<D: Disk>(
 ) -> Result<Vec<Finished>> {
     let kind = hold.kind();
     let (ready, instants) = group::prepare(jobs, hold, locked, decisions)?;
+    let held = Instant::now();
     let (mut targets, mut partials, mut all_started) = (Vec::new(), Vec::new(), Vec::new());
     for (((job, ready), t0), decision) in jobs.iter().zip(ready).zip(&instants).zip(decisions) {
         let started = Started {
@@ -228,6 +229,7 @@ fn clone_and_commit<D: Disk>(
     }
     let mut window = Window::new(targets, hold, began);
     let ended = window.run().and_then(|()| window.hold.end());
+    let window_took = held.elapsed();
     let ended = if kind.answers_accesses() { ended.map_err(t0_is_lost) } else { ended };
     let done = window.into_done();
     // Whatever happened, the images are let go before anything is synced: a writer may wait for one.
@@ -252,7 +254,7 @@ fn clone_and_commit<D: Disk>(
     jobs[0].observer.on(Event::Syncing);
     let endings: Vec<_> = jobs.iter().map(Job::ending).collect();
     commit::commit(&endings, &mut journals, &partials, &instants)?;
-    Ok(works.into_iter().zip(all_started).map(|(work, started)| work.finished(started, began)).collect())
+    Ok(works.into_iter().zip(all_started).map(|(work, started)| work.finished(started, window_took, began)).collect())
 }
 
 /// The error that ended the window, in the journals as well. A state that cannot be written is no loss: a job without a live

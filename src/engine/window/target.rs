@@ -32,8 +32,8 @@ pub struct Work {
 }
 
 impl Work {
-    /// The report of a job that did this.
-    pub fn finished(self, started: Started, began: Instant) -> Finished {
+    /// The report of a job that did this, in a window of that length.
+    pub fn finished(self, started: Started, window: Duration, began: Instant) -> Finished {
         let counted = self.every_extent_counted.then_some(self.extents);
         Finished {
             extents: started.extents.or(counted),
@@ -49,6 +49,7 @@ impl Work {
             promoted: self.promoted,
             skipped_bytes: self.skipped,
             copied_bytes: self.tally.copied,
+            window,
             elapsed: began.elapsed(),
         }
     }
