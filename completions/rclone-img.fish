@@ -41,7 +41,7 @@ guard\t''
 atomic\t''
 none\t''"
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 2ms where a guest may be running, else 100ms; 5ms for that single call]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
@@ -53,7 +53,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s h -l help -d 'Print help'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 5ms where a guest may be running, else 100ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 2ms where a guest may be running, else 100ms; 5ms for that single call]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F

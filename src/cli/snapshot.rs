@@ -17,7 +17,7 @@ use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
-use crate::engine::job::{self, GUEST_DEADLINE, Job, LATENCY_GUESTS, Options};
+use crate::engine::job::{self, GUEST_DEADLINE, Job, LATENCY_ATOMIC, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
 use crate::error::{Error, Kind, Result};
@@ -244,7 +244,7 @@ pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image]) -> Result<Chose
     let deadline = args.guest_deadline;
     let held: Vec<_> = images.iter().map(Image::held).collect();
     match args.consistency {
-        Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_GUESTS), deadline),
+        Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_ATOMIC), deadline),
         Consistency::Hold(kind) if kind.one_call() && held.len() > 1 => {
             let what = "calls for several images are not of one instant, so that atomic takes one image only";
             Err(Error::new(Kind::Refused, what, "shut the VM down (frozen), or have it watched (guard)"))
