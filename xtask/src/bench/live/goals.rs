@@ -36,6 +36,8 @@ pub struct Figures {
     pub extents: Option<u64>,
     /// Runs that began before the file system had calmed down.
     pub unquiet: u32,
+    /// Jobs that ended without a snapshot, and were made again.
+    pub again: u32,
     /// What an access costs more.
     pub armed: Option<Armed>,
     runs: Runs,
@@ -61,7 +63,7 @@ impl Figures {
     /// Nothing yet.
     pub fn new(file_system: &'static str, bytes: u64) -> Self {
         let (runs, quiet) = (Runs::new(), Vec::new());
-        Self { file_system, bytes, extents: None, unquiet: 0, armed: None, runs, quiet }
+        Self { file_system, bytes, extents: None, unquiet: 0, again: 0, armed: None, runs, quiet }
     }
 
     /// Adds a run and says what it was like.
@@ -185,6 +187,9 @@ impl Figures {
         if self.unquiet > 0 {
             text += &format!("{} runs began before the file system had calmed down.\n", self.unquiet);
         }
+        if self.again > 0 {
+            text += &format!("{} jobs ended without a snapshot and were made again.\n", self.again);
+        }
         text
     }
 
@@ -208,7 +213,7 @@ impl Figures {
             .iter()
             .map(|(scene, alone, whole)| json!({"scene": scene.name(), "cp": alone, "cp_sync_rename": whole}));
         json!({
-            "file_system": self.file_system, "bytes": self.bytes, "extents": self.extents, "unquiet": self.unquiet,
+            "file_system": self.file_system, "bytes": self.bytes, "extents": self.extents, "unquiet": self.unquiet, "made_again": self.again,
             "goals": goals.collect::<Vec<_>>(), "runs": runs.collect::<Vec<_>>(), "quiet_cp_seconds": quiet.collect::<Vec<_>>(),
             "watched_ns": self.armed.map(|it| json!({
                 "busy": {"unarmed": it.busy.unarmed, "armed": it.busy.armed},

@@ -119,7 +119,7 @@ impl Live {
                 self.scene(&mut stage, scene, number, &mut figures)?;
             }
         }
-        figures.unquiet = stage.unquiet;
+        (figures.unquiet, figures.again) = (stage.unquiet, stage.again);
         stage.end()?;
         let armed = armed::measure(program, &file_system.path())?;
         eprint!("  {}", goals::told(armed));

@@ -27,6 +27,9 @@ const CALM: Duration = Duration::from_secs(120);
 /// Bytes that are dirty when a job of [`Scene::Dirty`] starts.
 const DIRTY: u64 = 256 * MIB;
 
+/// How often a job is tried that ends without a snapshot.
+const TRIES: u32 = 3;
+
 /// Under which circumstances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scene {
@@ -76,6 +79,8 @@ pub struct Stage<'a> {
     guard: Background,
     /// Runs that began before the file system had calmed down.
     pub unquiet: u32,
+    /// Jobs that ended without a snapshot, and were made again.
+    pub again: u32,
 }
 
 impl<'a> Stage<'a> {
@@ -89,7 +94,7 @@ impl<'a> Stage<'a> {
         let logs = Sandbox::with_room(256 * MIB)?;
         let guard = Background::start(&program.guard(&folder))?;
         guard.wait_for("\"started\"")?;
-        Ok(Self { program, guest: guest.to_owned(), folder, logs, guard, unquiet: 0 })
+        Ok(Self { program, guest: guest.to_owned(), folder, logs, guard, unquiet: 0, again: 0 })
     }
 
     /// Ends the service.
@@ -139,7 +144,22 @@ impl<'a> Stage<'a> {
 
     /// The program; and where it is asked for, the removal of its snapshot beside the same guest, watched for as long as the
     /// making took: it goes on in the background.
+    ///
+    /// A job that breaks is made again, from the start: on a machine with others on it a process may be there that cannot be
+    /// looked into, and no figure comes of a refusal. How often it was is told.
     pub fn snapshot(&mut self, scene: Scene, extra: &[&str], and_remove: bool) -> Result<(Run, Option<Run>)> {
+        for _ in 1..TRIES {
+            match self.snapshot_once(scene, extra, and_remove) {
+                Err(error) => eprintln!("  made again: {error:#}"),
+                made => return made,
+            }
+            self.again += 1;
+            program::remove(&self.folder.join("vm.snap"))?;
+        }
+        self.snapshot_once(scene, extra, and_remove)
+    }
+
+    fn snapshot_once(&mut self, scene: Scene, extra: &[&str], and_remove: bool) -> Result<(Run, Option<Run>)> {
         let (image, target) = (self.image(scene), self.folder.join("vm.snap"));
         let mut command = self.program.snapshot(&image, &target, &[&["--consistency", "guard"], extra].concat());
         let mut removing = None;
