@@ -82,15 +82,17 @@ impl Live {
         let program = Program::at_or_built(self.program.as_deref())?;
         let guest = program::built("reflink-img-guest", "reflink-img-guest")?;
         let kinds = self.fs.map_or(Kind::BOTH.to_vec(), |kind| vec![kind]);
-        let on = |kind| self.on(kind, &program, &guest);
-        let all = kinds.into_iter().map(on).collect::<Result<Vec<Figures>>>()?;
-        let text = if self.json {
-            format!("{:#}\n", json!({"v": 1, "figures": all.iter().map(Figures::json).collect::<Vec<_>>()}))
-        } else {
-            all.iter().map(Figures::text).collect::<String>()
+        let on = |kind| {
+            let figures = self.on(kind, &program, &guest)?;
+            if !self.json {
+                say(&figures.text());
+            }
+            Ok(figures)
         };
-        // A reader that has gone away is no failure.
-        let _ = std::io::stdout().write_all(text.as_bytes());
+        let all = kinds.into_iter().map(on).collect::<Result<Vec<Figures>>>()?;
+        if self.json {
+            say(&format!("{:#}\n", json!({"v": 1, "figures": all.iter().map(Figures::json).collect::<Vec<_>>()})));
+        }
         if let Some(path) = self.picture() {
             std::fs::write(&path, picture::draw(&all)).with_context(|| format!("write {}", path.display()))?;
             eprintln!("drawn: {}", path.display());
@@ -151,6 +153,11 @@ impl Live {
         }
         Ok(())
     }
+}
+
+/// Text for whoever reads; one who has gone away is no failure.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Runs by scene and contender.

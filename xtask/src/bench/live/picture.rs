@@ -26,17 +26,19 @@ const SCALE: (f64, f64) = (1e5, 1e11);
 const MARKS: [(f64, &str); 6] =
     [(1e5, "0.1 ms"), (1e6, "1 ms"), (1e7, "10 ms"), (1e8, "0.1 s"), (1e9, "1 s"), (1e10, "10 s")];
 
-/// Its own background, so that it can be read wherever it is shown; the colours follow the reader's.
+/// Its own background, so that it can be read wherever it is shown; the colours follow the reader's. No CSS variables: not every
+/// program that draws SVG knows them.
 const STYLE: &str = "
-  svg { --paper: #ffffff; --ink: #1f2328; --faint: #59636e; --line: #d1d9e0; --idle: #6e7781; --cp: #cf222e; --loop: #9a6700; --ours: #0550ae; }
-  @media (prefers-color-scheme: dark) {
-    svg { --paper: #0d1117; --ink: #f0f6fc; --faint: #9198a1; --line: #3d444d; --idle: #9198a1; --cp: #ff7b72; --loop: #e3b341; --ours: #79c0ff; }
-  }
-  text { font: 13px system-ui, 'DejaVu Sans', sans-serif; fill: var(--ink); }
-  .title { font-size: 17px; font-weight: 600; } .panel { font-size: 15px; font-weight: 600; } .faint { fill: var(--faint); }
-  .paper { fill: var(--paper); } .grid { stroke: var(--line); stroke-width: 1; }
+  text { font: 13px system-ui, 'DejaVu Sans', sans-serif; fill: #1f2328; }
+  .title { font-size: 17px; font-weight: 600; } .panel { font-size: 15px; font-weight: 600; } .faint { fill: #59636e; }
+  .paper { fill: #ffffff; } .grid { stroke: #d1d9e0; stroke-width: 1; }
   .idle, .cp, .loop, .ours { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
-  .idle { stroke: var(--idle); stroke-width: 1.2; } .cp { stroke: var(--cp); } .loop { stroke: var(--loop); stroke-dasharray: 6 3; } .ours { stroke: var(--ours); }
+  .idle { stroke: #8c959f; stroke-width: 1.2; } .cp { stroke: #cf222e; } .loop { stroke: #9a6700; stroke-dasharray: 6 3; }
+  .ours { stroke: #0550ae; stroke-width: 1.4; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #f0f6fc; } .faint { fill: #9198a1; } .paper { fill: #0d1117; } .grid { stroke: #3d444d; }
+    .idle { stroke: #868e97; } .cp { stroke: #ff7b72; } .loop { stroke: #e3b341; } .ours { stroke: #79c0ff; }
+  }
 ";
 
 /// Draws the runs whose longest access is in the middle.
@@ -81,8 +83,11 @@ fn panel(svg: &mut String, figures: &Figures, top: f64) {
         Some(extents) => format!("{} MiB in {extents} extents", figures.bytes >> 20),
         None => format!("{} MiB", figures.bytes >> 20),
     };
-    let _ = writeln!(svg, "<text class=\"panel\" x=\"20\" y=\"{}\">{}</text>", top + 16.0, figures.file_system);
-    let _ = writeln!(svg, "<text class=\"faint\" x=\"76\" y=\"{}\">{size}</text>", top + 16.0);
+    let longest = drawn.iter().map(|(who, _, run)| format!("{} {}", brief(*who), told(run.felt.longest_ms())));
+    let longest = longest.collect::<Vec<_>>().join(", ");
+    let y_title = top + 16.0;
+    let _ = writeln!(svg, "<text class=\"panel\" x=\"20\" y=\"{y_title}\">{}</text>", figures.file_system);
+    let _ = writeln!(svg, "<text class=\"faint\" x=\"{LEFT}\" y=\"{y_title}\">{size}; the longest: {longest}</text>");
     for (ns, text) in MARKS {
         let at = y(ns);
         let _ = writeln!(svg, "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{}\"/>", WIDTH - RIGHT);
@@ -116,14 +121,19 @@ fn panel(svg: &mut String, figures: &Figures, top: f64) {
     }
     let _ = writeln!(
         svg,
-        "<text class=\"faint\" x=\"{LEFT}\" y=\"{}\">seconds since the start; a line ends where the copy is in place. Longest: {}</text>",
+        "<text class=\"faint\" x=\"{LEFT}\" y=\"{}\">since the start; a line ends where the copy is in place, synced and renamed</text>",
         lower + 36.0,
-        drawn
-            .iter()
-            .map(|(who, _, run)| format!("{} {}", who.name(), told(run.felt.longest_ms())))
-            .collect::<Vec<_>>()
-            .join(", ")
     );
+}
+
+/// The class in words, where there is little room.
+fn brief(who: Who) -> &'static str {
+    match who {
+        Who::Idle => "nobody",
+        Who::Cp => "cp",
+        Who::Loop => "loop",
+        _ => "rclone-img",
+    }
 }
 
 fn told(ms: f64) -> String {
