@@ -13,7 +13,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use reflink_img_guest::fill;
 
 use crate::bench::figures::Spread;
 use crate::image::BLOCK;
@@ -49,9 +48,9 @@ pub struct Armed {
 }
 
 /// Measures both on the file system at `folder`.
-pub fn measure(program: &Program, folder: &Path) -> Result<Armed> {
+pub fn measure(program: &Program, guest: &Path, folder: &Path) -> Result<Armed> {
     let (image, target) = (folder.join("armed.img"), folder.join("armed.snap"));
-    fill::fill(&image, BYTES, true, 1)?;
+    super::guest::fill(guest, &image, BYTES)?;
     let open = || File::open(&image).with_context(|| format!("open {}", image.display()));
     let unarmed = open()?;
     let guard = Background::start(&program.guard(folder))?;

@@ -8,10 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use reflink_img_guest::latency::{self, Accesses, Kind};
 
-use crate::run::Background;
+use crate::run::{self, Background};
 
 /// How long a guest runs before and after what is measured beside it.
 const MARGIN: Duration = Duration::from_millis(500);
+
+/// Makes an image of nearly as many extents as blocks. A process of its own, which an interruption can end at once.
+pub fn fill(program: &Path, image: &Path, bytes: u64) -> Result<()> {
+    let size = format!("{}K", bytes >> 10);
+    run::checked(Command::new(program).arg("fill").arg(image).args(["--fragment", "--size", &size])).map(drop)
+}
 
 /// A guest at work.
 pub struct Guest {

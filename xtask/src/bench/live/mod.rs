@@ -123,7 +123,7 @@ impl Live {
         }
         (figures.unquiet, figures.again) = (stage.unquiet, stage.again);
         stage.end()?;
-        let armed = armed::measure(program, &file_system.path())?;
+        let armed = armed::measure(program, guest, &file_system.path())?;
         eprint!("  {}", goals::told(armed));
         figures.armed = Some(armed);
         Ok(figures)

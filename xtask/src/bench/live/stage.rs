@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use reflink_img_guest::clock;
 use reflink_img_guest::latency::Accesses;
-use reflink_img_guest::{clock, fill};
 use serde_json::Value;
 
 use super::contender::{self, Who};
 use super::felt::{self, Felt};
-use super::guest::Guest;
+use super::guest::{self, Guest};
 use crate::image::{Aligned, BLOCK, Random};
 use crate::program::{self, Program};
 use crate::run::{self, Background};
@@ -85,16 +85,16 @@ pub struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     /// Makes the images in `folder`, and arms what is in it.
-    pub fn new(program: &'a Program, guest: &Path, folder: PathBuf, bytes: u64, small: u64) -> Result<Self> {
+    pub fn new(program: &'a Program, guest_program: &Path, folder: PathBuf, bytes: u64, small: u64) -> Result<Self> {
         for (scene, bytes) in [(Scene::Plain, bytes), (Scene::Busy, small)] {
             let image = Self::image_in(&folder, scene);
             eprintln!("  making an image of {} MiB, 4 KiB at a time in random order", bytes / MIB);
-            fill::fill(&image, bytes, true, bytes)?;
+            guest::fill(guest_program, &image, bytes)?;
         }
         let logs = Sandbox::with_room(256 * MIB)?;
         let guard = Background::start(&program.guard(&folder))?;
         guard.wait_for("\"started\"")?;
-        Ok(Self { program, guest: guest.to_owned(), folder, logs, guard, unquiet: 0, again: 0 })
+        Ok(Self { program, guest: guest_program.to_owned(), folder, logs, guard, unquiet: 0, again: 0 })
     }
 
     /// Ends the service.
