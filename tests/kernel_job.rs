@@ -238,6 +238,7 @@ fn json_tells_started_progress_and_last_always_finished_or_failed() {
             "promoted",
             "skipped_bytes",
             "copied_bytes",
+            "window_ms",
             "elapsed_ms",
         ];
         for field in end {

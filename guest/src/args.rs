@@ -121,6 +121,9 @@ pub struct Latency {
     /// Without the writer: beside a `stamp` of the same image, whose stamps it would overwrite
     #[arg(long)]
     pub no_writes: bool,
+    /// How many threads write
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "no_writes", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub writers: u32,
     /// A read and a write every so often, instead of as fast as it goes; the percentiles then count what a stall kept from
     /// being made
     #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..))]
@@ -195,7 +198,7 @@ impl Latency {
             image: self.image,
             out: self.out,
             buffered: self.buffered,
-            no_writes: self.no_writes,
+            writers: if self.no_writes { 0 } else { self.writers },
             every: self.every.map(Duration::from_micros),
             flush_every: Duration::from_millis(self.flush_every),
             seed: self.seed,

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::CheckArgs;
 use super::{place, words};
 use crate::disk::DiskFile;
-use crate::engine::job::LATENCY_GUESTS;
+use crate::engine::job::LATENCY_ATOMIC;
 use crate::error::Result;
 use crate::hold::choose::{self, Candidate, Means};
 
@@ -21,7 +21,7 @@ const NO_INSTANT: u8 = 3;
 pub fn run(args: &CheckArgs) -> Result<u8> {
     let image = place::open_image(&args.src)?;
     super::warn(place::warning(&*image.file, &args.src));
-    let candidates = choose::survey(&[image.held()], LATENCY_GUESTS, &Means::default());
+    let candidates = choose::survey(&[image.held()], LATENCY_ATOMIC, &Means::default());
     // Every block that a snapshot shares is one that the guest's next write allocates anew.
     let may_allocate = image.file.stat().map(|s| s.size).unwrap_or(0);
     let taken = candidates.iter().find(|c| c.applies);

@@ -108,6 +108,7 @@ struct FinishedBody {
     frozen_ms: Option<u64>,
     skipped_bytes: u64,
     copied_bytes: u64,
+    window_ms: f64,
     elapsed_ms: f64,
 }
 
@@ -163,6 +164,7 @@ impl FinishedBody {
             frozen_ms: finished.quiescence.map(|known| known.frozen_ms),
             skipped_bytes: finished.skipped_bytes,
             copied_bytes: finished.copied_bytes,
+            window_ms: ms(finished.window),
             elapsed_ms: ms(finished.elapsed),
         }
     }
@@ -253,7 +255,7 @@ mod tests {
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"progress","done_bytes":4096,"bytes":8192,"extents":0,"calls":0,"longest_call_ms":0.0,"elapsed_ms":0.0}"#,
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"progress","done_bytes":4096,"bytes":8192,"extents":0,"calls":0,"longest_call_ms":0.0,"elapsed_ms":1000.0}"#,
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"warning","message":"slow \"log\""}"#,
-                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"finished","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"new_t0":false,"bytes":8192,"extents":2,"calls":3,"longest_call_ms":5.125,"call_p99_ms":5.0,"longest_guest_wait_ms":0.0,"promoted":0,"quiesced":false,"frozen_ms":null,"skipped_bytes":0,"copied_bytes":4096,"elapsed_ms":2500.0}"#,
+                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"finished","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"new_t0":false,"bytes":8192,"extents":2,"calls":3,"longest_call_ms":5.125,"call_p99_ms":5.0,"longest_guest_wait_ms":0.0,"promoted":0,"quiesced":false,"frozen_ms":null,"skipped_bytes":0,"copied_bytes":4096,"window_ms":2400.0,"elapsed_ms":2500.0}"#,
             ],
         );
     }

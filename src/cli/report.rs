@@ -240,6 +240,7 @@ pub(super) mod samples {
             quiescence: None,
             skipped_bytes: 0,
             copied_bytes: 4096,
+            window: Duration::from_millis(2400),
             elapsed: Duration::from_millis(2500),
         }
     }

@@ -18,7 +18,7 @@ use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
 use crate::engine::flusher;
-use crate::engine::job::{self, Job, LATENCY_GUESTS, Options};
+use crate::engine::job::{self, Job, LATENCY_ATOMIC, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
 use crate::error::{Error, Kind, Result};
@@ -260,7 +260,7 @@ pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image]) -> Result<Chose
     let means = Means { deadline: args.guest_deadline, monitors };
     let held: Vec<_> = images.iter().map(Image::held).collect();
     match args.consistency {
-        Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_GUESTS), &means),
+        Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_ATOMIC), &means),
         Consistency::Hold(kind) if kind.one_call() && held.len() > 1 => {
             let what = "calls for several images are not of one instant, so that atomic takes one image only";
             Err(Error::new(Kind::Refused, what, "shut the VM down (frozen), or have it watched (guard)"))

@@ -153,6 +153,7 @@ pub(super) fn rolled(header: &Header, began: Instant) -> Finished {
         quiescence: None,
         skipped_bytes: 0,
         copied_bytes: 0,
+        window: Duration::ZERO,
         elapsed: began.elapsed(),
     }
 }

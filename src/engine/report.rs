@@ -72,6 +72,8 @@ pub struct Finished {
     pub skipped_bytes: u64,
     /// Bytes that were copied because the kernel refused to share them.
     pub copied_bytes: u64,
+    /// From T0 to the end of the hold.
+    pub window: Duration,
     /// From the start to the renamed snapshot.
     pub elapsed: Duration,
 }

@@ -34,15 +34,14 @@ impl Program {
             let path = path.canonicalize().with_context(|| format!("find the program {}", path.display()))?;
             return Ok(Self { path });
         }
-        eprintln!("building rclone-img (release); the first time this takes some minutes");
-        let status = run::attached(cargo().args(["build", "--quiet", "--release", "--bin", "rclone-img"]))?;
-        if !status.success() {
-            bail!("rclone-img does not build ({status}); see above");
-        }
-        let metadata = run::checked(cargo().args(["metadata", "--format-version=1", "--no-deps", "--offline"]))?;
-        let metadata: Value = serde_json::from_str(&metadata.stdout).context("read cargo metadata")?;
-        let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
-        Ok(Self { path: Path::new(target).join("release").join("rclone-img") })
+        Ok(Self { path: built("rclone-img", "rclone-img")? })
+    }
+
+    /// `rclone-img guard --json PATH`.
+    pub fn guard(&self, path: &Path) -> Command {
+        let mut command = self.verb("guard");
+        command.arg("--json").arg(path);
+        command
     }
 
     /// `rclone-img snapshot --json EXTRA SRC DST`.
@@ -71,6 +70,19 @@ impl Program {
         command.arg(verb);
         command
     }
+}
+
+/// A program of the workspace, built for release.
+pub fn built(package: &str, name: &str) -> Result<PathBuf> {
+    eprintln!("building {name} (release); the first time this takes some minutes");
+    let status = run::attached(cargo().args(["build", "--quiet", "--release", "--package", package, "--bin", name]))?;
+    if !status.success() {
+        bail!("{name} does not build ({status}); see above");
+    }
+    let metadata = run::checked(cargo().args(["metadata", "--format-version=1", "--no-deps", "--offline"]))?;
+    let metadata: Value = serde_json::from_str(&metadata.stdout).context("read cargo metadata")?;
+    let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
+    Ok(Path::new(target).join("release").join(name))
 }
 
 /// The `finished` object that a job printed last.

@@ -18,6 +18,10 @@ use nix::unistd::Pid;
 
 use crate::setup;
 
+mod background;
+
+pub use background::Background;
+
 struct Children {
     /// Set once, by an interruption: nothing is started any more.
     stopping: bool,

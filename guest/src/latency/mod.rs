@@ -1,4 +1,4 @@
-//! What a guest feels: a thread that reads, one that writes and one that flushes, with a clock beside every access.
+//! What a guest feels: a thread that reads, one or more that write and one that flushes, with a clock beside every access.
 //!
 //! The reader and the writer each have one access of 4 KiB under way, at random places, as fast as it goes or once every so
 //! often. So an access that takes a second keeps others from being made, and a plain percentile would count it once beside
@@ -45,8 +45,8 @@ pub struct Options {
     pub out: PathBuf,
     /// Through the page cache.
     pub buffered: bool,
-    /// Without the writer: beside a [`stamp`](crate::stamp) of the same image, whose stamps it would overwrite.
-    pub no_writes: bool,
+    /// How many threads write: none beside a [`stamp`](crate::stamp) of the same image, whose stamps they would overwrite.
+    pub writers: u32,
     /// From the start of a read or a write to the next; nothing for as fast as it goes.
     pub every: Option<Duration>,
     /// From the start of a flush to the next.
@@ -68,13 +68,13 @@ pub fn run(options: &Options, stop: &Stop, ready: impl FnOnce()) -> Result<Acces
     let probe = |kind, file, every| Probe { kind, file, every, size: image.size(), stop, recorder: &recorder };
     let mut probes =
         vec![probe(Kind::Read, handle()?, options.every), probe(Kind::Flush, handle()?, Some(options.flush_every))];
-    if !options.no_writes {
+    for _ in 0..options.writers {
         probes.push(probe(Kind::Write, handle()?, options.every));
     }
     thread::scope(|scope| {
         let mut threads = Vec::new();
-        for probe in probes {
-            let random = Random::new(options.seed ^ (probe.kind as u64) << 32);
+        for (number, probe) in probes.into_iter().enumerate() {
+            let random = Random::new(options.seed ^ (probe.kind as u64) << 32 ^ (number as u64) << 40);
             threads.push(scope.spawn(move || {
                 let _end = stop.ask_when_dropped();
                 probe.run(random)

@@ -84,13 +84,13 @@ fn a_measurement_has_all_three_kinds_and_leaves_a_filled_image_as_it_is() {
     fill(&path, 1 << 20, false, 0).unwrap();
     let before = std::fs::read(&path).unwrap();
     let micros = |count| Some(Duration::from_micros(count));
-    for (buffered, every, no_writes) in [(false, None, false), (true, micros(200), false), (false, micros(200), true)] {
+    for (buffered, every, writers) in [(false, None, 1), (true, micros(200), 2), (false, micros(200), 0)] {
         let flush_every = Duration::from_millis(5);
         let (image, out) = (path.clone(), scratch.path("out"));
-        let options = Options { image, out, buffered, no_writes, every, flush_every, seed: 1, longest: None };
+        let options = Options { image, out, buffered, writers, every, flush_every, seed: 1, longest: None };
         let stop = Stop::new();
         let watched = (Arc::clone(&stop), options.out.clone());
-        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| !(no_writes && *kind == Kind::Write)).collect();
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|kind| writers > 0 || *kind != Kind::Write).collect();
         let wanted = kinds.clone();
         let watcher = thread::spawn(move || {
             while !watched.0.wait(Some(Duration::from_millis(5))) {
@@ -104,7 +104,7 @@ fn a_measurement_has_all_three_kinds_and_leaves_a_filled_image_as_it_is() {
         stop.ask();
         watcher.join().unwrap();
         let felt = felt.unwrap();
-        assert_eq!(no_writes, felt.raw(Kind::Write, &ALWAYS).count == 0);
+        assert_eq!(writers == 0, felt.raw(Kind::Write, &ALWAYS).count == 0);
         for kind in kinds {
             assert_eq!(felt.errors(kind, &ALWAYS), 0);
             assert!(felt.raw(kind, &ALWAYS).median > 0, "{}", felt.json());

@@ -12,13 +12,17 @@ use crate::range::ByteRange;
 const PROMOTE: u64 = 1 << 20;
 
 impl<D: Disk> Window<'_, D> {
-    /// Meets every demand that there is now.
-    pub(super) fn meet_demands(&mut self) -> Result<()> {
+    /// Meets every demand that there is now; whether something was cloned for it.
+    pub(super) fn meet_demands(&mut self) -> Result<bool> {
+        let mut promoted = false;
         loop {
             match self.hold.demand() {
-                Demand::Nothing => return Ok(()),
-                Demand::Promote(image, range) => self.promote(image, range)?,
-                Demand::Leave(within) => return self.leave(within),
+                Demand::Nothing => return Ok(promoted),
+                Demand::Promote(image, range) => {
+                    self.promote(image, range)?;
+                    promoted = true;
+                }
+                Demand::Leave(within) => return self.leave(within).map(|()| promoted),
                 Demand::Broken(why) => {
                     return Err(Error::new(
                         Kind::Broken,

@@ -143,15 +143,28 @@ impl<'a, D: Disk> Window<'a, D> {
                 claimed = Some(target.claim_up_to(from, piece.end())?);
             }
             let pause = target.pacer.pause();
-            if !pause.is_zero() {
-                self.idle(pause);
-            }
+            self.rest(pause)?;
         }
         // The rest, if any, was promoted.
         match claimed {
             Some(from) => self.targets[image].claim_up_to(from, range.end()).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Leaves the image to the guests for this time, in which what they wait for is cloned. A pause that ended with the first of
+    /// them would be none: with the next call it would be the second one's turn to wait.
+    fn rest(&mut self, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        let mut left = time;
+        while !left.is_zero() {
+            self.idle(left);
+            if !self.meet_demands()? {
+                break; // Nobody came: it has lasted to its end.
+            }
+            left = until.saturating_duration_since(Instant::now());
+        }
+        Ok(())
     }
 
     fn idle(&mut self, time: Duration) {

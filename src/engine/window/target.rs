@@ -37,8 +37,14 @@ pub struct Work {
 }
 
 impl Work {
-    /// The report of a job that did this.
-    pub fn finished(self, started: Started, quiescence: Option<Quiescence>, began: Instant) -> Finished {
+    /// The report of a job that did this, in a window of that length.
+    pub fn finished(
+        self,
+        started: Started,
+        quiescence: Option<Quiescence>,
+        window: Duration,
+        began: Instant,
+    ) -> Finished {
         let counted = self.every_extent_counted.then_some(self.extents);
         Finished {
             extents: started.extents.or(counted),
@@ -55,6 +61,7 @@ impl Work {
             quiescence,
             skipped_bytes: self.skipped,
             copied_bytes: self.tally.copied,
+            window,
             elapsed: began.elapsed(),
         }
     }

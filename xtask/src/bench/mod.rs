@@ -6,6 +6,7 @@ use clap::Subcommand;
 mod clone;
 mod figures;
 mod guard;
+mod live;
 mod pairs;
 
 /// What to measure.
@@ -15,6 +16,8 @@ pub enum Bench {
     Clone(clone::Clone),
     /// An access by an armed descriptor beside one by an unarmed one
     Guard(guard::Guard),
+    /// What a running guest feels of a snapshot, beside `cp --reflink=always` and a loop of clone calls
+    Live(live::Live),
 }
 
 impl Bench {
@@ -23,6 +26,7 @@ impl Bench {
         match self {
             Self::Clone(clone) => clone.run(),
             Self::Guard(guard) => guard.run(),
+            Self::Live(live) => live.run(),
         }
     }
 }

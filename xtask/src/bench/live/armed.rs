@@ -1,0 +1,109 @@
+//! What an access costs more because it is watched, where it may go on at once: its cluster is in the snapshot already.
+//!
+//! A real job clones an image as slowly as it can be told to. Meanwhile one block at the image's start, long in the snapshot, is
+//! read through two descriptors in turn: one that was opened before the service was there, which makes no events, and one that
+//! was opened under it. A second thread keeps the responder busy, or does not.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::bench::figures::Spread;
+use crate::image::BLOCK;
+use crate::program::{self, Program};
+use crate::run::{self, Background};
+use crate::sandbox::MIB;
+
+/// Enough for some seconds, with calls of 64 KiB.
+const BYTES: u64 = 256 * MIB;
+
+/// How long each measurement takes.
+const TIME: Duration = Duration::from_millis(1500);
+
+/// Accesses between two looks at the clock.
+const TURN: usize = 50;
+
+/// Nanoseconds of an access, the medians.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Not watched.
+    pub unarmed: f64,
+    /// Watched.
+    pub armed: f64,
+}
+
+/// The cost with a responder that is busy with somebody else, and with one that has to be woken.
+#[derive(Clone, Copy, Debug)]
+pub struct Armed {
+    /// Busy.
+    pub busy: Cost,
+    /// Asleep.
+    pub asleep: Cost,
+}
+
+/// Measures both on the file system at `folder`.
+pub fn measure(program: &Program, guest: &Path, folder: &Path) -> Result<Armed> {
+    let (image, target) = (folder.join("armed.img"), folder.join("armed.snap"));
+    super::guest::fill(guest, &image, BYTES)?;
+    let open = || File::open(&image).with_context(|| format!("open {}", image.display()));
+    let unarmed = open()?;
+    let guard = Background::start(&program.guard(folder))?;
+    guard.wait_for("\"started\"")?;
+    let (armed, other) = (open()?, open()?);
+    let slowly = ["--consistency", "guard", "--chunk", "64K", "--latency", "1ms"];
+    let mut job = program.snapshot(&image, &target, &slowly);
+    let mut measured = None;
+    let outcome = run::watched(&mut job, |_| {
+        if program::share_done(&image, &target).is_none_or(|done| done < 0.05) {
+            return ControlFlow::Continue(());
+        }
+        let asleep = cost([&unarmed, &armed]);
+        let stop = AtomicBool::new(false);
+        let busy = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = read(&other);
+                }
+            });
+            let busy = cost([&unarmed, &armed]);
+            stop.store(true, Ordering::Relaxed);
+            busy
+        });
+        let still = program::beside(&target, ".partial").exists();
+        measured = Some((asleep, busy, still));
+        ControlFlow::Break(())
+    })?;
+    run::require_success(&job, outcome)?;
+    guard.stop()?;
+    program::remove(&target)?;
+    let (asleep, busy, still) = measured.context("the job was over before anything could be measured")?;
+    ensure!(still, "the job was over before the measurement was: its image is too small for this machine");
+    Ok(Armed { busy: busy?, asleep: asleep? })
+}
+
+/// Both descriptors in turn.
+fn cost(files: [&File; 2]) -> Result<Cost> {
+    let mut took = [Vec::new(), Vec::new()];
+    let began = Instant::now();
+    while began.elapsed() < TIME {
+        for (file, took) in files.iter().zip(&mut took) {
+            for _ in 0..TURN {
+                let access = Instant::now();
+                read(file)?;
+                took.push(access.elapsed().as_nanos() as f64);
+            }
+        }
+    }
+    let [unarmed, armed] = took.map(|took| Spread::of(&took).median);
+    Ok(Cost { unarmed, armed })
+}
+
+fn read(file: &File) -> Result<()> {
+    file.read_exact_at(&mut [0; BLOCK as usize], 0).context("read the image")
+}
