@@ -45,7 +45,8 @@ Examples:
 
 const RESUME_EXAMPLES: &str = "\
 Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To take
-a new one from what is there, run snapshot again.
+a new one from what is there, run snapshot again. A point in time of several images does not outlive
+its run; but where all their snapshots were complete, resume of any one puts all into place.
 
 Example:
   rclone-img resume vm.snap";
@@ -60,7 +61,8 @@ Examples:
 
 const ABORT_EXAMPLES: &str = "\
 A job that is running is stopped first. A finished snapshot is never touched; a refresh that has
-cloned nothing yet is put back as it was.
+cloned nothing yet is put back as it was. A job of several images is taken back whole, whichever of
+its snapshots is named; once all of them are complete it is not, and resume puts all into place.
 
 Example:
   rclone-img abort vm.snap";
@@ -226,7 +228,7 @@ pub struct StatusArgs {
 /// `abort DST`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct AbortArgs {
-    /// The snapshot whose job is to end
+    /// The snapshot whose job is to end, with those of other images that it may have
     #[arg(value_name = "DST")]
     pub dst: PathBuf,
     /// Remove the partial file and the journal even if they cannot be recognised as ours

@@ -17,6 +17,7 @@ use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
+use crate::engine::commit;
 use crate::engine::job::{self, GUEST_DEADLINE, Job, LATENCY_GUESTS, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
@@ -119,7 +120,7 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
         *found.borrow_mut() = Some(src.clone());
         if matches!(header.state, State::Committing | State::Complete) {
             // Complete: only the rename is left, for which the image need not be there.
-            return job::end_complete(&place.disk, &place.names, reporter).map(|finished| vec![finished]);
+            return commit::end_complete(&place.disk, &place.names, reporter).map(|finished| vec![finished]);
         }
         let image = place::open_image(&src).map_err(|e| Error {
             kind: Kind::Broken,

@@ -12,9 +12,11 @@ use super::args::StatusArgs;
 use super::{place, words};
 use crate::disk::{Disk, DiskFile};
 use crate::engine::inspect::{Condition, Unfinished, inspect};
+use crate::engine::members;
 use crate::engine::names::JOURNAL;
 use crate::engine::recover::Here;
 use crate::error::{Error, Kind, Result};
+use crate::journal::format::Header;
 use crate::record::{Record, Verdict};
 
 /// Runs `status`: for one path 0, 4 or 6; for several the worst of them.
@@ -117,7 +119,7 @@ fn person(path: &Path, condition: &Condition) -> String {
             job.header.hold.name(),
             words::bytes(job.done_bytes),
             words::bytes(job.header.image.size),
-        )
+        ) + &with_others(&job.header)
     };
     match condition {
         Condition::Nothing => String::new(),
@@ -131,6 +133,12 @@ fn person(path: &Path, condition: &Condition) -> String {
         }
         Condition::Unreadable(why) => format!("{name}: its journal cannot be used: {why}; {}\n", why.hint()),
     }
+}
+
+/// The other snapshots of a job of several images: what is done to one is done to all.
+fn with_others(header: &Header) -> String {
+    let others: Vec<String> = members::others(header).iter().map(words::name).collect();
+    if others.is_empty() { String::new() } else { format!("  one job with {}\n", others.join(", ")) }
 }
 
 fn snapshot(record: &Record, verdict: Verdict) -> String {
@@ -161,6 +169,8 @@ fn object(path: &Path, condition: &Condition) -> Value {
             object["done_bytes"] = j.done_bytes.into();
             object["pid"] = j.header.pid.into();
             object["reason"] = j.header.reason.clone().into();
+            let others: Vec<_> = members::others(&j.header).iter().map(|path| super::json::path(path).0).collect();
+            object["with"] = others.into();
         }
         Condition::Snapshot(record, _) => {
             object["job"] = record.job.to_string().into();

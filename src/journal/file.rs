@@ -52,6 +52,11 @@ impl<F: DiskFile> Journal<F> {
         Self { file, header, generation: loaded.generation, log_end: loaded.log_end }
     }
 
+    /// The file, with its lock.
+    pub fn into_file(self) -> F {
+        self.file
+    }
+
     /// The header as it is on the disk.
     pub fn header(&self) -> &Header {
         &self.header
