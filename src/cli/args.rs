@@ -52,7 +52,8 @@ Example:
   rclone-img resume vm.snap";
 
 const STATUS_EXAMPLES: &str = "\
-Takes no lock and disturbs no job. Of a directory it shows the jobs. With one PATH, exits with 0
+Takes no lock and disturbs no job. Of a job that runs under the hold guard it tells, to root, how much
+is done and how the guest's accesses fare, of all the job's images together. Of a directory it shows the jobs. With one PATH, exits with 0
 (finished, or running), 4 (can be resumed) or 6 (broken).
 
 Examples:

@@ -10,6 +10,7 @@ pub mod check;
 pub mod dry_run;
 pub mod guard;
 pub mod json;
+pub mod live;
 pub mod map;
 pub mod metrics;
 pub mod place;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::args::StatusArgs;
-use super::{place, words};
+use super::{live, place, words};
 use crate::disk::{Disk, DiskFile};
 use crate::engine::inspect::{Condition, Unfinished, inspect};
 use crate::engine::members;
@@ -125,7 +125,10 @@ fn person(path: &Path, condition: &Condition) -> String {
         Condition::Nothing => String::new(),
         Condition::NotOurs => format!("{name}: a file without a record of rclone-img; not a snapshot of ours\n"),
         Condition::Snapshot(record, verdict) => format!("{name}: {}\n", snapshot(record, *verdict)),
-        Condition::Running(j) => job(&format!("running as process {}", j.header.pid), j, "nothing is to be done"),
+        Condition::Running(j) => {
+            let running = format!("running as process {}", j.header.pid);
+            job(&running, j, "nothing is to be done") + &live::person(&j.header)
+        }
         Condition::Interrupted(j) => job("interrupted", j, &format!("rclone-img resume {shell} goes on")),
         Condition::Complete(j) => job("complete, but not renamed", j, &format!("rclone-img resume {shell} ends it")),
         Condition::Broken(j) => {
@@ -171,6 +174,9 @@ fn object(path: &Path, condition: &Condition) -> Value {
             object["reason"] = j.header.reason.clone().into();
             let others: Vec<_> = members::others(&j.header).iter().map(|path| super::json::path(path).0).collect();
             object["with"] = others.into();
+            if matches!(condition, Condition::Running(_)) {
+                object["live"] = live::object(&j.header);
+            }
         }
         Condition::Snapshot(record, _) => {
             object["job"] = record.job.to_string().into();

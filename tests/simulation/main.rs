@@ -175,12 +175,12 @@ fn every_step_of_a_group(seed: u64, crash: Crash) {
 
 #[test]
 fn killed_at_every_step_all_snapshots_of_a_job_are_in_place_or_none() {
-    for_seeds_of("killed_at_every_step_all", 8, |seed| every_step_of_a_group(seed, Crash::Kill));
+    for_seeds_of("killed_at_every_step_all", 20, |seed| every_step_of_a_group(seed, Crash::Kill));
 }
 
 #[test]
 fn cut_off_at_every_step_all_snapshots_of_a_job_are_in_place_or_none() {
-    for_seeds_of("cut_off_at_every_step_all", 8, |seed| every_step_of_a_group(seed, Crash::Power));
+    for_seeds_of("cut_off_at_every_step_all", 20, |seed| every_step_of_a_group(seed, Crash::Power));
 }
 
 #[test]
