@@ -3,7 +3,7 @@
 mod support;
 
 use serde_json::Value;
-use support::{Armed, Guest, Sandbox, has, must, on_both, roomy, skipped, slowly, until};
+use support::{Armed, Guest, Other, Sandbox, fragmented, has, on_both, roomy, skipped, slowly, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -79,6 +79,67 @@ fn a_job_that_nobody_waits_for_tells_what_its_journal_has() {
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains("claimed"), "{text}");
         drop(job);
-        must("sync", &[]);
+    });
+}
+
+/// The objects that `check` of the directory has, by the image's name.
+fn checked(s: &Sandbox, code: i32) -> Vec<(String, Value)> {
+    let name = |v: &Value| v["src"].as_str().and_then(|p| p.rsplit('/').next()).unwrap_or_default().to_owned();
+    s.exits(code, &["check", "--json", "."]).into_iter().map(|v| (name(&v), v)).collect()
+}
+
+#[test]
+fn check_of_a_directory_lists_who_uses_its_images_unarmed() {
+    on_both(|s| {
+        for image in ["armed.img", "unarmed.img", "both.img", "unused.img", "few.img"] {
+            fragmented(&s.path(image), if image == "few.img" { 1 } else { 2000 });
+        }
+        std::fs::create_dir(s.path("dir")).expect("a directory");
+        std::os::unix::fs::symlink("armed.img", s.path("link")).expect("a link");
+        std::fs::hard_link(s.path("armed.img"), s.path("name two")).expect("a link");
+        assert!(checked(s, 0).is_empty());
+        let text = String::from_utf8_lossy(&s.run(&["check", "."]).stdout).into_owned();
+        assert!(text.contains("nobody was found"), "{text}");
+
+        let (old, few) = (Other::opens("<>", &s.path("unarmed.img")), Other::opens("<>", &s.path("few.img")));
+        let both = Other::opens(">>", &s.path("both.img"));
+        let _reader = Other::opens("<", &s.path("unused.img"));
+        let _armed = Armed::directory(&s.dir());
+        let new = Other::opens("<>", &s.path("armed.img"));
+        let also = Other::opens("<>", &s.path("both.img"));
+        let before = s.listing();
+        let all = checked(s, 3);
+        assert_eq!(s.listing(), before);
+        let names: Vec<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["armed.img", "both.img", "few.img", "unarmed.img"], "{:?}", s.fs);
+        let expect = [(true, Some("guard")), (false, None), (false, Some("atomic")), (false, None)];
+        for ((name, told), (armed, hold)) in all.iter().zip(expect) {
+            assert_eq!(
+                (told["armed"].as_bool(), told["hold"].as_str()),
+                (Some(armed), hold),
+                "{:?} {name}: {told}",
+                s.fs
+            );
+            assert_eq!(told["point_in_time"], hold.is_some(), "{told}");
+            // As `check` of the image alone says.
+            s.exits(if hold.is_some() { 0 } else { 3 }, &["check", name]);
+        }
+        let holders = |index: usize| all[index].1["holders"].as_array().expect("a list").clone();
+        assert_eq!(holders(0).len(), 1);
+        assert_eq!((&holders(0)[0]["pid"], &holders(0)[0]["armed"]), (&new.0.id().into(), &true.into()));
+        let who: Vec<_> = holders(1).iter().map(|h| (h["pid"].as_u64(), h["armed"].as_bool())).collect();
+        assert!(who.contains(&(Some(u64::from(both.0.id())), Some(false))), "{who:?}");
+        assert!(who.contains(&(Some(u64::from(also.0.id())), Some(true))), "{who:?}");
+        assert!(all[3].1["hint"].as_str().is_some_and(|h| h.contains("restart or migrate")), "{}", all[3].1);
+
+        let text = String::from_utf8_lossy(&s.run(&["check", "."]).stdout).into_owned();
+        let unarmed = format!("NOT ARMED  ./unarmed.img: pid {} (sh)", old.0.id());
+        for words in
+            [unarmed.as_str(), "armed      ./armed.img: pid", "restart or migrate", "4 images in use, 2 of which"]
+        {
+            assert!(text.contains(words), "{:?}: no {words:?} in {text}", s.fs);
+        }
+        drop((old, both, few));
+        assert_eq!(checked(s, 0).len(), 2, "{:?}", s.fs);
     });
 }

@@ -76,10 +76,13 @@ Examples:
   rclone-img map --json vm.img";
 
 const CHECK_EXAMPLES: &str = "\
-Exits with 0 if a snapshot now would be of one instant, else with 3.
+Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the images
+that somebody has open for writing, who, and whether they were opened under 'rclone-img guard': the VMs
+that were not are to be restarted or migrated. Exits with 3 if one of them has no snapshot of one instant.
 
-Example:
-  rclone-img check vm.img";
+Examples:
+  rclone-img check vm.img
+  rclone-img check /var/lib/libvirt/images";
 
 #[derive(Parser, Debug)]
 #[command(
@@ -112,7 +115,7 @@ pub enum Verb {
     /// Show how fragmented a file is, and how long a clone of it takes here
     #[command(after_help = MAP_EXAMPLES)]
     Map(MapArgs),
-    /// Say which holds apply to the image SRC, and why not
+    /// Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
     /// Keep images armed, so that snapshots can later be made while their VMs run
@@ -254,10 +257,10 @@ pub struct MapArgs {
 /// `check SRC`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct CheckArgs {
-    /// The image
+    /// The image, or a directory of images
     #[arg(value_name = "SRC")]
     pub src: PathBuf,
-    /// One JSON object
+    /// One JSON object; of a directory, one an image in use
     #[arg(long)]
     pub json: bool,
 }

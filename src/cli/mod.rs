@@ -7,6 +7,7 @@
 pub mod abort;
 pub mod args;
 pub mod check;
+pub mod check_dir;
 pub mod dry_run;
 pub mod guard;
 pub mod json;
