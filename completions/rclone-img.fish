@@ -31,7 +31,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "resume" -d 'G
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "status" -d 'Show unfinished jobs, or how one snapshot stands'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "abort" -d 'Stop the job of DST and remove its partial file and journal'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show how fragmented a file is, and how long a clone of it takes here'
-complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk' -r
@@ -74,7 +74,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand abort" -s q -l qui
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand abort" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand map" -l json -d 'One JSON object'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand map" -s h -l help -d 'Print help'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand check" -l json -d 'One JSON object'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand check" -l json -d 'One JSON object; of a directory, one an image in use'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand check" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -l file-system -d 'Arm all files on the file system that PATH is on; may be given several times' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -l config -d 'Arm what this file names, one path a line' -r -F

@@ -126,6 +126,17 @@ impl<W: Word> Clusters<W> {
         self.size
     }
 
+    /// How many clusters the image has.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// How many of them are done.
+    pub fn done(&self) -> u64 {
+        // Only the last one can be smaller than the others.
+        self.done_bytes().div_ceil(self.cluster.get())
+    }
+
     /// Whether everything is done.
     pub fn all_done(&self) -> bool {
         self.done_bytes() == self.size

@@ -1,5 +1,8 @@
 //! `abort DST`: stops a live job, then takes back what it made.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -28,7 +31,16 @@ pub fn run(args: &AbortArgs) -> Result<u8> {
     let aborted = stop_live(&place)
         .and_then(|()| abort(&place.disk, &place.names, args.force))
         .map_err(|e| place::on(&args.dst, e))?;
-    let name = words::name(&args.dst);
+    let others = aborted.others.into_iter().map(|(dst, what)| (PathBuf::from(OsString::from_vec(dst)), what));
+    let all: Vec<(PathBuf, Aborted)> = std::iter::once((args.dst.clone(), aborted.what)).chain(others).collect();
+    for (dst, what) in &all {
+        tell(args, dst, *what, all.len() > 1)?;
+    }
+    Ok(0)
+}
+
+fn tell(args: &AbortArgs, dst: &Path, aborted: Aborted, of_several: bool) -> Result<()> {
+    let name = words::name(dst);
     let (event, text) = match aborted {
         Aborted::Removed => {
             ("removed", format!("{name}: the unfinished job's files are gone; the image was not touched"))
@@ -43,16 +55,17 @@ pub fn run(args: &AbortArgs) -> Result<u8> {
         ),
     };
     if args.output.json {
-        let (dst, bytes) = super::json::path(&args.dst);
+        let (dst, bytes) = super::json::path(dst);
         let mut object = json!({"v": 1, "event": "aborted", "dst": dst, "what": event});
         if let Some(bytes) = bytes {
             object["dst_bytes"] = bytes.into();
         }
         super::written(std::io::Write::write_all(&mut std::io::stdout(), format!("{object}\n").as_bytes()))?;
     } else if !args.output.quiet {
-        last_words(format!("{text}; 'rclone-img snapshot' makes a new one\n"));
+        let of_job = if of_several { "; it was of a job of several images, all of which is taken back" } else { "" };
+        last_words(format!("{text}{of_job}; 'rclone-img snapshot' makes a new one\n"));
     }
-    Ok(0)
+    Ok(())
 }
 
 fn stop_live(place: &Place) -> Result<()> {

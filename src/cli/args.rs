@@ -34,13 +34,15 @@ Examples:
 
 const RESUME_EXAMPLES: &str = "\
 Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To take
-a new one from what is there, run snapshot again.
+a new one from what is there, run snapshot again. A point in time of several images does not outlive
+its run; but where all their snapshots were complete, resume of any one puts all into place.
 
 Example:
   rclone-img resume vm.snap";
 
 const STATUS_EXAMPLES: &str = "\
-Takes no lock and disturbs no job. Of a directory it shows the jobs. With one PATH, exits with 0
+Takes no lock and disturbs no job. Of a job that runs under the hold guard it tells, to root, how much
+is done and how the guest's accesses fare, of all the job's images together. Of a directory it shows the jobs. With one PATH, exits with 0
 (finished, or running), 4 (can be resumed) or 6 (broken).
 
 Examples:
@@ -49,7 +51,8 @@ Examples:
 
 const ABORT_EXAMPLES: &str = "\
 A job that is running is stopped first. A finished snapshot is never touched; a refresh that has
-cloned nothing yet is put back as it was.
+cloned nothing yet is put back as it was. A job of several images is taken back whole, whichever of
+its snapshots is named; once all of them are complete it is not, and resume puts all into place.
 
 Example:
   rclone-img abort vm.snap";
@@ -62,10 +65,13 @@ Examples:
   rclone-img map --json vm.img";
 
 const CHECK_EXAMPLES: &str = "\
-Exits with 0 if a snapshot now would be of one instant, else with 3.
+Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the images
+that somebody has open for writing, who, and whether they were opened under 'rclone-img guard': the VMs
+that were not are to be restarted or migrated. Exits with 3 if one of them has no snapshot of one instant.
 
-Example:
-  rclone-img check vm.img";
+Examples:
+  rclone-img check vm.img
+  rclone-img check /var/lib/libvirt/images";
 
 #[derive(Parser, Debug)]
 #[command(
@@ -98,7 +104,7 @@ pub enum Verb {
     /// Show how fragmented a file is, and how long a clone of it takes here
     #[command(after_help = MAP_EXAMPLES)]
     Map(MapArgs),
-    /// Say which holds apply to the image SRC, and why not
+    /// Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed
     #[command(after_help = CHECK_EXAMPLES)]
     Check(CheckArgs),
     /// Keep images armed, so that snapshots can later be made while their VMs run
@@ -162,7 +168,7 @@ pub struct StatusArgs {
 /// `abort DST`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct AbortArgs {
-    /// The snapshot whose job is to end
+    /// The snapshot whose job is to end, with those of other images that it may have
     #[arg(value_name = "DST")]
     pub dst: PathBuf,
     /// Remove the partial file and the journal even if they cannot be recognised as ours
@@ -187,10 +193,10 @@ pub struct MapArgs {
 /// `check SRC`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct CheckArgs {
-    /// The image
+    /// The image, or a directory of images
     #[arg(value_name = "SRC")]
     pub src: PathBuf,
-    /// One JSON object
+    /// One JSON object; of a directory, one an image in use
     #[arg(long)]
     pub json: bool,
 }

@@ -1,24 +1,27 @@
-//! `check SRC`: which holds apply to an image now, and why not.
+//! `check SRC`: which holds apply to an image now, and why not; of a directory, see [`check_dir`].
 
 use std::io::Write;
 
 use serde_json::json;
 
 use super::args::CheckArgs;
-use super::{place, words};
+use super::{check_dir, place, words};
 use crate::disk::DiskFile;
 use crate::engine::job::LATENCY_ATOMIC;
 use crate::error::Result;
 use crate::hold::choose::{self, Candidate, Means};
 
 /// Exit code where no hold that keeps one instant applies.
-const NO_INSTANT: u8 = 3;
+pub(super) const NO_INSTANT: u8 = 3;
 
 /// Runs `check`: 0 where a snapshot now would be of one instant, else 3.
 ///
 /// # Errors
 /// Refused where the image cannot be looked at.
 pub fn run(args: &CheckArgs) -> Result<u8> {
+    if args.src.is_dir() {
+        return check_dir::run(args);
+    }
     let image = place::open_image(&args.src)?;
     super::warn(place::warning(&*image.file, &args.src));
     let candidates = choose::survey(&[image.held()], LATENCY_ATOMIC, &Means::default());

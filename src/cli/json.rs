@@ -248,7 +248,7 @@ mod tests {
                     json.event(&names, now, &Event::Progress(progress));
                 }
                 json.event(&names, Duration::ZERO, &Event::Warning("slow \"log\"".into()));
-                json.end(&names, &End::Finished(samples::finished()));
+                json.end(&names, &End::Finished(Box::new(samples::finished())));
             },
             &[
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"started","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"new_t0":false,"bytes":8192,"extents":2}"#,

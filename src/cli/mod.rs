@@ -7,10 +7,12 @@
 pub mod abort;
 pub mod args;
 pub mod check;
+pub mod check_dir;
 pub mod dry_run;
 pub mod freezer;
 pub mod guard;
 pub mod json;
+pub mod live;
 pub mod map;
 pub mod metrics;
 pub mod place;

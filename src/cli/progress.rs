@@ -182,7 +182,7 @@ mod tests {
         lines.event(&names, Duration::ZERO, &Event::Progress(Progress::default()));
         lines.event(&names, Duration::ZERO, &Event::Warning("the log\nis slow".into()));
         (1..10).for_each(|s| lines.tick(&names, Duration::from_secs(s)));
-        lines.end(&names, &End::Finished(samples::finished()));
+        lines.end(&names, &End::Finished(Box::new(samples::finished())));
         let text = String::from_utf8(out).expect("UTF-8");
         let starts: Vec<&str> = text.lines().map(|l| &l[..18.min(l.len())]).collect();
         assert_eq!(

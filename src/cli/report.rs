@@ -41,7 +41,7 @@ pub struct Names {
 #[derive(Clone, Debug)]
 pub enum End {
     /// The snapshot is there.
-    Finished(Finished),
+    Finished(Box<Finished>),
     /// It is not.
     Failed {
         /// The exit code.
@@ -57,7 +57,7 @@ impl End {
     /// The ends that a result tells of: one for each snapshot, or that of all.
     pub fn of(result: Result<&[Finished], &Error>) -> Vec<Self> {
         match result {
-            Ok(finished) => finished.iter().cloned().map(Self::Finished).collect(),
+            Ok(finished) => finished.iter().cloned().map(Box::new).map(Self::Finished).collect(),
             Err(e) => vec![Self::Failed { exit: e.kind.exit_code(), error: e.to_string(), hint: e.hint.clone() }],
         }
     }

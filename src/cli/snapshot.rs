@@ -17,6 +17,7 @@ use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk};
 use crate::engine::claims::Threaded;
+use crate::engine::commit;
 use crate::engine::flusher;
 use crate::engine::job::{self, Job, LATENCY_ATOMIC, Options};
 use crate::engine::recover::Wish;
@@ -132,7 +133,7 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
         *found.borrow_mut() = Some(src.clone());
         if matches!(header.state, State::Committing | State::Complete) {
             // Complete: only the rename is left, for which the image need not be there.
-            return job::end_complete(&place.disk, &place.names, reporter).map(|finished| vec![finished]);
+            return commit::end_complete(&place.disk, &place.names, reporter).map(|finished| vec![finished]);
         }
         let image = place::open_image(&src).map_err(|e| Error {
             kind: Kind::Broken,

@@ -9,12 +9,14 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::args::StatusArgs;
-use super::{place, words};
+use super::{live, place, words};
 use crate::disk::{Disk, DiskFile};
 use crate::engine::inspect::{Condition, Unfinished, inspect};
+use crate::engine::members;
 use crate::engine::names::JOURNAL;
 use crate::engine::recover::Here;
 use crate::error::{Error, Kind, Result};
+use crate::journal::format::Header;
 use crate::record::{Record, Verdict};
 
 /// Runs `status`: for one path 0, 4 or 6; for several the worst of them.
@@ -117,13 +119,16 @@ fn person(path: &Path, condition: &Condition) -> String {
             job.header.hold.name(),
             words::bytes(job.done_bytes),
             words::bytes(job.header.image.size),
-        )
+        ) + &with_others(&job.header)
     };
     match condition {
         Condition::Nothing => String::new(),
         Condition::NotOurs => format!("{name}: a file without a record of rclone-img; not a snapshot of ours\n"),
         Condition::Snapshot(record, verdict) => format!("{name}: {}\n", snapshot(record, *verdict)),
-        Condition::Running(j) => job(&format!("running as process {}", j.header.pid), j, "nothing is to be done"),
+        Condition::Running(j) => {
+            let running = format!("running as process {}", j.header.pid);
+            job(&running, j, "nothing is to be done") + &live::person(&j.header)
+        }
         Condition::Interrupted(j) => job("interrupted", j, &format!("rclone-img resume {shell} goes on")),
         Condition::Complete(j) => job("complete, but not renamed", j, &format!("rclone-img resume {shell} ends it")),
         Condition::Broken(j) => {
@@ -131,6 +136,12 @@ fn person(path: &Path, condition: &Condition) -> String {
         }
         Condition::Unreadable(why) => format!("{name}: its journal cannot be used: {why}; {}\n", why.hint()),
     }
+}
+
+/// The other snapshots of a job of several images: what is done to one is done to all.
+fn with_others(header: &Header) -> String {
+    let others: Vec<String> = members::others(header).iter().map(words::name).collect();
+    if others.is_empty() { String::new() } else { format!("  one job with {}\n", others.join(", ")) }
 }
 
 fn snapshot(record: &Record, verdict: Verdict) -> String {
@@ -161,6 +172,11 @@ fn object(path: &Path, condition: &Condition) -> Value {
             object["done_bytes"] = j.done_bytes.into();
             object["pid"] = j.header.pid.into();
             object["reason"] = j.header.reason.clone().into();
+            let others: Vec<_> = members::others(&j.header).iter().map(|path| super::json::path(path).0).collect();
+            object["with"] = others.into();
+            if matches!(condition, Condition::Running(_)) {
+                object["live"] = live::object(&j.header);
+            }
         }
         Condition::Snapshot(record, _) => {
             object["job"] = record.job.to_string().into();

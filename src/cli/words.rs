@@ -79,7 +79,12 @@ pub fn time(time: Duration) -> String {
 
 /// How many of something.
 pub fn count(n: u64, one: &str) -> String {
-    format!("{n} {one}{}", if n == 1 { "" } else { "s" })
+    count_of(n, one, &format!("{one}s"))
+}
+
+/// The same of what does not just take an s.
+pub fn count_of(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 #[cfg(test)]

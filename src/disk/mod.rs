@@ -157,6 +157,12 @@ pub trait Disk {
     /// What statvfs(3) says.
     fn space(&self) -> io::Result<Space>;
 
+    /// UUID of the file system, zeros where it has none.
+    ///
+    /// # Errors
+    /// What fstatfs(2) says.
+    fn fs_uuid(&self) -> io::Result<[u8; 16]>;
+
     /// Another directory.
     ///
     /// # Errors

@@ -1,16 +1,17 @@
-//! Takes an unfinished job back: what it made goes, a snapshot that it has not touched yet returns.
+//! Takes an unfinished job back: what it made goes, a snapshot that it has not touched yet returns. A job of several images
+//! is taken back whole, by the name of any of its snapshots.
 
-use super::group;
 use super::job;
+use super::members;
 use super::names::Names;
-use super::recover;
+use super::recover::{self, Found};
 use super::undo::put_back;
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
 use crate::journal::file as journal_file;
 use crate::journal::format::{FormatError, Header, State};
 
-/// What an abort did.
+/// What an abort did for one snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Aborted {
     /// Partial file and journal are gone.
@@ -23,52 +24,134 @@ pub enum Aborted {
     RemovedRefreshed,
 }
 
+/// What an abort did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Done {
+    /// Of the snapshot that was named.
+    pub what: Aborted,
+    /// Of the others of its job, by their absolute paths.
+    pub others: Vec<(Vec<u8>, Aborted)>,
+}
+
+/// A journal, locked, with what is there beside it.
+struct Taken<D: Disk> {
+    disk: D,
+    names: Names,
+    dst: Vec<u8>,
+    header: Header,
+    found: Found,
+    /// Holds the job's lock.
+    _journal: D::File,
+}
+
 /// Aborts the job of `names`, which no process may have: the caller stops a live one first.
 ///
 /// # Errors
-/// Refused where there is no job, or what is there is not provably a job's; busy where a process has it.
-pub fn abort<D: Disk>(disk: &D, names: &Names, force: bool) -> Result<Aborted> {
-    let file = match disk.open(&names.journal, Access::Write) {
-        Ok(file) => file,
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
-            return Err(Error::new(Kind::Refused, "there is no job to abort: no journal", "nothing is to be done"));
-        }
-        Err(e) => return Err(cannot("open the journal", e)),
+/// Refused where there is no job, where what is there is not provably a job's, and where snapshots that belong together are
+/// complete; busy where a process has one.
+pub fn abort<D: Disk>(disk: &D, names: &Names, force: bool) -> Result<Done> {
+    let Some(file) = locked(disk, names)? else {
+        return Err(Error::new(Kind::Refused, "there is no job to abort: no journal", "nothing is to be done"));
     };
-    if !file.try_lock().map_err(|e| cannot("lock the journal", e))? {
-        return Err(Error::new(Kind::Busy, "the job is running", "stop it first"));
-    }
-    // What stands in a journal of somebody else's is not to be acted on.
-    if file.stat().map_err(|e| cannot("look at the journal", e))?.uid != disk.host().uid && !force {
-        let what = "the journal belongs to another user";
-        return Err(Error::new(Kind::Refused, what, "run as that user, or use --force if you know whose it is"));
-    }
+    mine(disk, &file, force)?;
     let header = match journal_file::read(&file).map_err(|e| cannot("read the journal", e))? {
         Ok(loaded) => loaded.header,
-        Err(error) => return abort_unreadable(disk, names, error, force),
+        Err(error) => {
+            let what = abort_unreadable(disk, names, error, force)?;
+            return Ok(Done { what, others: Vec::new() });
+        }
     };
-    let aborted = undo(disk, names, &header, force);
+    let found = job::find(disk, names)?;
+    may_be_undone(&header, &found, force)?;
+    let others = match take_others(disk, &header) {
+        Ok(others) => others,
+        // Whoever forces this one leaves the others as they are; what is known to be complete is not taken apart.
+        Err(_) if force && !matches!(members::is_committed(disk, &header), Ok(true)) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let mut done = Vec::new();
+    // The named one is the last: until then the same command finds the others.
+    for other in others {
+        let undone = undo(&other.disk, &other.names, &other.header, &other.found);
+        done.push((other.dst.clone(), undone.map_err(|e| of_other(&other.dst, e))?));
+    }
+    let what = undo(disk, names, &header, &found)?;
     drop(file);
-    aborted
+    Ok(Done { what, others: done })
 }
 
-fn undo<D: Disk>(disk: &D, names: &Names, header: &Header, force: bool) -> Result<Aborted> {
-    let found = job::find(disk, names)?;
-    if !header.group.is_alone() && group::is_committed(disk, header)? {
+/// The journal, with its lock; `None` where there is none.
+fn locked<D: Disk>(disk: &D, names: &Names) -> Result<Option<D::File>> {
+    let file = match disk.open(&names.journal, Access::Write) {
+        Ok(file) => file,
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        Err(e) => return Err(cannot("open the journal", e)),
+    };
+    if file.try_lock().map_err(|e| cannot("lock the journal", e))? {
+        return Ok(Some(file));
+    }
+    Err(Error::new(Kind::Busy, "the job is running", "stop it first"))
+}
+
+/// What stands in a journal of somebody else's is not to be acted on.
+fn mine<D: Disk>(disk: &D, file: &D::File, force: bool) -> Result<()> {
+    if force || file.stat().map_err(|e| cannot("look at the journal", e))?.uid == disk.host().uid {
+        return Ok(());
+    }
+    let what = "the journal belongs to another user";
+    Err(Error::new(Kind::Refused, what, "run as that user, or use --force if you know whose it is"))
+}
+
+/// The other snapshots of a job that has not been committed, all of which can be taken back. One without a journal of this job
+/// has been, or is of another job by now.
+fn take_others<D: Disk>(disk: &D, header: &Header) -> Result<Vec<Taken<D>>> {
+    if header.group.is_alone() {
+        return Ok(Vec::new());
+    }
+    let mut others = Vec::new();
+    for member in header.group.others(header.job) {
+        let (disk, names) = members::at(disk, member)?;
+        let take = || -> Result<Option<Taken<D>>> {
+            if members::of_group(&disk, &names, member, &header.group)?.is_none() {
+                return Ok(None);
+            }
+            let Some(file) = locked(&disk, &names)? else { return Ok(None) };
+            let Some(header) = members::of_group(&disk, &names, member, &header.group)? else { return Ok(None) };
+            let found = job::find(&disk, &names)?;
+            may_be_undone(&header, &found, false)?;
+            let dst = member.dst.clone();
+            Ok(Some(Taken { disk, names, dst, header, found, _journal: file }))
+        };
+        others.extend(take().map_err(|e| of_other(&member.dst, e))?);
+    }
+    // Nobody can commit it any more: all journals are locked.
+    if members::is_committed(disk, header)? {
         let what = "the snapshots of this job are complete, and belong together";
         return Err(Error::new(Kind::Refused, what, "'rclone-img resume' puts all of them into place"));
     }
-    let partial = found.partial.as_ref().map(|p| p.stat);
-    if !recover::partial_is_ours(header, &found) && !force {
-        let hint = "move it away, or use --force to remove it";
-        return Err(Error::new(Kind::Refused, "the partial file is not the one that the journal speaks of", hint));
+    Ok(others)
+}
+
+fn of_other(dst: &[u8], error: Error) -> Error {
+    let name = String::from_utf8_lossy(dst);
+    Error { what: format!("'{}', of the same job: {}", name.escape_debug(), error.what), ..error }
+}
+
+fn may_be_undone(header: &Header, found: &Found, force: bool) -> Result<()> {
+    if force || recover::partial_is_ours(header, found) {
+        return Ok(());
     }
-    if header.state == State::Committing && partial.is_none() {
+    let hint = "move it away, or use --force to remove it";
+    Err(Error::new(Kind::Refused, "the partial file is not the one that the journal speaks of", hint))
+}
+
+fn undo<D: Disk>(disk: &D, names: &Names, header: &Header, found: &Found) -> Result<Aborted> {
+    if header.state == State::Committing && found.partial.is_none() {
         remove_journal(disk, names)?;
         return Ok(Aborted::WasFinished);
     }
     let untaken = header.state == State::Preparing && header.refreshes && found.partial.is_none();
-    if untaken || recover::is_untouched(header, &found) {
+    if untaken || recover::is_untouched(header, found, &disk.host()) {
         put_back(disk, names, header).map_err(|e| cannot("put the snapshot back", e))?;
         return Ok(Aborted::PutBack);
     }

@@ -4,10 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::job;
+use super::members;
 use super::names::Names;
 use super::partial::unfinished;
+use super::recover;
 use super::report::{Event, Finished, Observer, Started};
-use super::start::Locked;
+use super::start::{self, Locked};
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::T0;
@@ -115,6 +118,33 @@ fn set_permissions<D: Disk>(job: &Ending<'_, D>, partial: &D::File, header: &Hea
     let group = if job.image_has_acl || !same_group { 0 } else { 0o070 };
     let mode = image.mode & (0o707 | group);
     partial.set_mode(if header.writable { mode | 0o200 } else { mode & !WRITE_BITS })
+}
+
+/// Ends a job that is complete but for its last steps: needs no image, which may be gone by now.
+///
+/// # Errors
+/// Refused where there is no such job; busy where another process has it; broken where its point in time is lost; failed as [`commit`].
+pub fn end_complete<D: Disk>(disk: &D, names: &Names, observer: &dyn Observer) -> Result<Finished> {
+    let began = Instant::now();
+    if let Some(header) = members::finish_one(disk, names, observer)? {
+        return Ok(rolled(&header, began));
+    }
+    let locked = start::lock(disk, names)?;
+    let found = match job::find(disk, names) {
+        Ok(found) => found,
+        Err(error) => return Err(locked.give_up(disk, names, error)),
+    };
+    let complete = matches!(&found.journal, Some(Ok(loaded)) if recover::is_complete(&loaded.header, &found));
+    if !complete {
+        let error = match &found.journal {
+            Some(Ok(loaded)) if loaded.header.state == State::Complete => {
+                recover::lost("it was that of several images, not all of which were complete")
+            }
+            _ => Error::new(Kind::Refused, "there is no complete job to end", "look at it with 'rclone-img status'"),
+        };
+        return Err(locked.give_up(disk, names, error));
+    }
+    roll_forward(&Ending { disk, names, observer, force: false, image_has_acl: false }, locked, began)
 }
 
 /// Goes on where a job that was complete was stopped: the rename, and the journal's end.

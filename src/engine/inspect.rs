@@ -1,7 +1,7 @@
 //! What is at a name, looked at without a lock: for `status`, and for `abort` before it acts.
 
-use super::group;
 use super::job;
+use super::members;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here};
 use crate::disk::{Access, Disk, DiskFile};
@@ -65,7 +65,15 @@ pub fn inspect<D: Disk>(disk: &D, names: &Names) -> Result<Condition> {
     let live = is_live(disk, names)?;
     let condition = condition(&found, live);
     Ok(match condition {
-        Condition::Interrupted(job) if group::is_committed(disk, &job.header)? => Condition::Complete(job),
+        Condition::Interrupted(mut job) => match members::is_committed(disk, &job.header) {
+            Ok(true) => Condition::Complete(job),
+            Ok(false) => Condition::Interrupted(job),
+            // The others say whether it is complete, and cannot be asked now.
+            Err(error) => {
+                job.header.reason = error.to_string();
+                Condition::Complete(job)
+            }
+        },
         other => other,
     })
 }

@@ -11,7 +11,7 @@ use super::recover::{self, Existing, Found, Here, Start, Wish};
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked};
 use super::window::{Target, Window, Work};
-use super::{commit, group, inspect, room};
+use super::{commit, group, inspect, members, room};
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result};
@@ -98,28 +98,6 @@ impl<D: Disk> Job<'_, D> {
     }
 }
 
-/// Ends a job that is complete but for its last steps: needs no image, which may be gone by now.
-///
-/// # Errors
-/// Refused where there is no such job; busy where another process has it; failed as [`run`].
-pub fn end_complete<D: Disk>(disk: &D, names: &Names, observer: &dyn Observer) -> Result<Finished> {
-    let began = Instant::now();
-    if let Some(header) = group::finish_one(disk, names, observer)? {
-        return Ok(commit::rolled(&header, began));
-    }
-    let locked = start::lock(disk, names)?;
-    let found = match find(disk, names) {
-        Ok(found) => found,
-        Err(error) => return Err(locked.give_up(disk, names, error)),
-    };
-    let complete = matches!(&found.journal, Some(Ok(loaded)) if recover::is_complete(&loaded.header, &found));
-    if !complete {
-        let error = Error::new(Kind::Refused, "there is no complete job to end", "look at it with 'rclone-img status'");
-        return Err(locked.give_up(disk, names, error));
-    }
-    commit::roll_forward(&Ending { disk, names, observer, force: false, image_has_acl: false }, locked, began)
-}
-
 /// What a job would do.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -136,7 +114,11 @@ pub struct Plan {
 /// # Errors
 /// As [`run`] would refuse.
 pub fn dry_run<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Plan>> {
-    let starts = jobs.iter().map(|job| first_look(job, hold)).collect::<Result<Vec<_>>>()?;
+    let look = |job: &Job<'_, D>| match members::committed(job.disk, job.names)? {
+        Some(_) => Ok(Start::RollForward),
+        None => first_look(job, hold),
+    };
+    let starts = jobs.iter().map(look).collect::<Result<Vec<_>>>()?;
     let prepared = hold.prepare();
     hold.release();
     prepared?;
@@ -160,7 +142,7 @@ pub fn run<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Fini
 
 fn run_held<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Finished>> {
     let began = Instant::now();
-    if let Some(finished) = group::finish(jobs, began)? {
+    if let Some(finished) = members::finish(jobs, hold.kind(), began)? {
         return Ok(finished);
     }
     let first = jobs.iter().map(|job| first_look(job, hold)).collect::<Result<Vec<_>>>()?;
@@ -347,7 +329,7 @@ fn stat_image<D: Disk>(job: &Job<'_, D>) -> Result<Stat> {
     job.image.stat().map_err(|e| Error::io(Kind::Refused, "cannot look at the image", "check the path", e))
 }
 
-fn look<D: Disk>(job: &Job<'_, D>) -> Result<(Found, Now)> {
+pub(super) fn look<D: Disk>(job: &Job<'_, D>) -> Result<(Found, Now)> {
     let image = stat_image(job)?;
     let cannot = |e| Error::io(Kind::Refused, "cannot look at the image's file system", "check the path", e);
     let now = Now { image, fs: job.image.fs().map_err(cannot)?, host: job.disk.host() };
@@ -377,6 +359,11 @@ pub fn find<D: Disk>(disk: &D, names: &Names) -> Result<Found> {
     Ok(Found { dst: existing(disk, &names.dst)?, partial: existing(disk, &names.partial)?, journal_stat, journal })
 }
 
+/// Whether there is something under the partial file's name.
+pub(super) fn has_partial<D: Disk>(job: &Job<'_, D>) -> Result<bool> {
+    Ok(job.disk.stat(&job.names.partial).map_err(|e| cannot_look("the partial file", e))?.is_some())
+}
+
 fn existing<D: Disk>(disk: &D, name: &std::ffi::OsStr) -> Result<Option<Existing>> {
     let what = || format!("'{}'", name.to_string_lossy().escape_debug());
     let Some(stat) = disk.stat(name).map_err(|e| cannot_look(&what(), e))? else { return Ok(None) };
@@ -392,6 +379,6 @@ pub(super) fn cannot_look(what: &str, error: std::io::Error) -> Error {
     Error::io(Kind::Refused, format!("cannot look at {what}"), "check the directory and its permissions", error)
 }
 
-fn changed_meanwhile() -> Error {
+pub(super) fn changed_meanwhile() -> Error {
     Error::new(Kind::Busy, "another job changed the snapshot meanwhile", "run the same command again")
 }

@@ -65,7 +65,11 @@ pub(super) fn make_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::F
     let file = job.disk.create_new(&job.names.partial).map_err(|e| failed("cannot make the partial file", e))?;
     mark_partial(job, journal, &file).inspect_err(|_| {
         // What was just made here is removed here: until its number is in the journal nobody else knows it for ours.
-        let _ = job.disk.unlink(&job.names.partial);
+        let removed = job.disk.unlink(&job.names.partial);
+        if let (Err(_), Ok(stat)) = (removed, file.stat()) {
+            // The undoing tries again, and leaves the journal where it fails as well.
+            let _ = journal.note(|h| h.partial_ino = stat.ino);
+        }
     })?;
     Ok(file)
 }

@@ -90,9 +90,6 @@ pub enum Start {
 
 /// Why T0 cannot be kept, in words; `None` where it can.
 pub fn t0_lost(header: &Header, here: &Here<'_>) -> Option<String> {
-    let Here { image, fs, host, hold, .. } = *here;
-    let now = (image.ino, image.generation, image.subvolume, fs.uuid);
-    let then = (header.image.ino, header.image.generation, header.image.subvolume, header.fs);
     if header.state == State::Preparing {
         return Some("the job was stopped before it had a point in time".into());
     }
@@ -102,6 +99,14 @@ pub fn t0_lost(header: &Header, here: &Here<'_>) -> Option<String> {
     if !header.group.is_alone() {
         return Some("it was that of several images, and does not outlive their run".into());
     }
+    image_lost(header, here)
+}
+
+/// Why the image cannot be proved to be as it was at T0, in words; `None` where it can.
+pub fn image_lost(header: &Header, here: &Here<'_>) -> Option<String> {
+    let Here { image, fs, host, hold, .. } = *here;
+    let now = (image.ino, image.generation, image.subvolume, fs.uuid);
+    let then = (header.image.ino, header.image.generation, header.image.subvolume, header.fs);
     if header.hold != hold {
         return Some(format!("it was kept by the hold '{}', and this run's is '{}'", header.hold.name(), hold.name()));
     }
@@ -242,21 +247,22 @@ fn unreadable(error: FormatError, wish: Wish) -> Result<Start> {
 /// Whether all that a job has left to do is the rename and the journal's end.
 pub fn is_complete(header: &Header, found: &Found) -> bool {
     header.state == State::Committing
-        && (in_place(header, found)
+        && (is_in_place(header, found)
             || found.partial.as_ref().is_some_and(|p| p.is_of(header.job)) && partial_is_ours(header, found))
 }
 
-fn in_place(header: &Header, found: &Found) -> bool {
+/// Whether the snapshot that this journal is of is under its name.
+pub fn is_in_place(header: &Header, found: &Found) -> bool {
     found.dst.as_ref().is_some_and(|d| d.is_of(header.job) && d.verdict() == Some(Verdict::Valid))
 }
 
 /// Whether the partial file is a snapshot that was to be refreshed, as it was: a clone changes its modification time, and
-/// growing it its size.
-pub fn is_untouched(header: &Header, found: &Found) -> bool {
+/// growing it its size. After a reboot its time proves nothing: what was cloned may be there, and the old time as well.
+pub fn is_untouched(header: &Header, found: &Found, host: &HostFacts) -> bool {
     let Some(partial) = found.partial.as_ref().filter(|_| header.refreshes) else { return false };
+    let same = |old: Record| old.size == partial.stat.size && old.mtime_ns == partial.stat.mtime_ns.to_string();
     let old = Record::from_bytes(&header.old_record);
-    header.state == State::Preparing
-        || old.is_some_and(|o| o.size == partial.stat.size && o.mtime_ns == partial.stat.mtime_ns.to_string())
+    header.state == State::Preparing || header.boot == host.boot_id && old.is_some_and(same)
 }
 
 /// Whether the partial file, if any, is the one that the journal speaks of.
@@ -275,7 +281,7 @@ pub fn partial_is_ours(header: &Header, found: &Found) -> bool {
 }
 
 fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
-    let finished = in_place(header, found);
+    let finished = is_in_place(header, found);
     let partial_is_ours = partial_is_ours(header, found);
     if !partial_is_ours && !wish.force {
         return Err(Error::new(
@@ -309,7 +315,7 @@ fn with_journal(header: &Header, found: &Found, wish: Wish, here: &Here<'_>) -> 
         let hint = "use another name, or --force to replace it";
         return Err(Error::new(Kind::Refused, "the snapshot exists already", hint));
     }
-    if wish.restart && partial_is_ours && is_untouched(header, found) {
+    if wish.restart && partial_is_ours && is_untouched(header, found, here.host) {
         let what = "the partial file is the old snapshot, which the refresh has not begun to change";
         return Err(Error::new(Kind::Refused, what, "'rclone-img abort' puts it back; --refresh goes on with it"));
     }
@@ -345,7 +351,8 @@ fn discarding(start: Start) -> Start {
     }
 }
 
-fn lost(why: &str) -> Error {
+/// A point in time that somebody asked for is lost.
+pub fn lost(why: &str) -> Error {
     Error::new(
         Kind::Broken,
         format!("the job's point in time is lost: {why}"),

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::group;
-use super::job::Job;
+use super::job::{self, Job};
 use super::names::Names;
 use super::partial::{discard_partial, make_partial, open_partial, own_snapshot, resize, take_snapshot};
-use super::recover::Start;
+use super::recover::{Start, is_untouched};
 use super::undo::put_back;
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile};
@@ -46,6 +46,17 @@ impl<F: DiskFile> Locked<F> {
     pub fn header(&self) -> Result<Header> {
         let loaded = journal_file::read(&self.file).map_err(|e| failed("cannot read the journal", e))?;
         loaded.map(|l| l.header).map_err(unusable)
+    }
+
+    /// Writes the journal that is there once more, and syncs it: what it says may not be durable yet.
+    ///
+    /// # Errors
+    /// Failed where it cannot be read or written.
+    pub fn made_durable(self) -> Result<Self> {
+        let created = self.created;
+        let (mut journal, _) = self.adopt()?;
+        journal.update(|_| {}).map_err(|e| failed("cannot write the journal", e))?;
+        Ok(Self { file: journal.into_file(), created })
     }
 
     /// Goes on with the journal that is there: itself, which keeps the lock, and its claims.
@@ -127,8 +138,10 @@ pub struct Ready<F> {
 impl<F: DiskFile> Ready<F> {
     /// Undoes what was made for a job that has no T0; an interrupted job's files stay as they are.
     pub fn undo<D: Disk<File = F>>(&self, job: &Job<'_, D>) {
-        if self.undo {
-            let _ = put_back(job.disk, job.names, self.journal.header());
+        let (header, host) = (self.journal.header(), job.disk.host());
+        let untouched = || job::find(job.disk, job.names).is_ok_and(|found| is_untouched(header, &found, &host));
+        if self.undo && (!header.refreshes || untouched()) {
+            let _ = put_back(job.disk, job.names, header);
         }
     }
 }
@@ -266,7 +279,7 @@ pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Re
                 go_on(job, &mut ready.journal)
             }
             None if kind.answers_accesses() => {
-                ready.journal.note(|h| h.t0 = t0.at);
+                ready.journal.change_later(|h| h.t0 = t0.at);
                 Ok(())
             }
             None => entry(job, kind, &group).and_then(|entry| {
@@ -274,8 +287,9 @@ pub fn set_t0<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold, ready: &mut [Re
             }),
         };
         entered?;
-        resize::<D>(&ready.partial, t0.image.size)?;
     }
+    // Last of all: a snapshot that is to be refreshed and has got another size cannot be put back.
+    ready.iter().zip(&instants).try_for_each(|(ready, t0)| resize::<D>(&ready.partial, t0.image.size))?;
     Ok(instants)
 }
 
@@ -303,6 +317,10 @@ fn entry<'a, D: Disk>(job: &'a Job<'_, D>, kind: HoldKind, group: &'a Group) -> 
     let (host, replace) = (job.disk.host(), replaces(job)?);
     let options = job.options;
     Ok(move |h: &mut Header, t0: &T0| {
+        if h.epoch > 0 && h.boot != host.boot_id {
+            // What was cloned before a power cut may be there without having left a trace: nothing is to be put back.
+            h.old_record.clear();
+        }
         h.epoch += 1;
         h.state = State::Running;
         h.reason.clear();

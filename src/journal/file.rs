@@ -52,6 +52,11 @@ impl<F: DiskFile> Journal<F> {
         Self { file, header, generation: loaded.generation, log_end: loaded.log_end }
     }
 
+    /// The file, with its lock.
+    pub fn into_file(self) -> F {
+        self.file
+    }
+
     /// The header as it is on the disk.
     pub fn header(&self) -> &Header {
         &self.header
@@ -77,8 +82,22 @@ impl<F: DiskFile> Journal<F> {
         Ok(())
     }
 
+    /// Replaces the header without a sync: for what is only of use while this process lives.
+    ///
+    /// # Errors
+    /// What writing said.
+    pub fn note(&mut self, change: impl FnOnce(&mut Header)) -> io::Result<()> {
+        let mut header = self.header.clone();
+        change(&mut header);
+        let generation = self.generation + 1;
+        let slot = format::encode_slot(&header, generation);
+        self.file.write_at((generation + 1) % 2 * format::SLOT as u64, &slot)?;
+        (self.generation, self.header) = (generation, header);
+        Ok(())
+    }
+
     /// Changes the header that the next update writes, and writes nothing now.
-    pub fn note(&mut self, change: impl FnOnce(&mut Header)) {
+    pub fn change_later(&mut self, change: impl FnOnce(&mut Header)) {
         change(&mut self.header);
     }
 

@@ -28,7 +28,10 @@ fn header(state: State) -> Header {
         image_path: b"/a/\xff image\n.img".to_vec(),
         reason: "a reason".into(),
         old_record: b"{}".to_vec(),
-        group: Group(vec![Member { job: [5; 16], dst: b"/a".to_vec() }, Member { job: [6; 16], dst: b"/b".to_vec() }]),
+        group: Group(vec![
+            Member { job: [5; 16], fs: [8; 16], dst: b"/a".to_vec() },
+            Member { job: [6; 16], fs: [9; 16], dst: b"/b".to_vec() },
+        ]),
     }
 }
 

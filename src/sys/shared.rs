@@ -5,7 +5,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -41,6 +41,10 @@ impl Words {
     /// # Errors
     /// `InvalidData` where they are fewer or not sealed; what fcntl(2), fstat(2) and mmap(2) say.
     pub fn map(fd: OwnedFd, count: usize) -> io::Result<Self> {
+        Self::mapped(fd, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    fn mapped(fd: OwnedFd, count: usize, protection: ProtFlags) -> io::Result<Self> {
         let length = bytes(count)?;
         let sealed = SealFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GET_SEALS)?).contains(SealFlag::F_SEAL_SHRINK);
         let size = File::from(fd.try_clone()?).metadata()?.len();
@@ -48,7 +52,6 @@ impl Words {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a table of that size"));
         }
         let length = NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice, over `length` bytes of a file that cannot shrink.
         let start = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &fd, 0) }?;
         Ok(Self { fd, start: start.cast(), count })
@@ -59,6 +62,24 @@ impl Words {
         // SAFETY: `count` words are mapped, aligned to a page, for as long as `self` lives; every bit pattern is a valid
         // atomic, and others reach them through atomics as well.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+/// Words of another process that are only looked at: what it has mapped cannot be changed through them.
+pub struct View(Words);
+
+impl View {
+    /// From a descriptor that need not be open for writing.
+    ///
+    /// # Errors
+    /// As [`Words::map`].
+    pub fn map(fd: OwnedFd, count: usize) -> io::Result<Self> {
+        Words::mapped(fd, count, ProtFlags::PROT_READ).map(Self)
+    }
+
+    /// A word as it is now. Only loads are offered: a store would be to memory that cannot be written.
+    pub fn load(&self, index: usize) -> u64 {
+        self.0.words()[index].load(Ordering::Acquire)
     }
 }
 
@@ -85,7 +106,7 @@ mod tests {
     use std::os::fd::AsFd;
     use std::sync::atomic::Ordering::Relaxed;
 
-    use super::Words;
+    use super::{View, Words};
 
     #[test]
     fn two_mappings_are_of_the_same_words_and_nobody_can_shrink_them() {
@@ -93,6 +114,9 @@ mod tests {
         let theirs = Words::map(ours.as_fd().try_clone_to_owned().expect("dup"), 600).expect("map");
         ours.words()[599].store(7, Relaxed);
         assert_eq!(theirs.words()[599].load(Relaxed), 7);
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&ours.as_fd()));
+        let view = View::map(File::open(path).expect("for reading").into(), 600).expect("map");
+        assert_eq!(view.load(599), 7);
         let file = File::from(ours.as_fd().try_clone_to_owned().expect("dup"));
         file.set_len(0).expect_err("sealed");
         assert!(Words::map(ours.as_fd().try_clone_to_owned().expect("dup"), 601).is_err());

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use rclone_img::cbw::Clusters;
 use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
 use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
-use rclone_img::engine::abort::{Aborted, abort};
+use rclone_img::engine::abort::{Aborted, Done, abort};
 use rclone_img::engine::claims::Inline;
 use rclone_img::engine::flusher;
 use rclone_img::engine::job::{self, Job, MinFree, Options};
@@ -38,6 +38,12 @@ pub enum Crash {
 /// Chance from a seed.
 #[derive(Clone)]
 pub struct Chance(u64);
+
+impl From<u64> for Chance {
+    fn from(seed: u64) -> Self {
+        Self(seed)
+    }
+}
 
 impl Chance {
     pub fn below(&mut self, limit: u64) -> u64 {
@@ -402,15 +408,15 @@ impl World {
         let refreshes = self.options.wish.refresh;
         let was_valid = self.is_valid();
         match abort(&self.disk, &self.names, false) {
-            Ok(Aborted::PutBack) => {
+            Ok(Done { what: Aborted::PutBack, .. }) => {
                 assert_eq!(self.disk.content("snap").as_deref(), old, "what was put back is not what was there");
                 assert!(self.is_valid(), "what was put back is no snapshot any more\n{}", self.disk.trace(60));
             }
-            Ok(Aborted::Removed) if refreshes => {
+            Ok(Done { what: Aborted::Removed, .. }) if refreshes => {
                 // Only a job that had not got as far as the snapshot may leave it.
                 assert_eq!(was_valid, self.is_valid());
             }
-            Ok(Aborted::Removed | Aborted::RemovedRefreshed | Aborted::WasFinished) => {}
+            Ok(_) => {}
             Err(error) => assert_eq!(error.kind, Kind::Refused, "{error}"),
         }
         for name in [&self.names.partial, &self.names.journal] {

@@ -7,11 +7,13 @@
 //! A seed that fails is printed with the command that replays it. `REFLINK_IMG_SEED` is the first seed (default: the
 //! date), `REFLINK_IMG_SEEDS` how many (default 400, with `REFLINK_IMG_SOAK` set 2000).
 
+mod group;
 mod guard;
 mod harness;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use group::GroupWorld;
 use harness::{Crash, Scenario};
 use rclone_img::disk::sim::Faults;
 use rclone_img::error::Kind;
@@ -22,8 +24,13 @@ fn env(name: &str) -> Option<u64> {
 
 /// Runs `check` for every seed, and says how to replay one that fails.
 fn for_seeds(test: &str, check: impl Fn(u64)) {
-    let count =
-        env("REFLINK_IMG_SEEDS").unwrap_or(if std::env::var_os("REFLINK_IMG_SOAK").is_some() { 2000 } else { 400 });
+    for_seeds_of(test, 1, check);
+}
+
+/// The same for a check that takes so many times as long as others.
+fn for_seeds_of(test: &str, cost: u64, check: impl Fn(u64)) {
+    let soak = std::env::var_os("REFLINK_IMG_SOAK").is_some();
+    let count = env("REFLINK_IMG_SEEDS").unwrap_or(if soak { 2000 } else { 400 } / cost);
     let today = jiff::Timestamp::now().as_second().unsigned_abs() / 86_400;
     let first = env("REFLINK_IMG_SEED").unwrap_or(today * 1_000_000);
     println!("{test}: seeds {first}..{}", first + count);
@@ -130,10 +137,80 @@ fn an_abort_at_any_step_removes_what_the_job_made_and_puts_back_what_it_had_not_
         let old = world.disk.content("snap");
         world.stop_after(step);
         let ended = world.run();
-        world.crash(Crash::Kill, seed);
+        world.crash([Crash::Kill, Crash::Power][(seed / 2 % 2) as usize], seed);
         world.check("before the abort");
         if ended.is_err() {
             world.abort(old.as_deref());
         }
+    });
+}
+
+/// Every step of a job of several images is once the last one; what goes on after that is stopped once more.
+fn every_step_of_a_group(seed: u64, crash: Crash) {
+    let faults = Faults::shapes(seed);
+    let mut whole = GroupWorld::new(seed, faults);
+    let before = whole.disk.steps();
+    let _ = whole.run();
+    let steps = whole.disk.steps() - before;
+    for step in 1..=steps {
+        let mut world = GroupWorld::new(seed, faults);
+        let when = format!("after the crash at step {step} of {steps}");
+        world.disk.stop_after(world.disk.steps() + step);
+        let ended = world.run();
+        assert!(ended.is_err() || step == steps, "step {step} of {steps} did not stop the job");
+        world.crash(crash, seed ^ step);
+        world.check(&when);
+        world.guest(seed ^ step);
+        if (seed ^ step).is_multiple_of(2) {
+            let again = 1 + world.chance.below(40);
+            world.disk.stop_after(world.disk.steps() + again);
+            let _ = world.run();
+            let other = if crash == Crash::Kill { Crash::Power } else { Crash::Kill };
+            world.crash(other, seed ^ step ^ 1);
+            world.check(&format!("{when} and at step {again} of the next run"));
+        }
+        world.heal(&when);
+    }
+}
+
+#[test]
+fn killed_at_every_step_all_snapshots_of_a_job_are_in_place_or_none() {
+    for_seeds_of("killed_at_every_step_all", 20, |seed| every_step_of_a_group(seed, Crash::Kill));
+}
+
+#[test]
+fn cut_off_at_every_step_all_snapshots_of_a_job_are_in_place_or_none() {
+    for_seeds_of("cut_off_at_every_step_all", 20, |seed| every_step_of_a_group(seed, Crash::Power));
+}
+
+#[test]
+fn calls_that_fail_leave_all_snapshots_of_a_job_in_place_or_none() {
+    for_seeds("calls_that_fail_leave_all", |seed| {
+        let mut world = GroupWorld::new(seed, Faults::random(seed));
+        for attempt in 0..8 {
+            match world.run() {
+                Ok(_) => break,
+                Err(error) => assert!(!error.hint.is_empty(), "nothing is said of what to do: {error}"),
+            }
+            world.crash(Crash::Kill, seed);
+            world.check(&format!("after attempt {attempt}"));
+            world.guest(seed ^ attempt);
+        }
+        world.heal("calls that fail");
+    });
+}
+
+#[test]
+fn a_snapshot_taken_up_again_alone_takes_the_others_along_or_leaves_them() {
+    for_seeds("a_snapshot_taken_up_again_alone", |seed| {
+        let mut world = GroupWorld::new(seed, Faults::shapes(seed));
+        let step = 1 + world.chance.below(200);
+        world.disk.stop_after(world.disk.steps() + step);
+        let _ = world.run();
+        world.crash([Crash::Kill, Crash::Power][(seed % 2) as usize], seed);
+        world.check("before");
+        world.run_alone();
+        world.check("after one was taken up alone");
+        world.heal("one was taken up alone");
     });
 }

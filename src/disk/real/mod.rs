@@ -128,6 +128,10 @@ impl Disk for RealDisk {
         Ok(Space { total: bytes(stat.blocks()), free: bytes(stat.blocks_available()) })
     }
 
+    fn fs_uuid(&self) -> io::Result<[u8; 16]> {
+        Ok(crate::sys::fs::facts(self.dir.as_fd())?.uuid)
+    }
+
     fn elsewhere(&self, dir: &Path) -> io::Result<Self> {
         Self::open_dir(dir)
     }

@@ -143,6 +143,12 @@ impl Disk for SimDisk {
         Ok(w.space)
     }
 
+    fn fs_uuid(&self) -> io::Result<[u8; 16]> {
+        let w = self.world.borrow();
+        w.alive()?;
+        Ok(w.uuid)
+    }
+
     /// There is one directory.
     fn elsewhere(&self, _: &Path) -> io::Result<Self> {
         self.world.borrow().alive()?;

@@ -2,8 +2,9 @@
 //!
 //! fanotify's pre-content events stop each access before it happens and tell its range; what it may change is cloned first,
 //! then it goes on. [`watch`] is the group and [`answer`] the thread that answers, on the pure machine of [`crate::cbw`];
-//! [`preflight`] finds out who escapes it, and [`monitors`] mends that for a QEMU; [`supervisor`] is the process that answers when this one cannot, and [`table`] and
-//! [`link`] are what the two share; [`raise`] makes a process fit to be waited for.
+//! [`preflight`] finds out who escapes it, and [`monitors`] mends that for a QEMU; [`supervisor`] is the process that
+//! answers when this one cannot, [`table`] and [`link`] are what the two share, and [`show`] what others see of it; [`raise`]
+//! makes a process fit to be waited for.
 
 pub mod access;
 pub mod answer;
@@ -11,6 +12,7 @@ pub mod link;
 pub mod monitors;
 pub mod preflight;
 pub mod raise;
+pub mod show;
 pub mod supervisor;
 pub mod table;
 pub mod watch;
@@ -53,6 +55,9 @@ pub struct Guard {
     /// The look at who escapes that is made once the image is marked.
     second_look: Option<JoinHandle<Option<String>>>,
     felt: Option<Tally>,
+    /// Clusters cloned out of turn, and what was done when the last one was asked for.
+    promoted: u64,
+    done_before: u64,
 }
 
 /// The image through a descriptor that sends no events: the program's own calls would else wait for the program.
@@ -71,7 +76,8 @@ impl Guard {
     /// A hold over images, at least one, that has marked nothing yet. Their descriptors must be [`exempt`].
     pub fn new(images: Vec<Image>, means: Means) -> Self {
         let (watch, clusters, second_look) = (None, Vec::new(), None);
-        Self { images, means, watch, clusters, armed: 0, began: Duration::ZERO, second_look, felt: None }
+        let (armed, began, felt) = (0, Duration::ZERO, None);
+        Self { images, means, watch, clusters, armed, began, second_look, felt, promoted: 0, done_before: 0 }
     }
 
     /// How many descriptors that are open for writing were found, all of which can be watched.
@@ -125,6 +131,9 @@ impl Guard {
         let figures = Figures {
             done_bytes: sum(Clusters::done_bytes),
             bytes: sum(Clusters::size),
+            done: sum(Clusters::done),
+            clusters: sum(Clusters::count),
+            promoted: self.promoted,
             since_t0: table::now().saturating_sub(self.began),
             ..Figures::default()
         };
@@ -209,7 +218,10 @@ impl Hold for Guard {
             return self.break_off(why);
         }
         match self.watch().wanted() {
-            Some((image, range)) => Demand::Promote(image, range),
+            Some((image, range)) => {
+                self.done_before = self.clusters[image].done();
+                Demand::Promote(image, range)
+            }
             None => {
                 self.tell();
                 Demand::Nothing
@@ -217,7 +229,9 @@ impl Hold for Guard {
         }
     }
 
-    fn promoted(&mut self, _: usize, _: ByteRange) {
+    fn promoted(&mut self, image: usize, _: ByteRange) {
+        // One thread clones: what was done meanwhile was done for this.
+        self.promoted += self.clusters[image].done().saturating_sub(self.done_before);
         self.watch().answer_ready();
     }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::stat::fstat;
 
@@ -58,7 +59,8 @@ impl Survey {
         Some(Error::new(Kind::Refused, words.join("; "), self.remedy()))
     }
 
-    fn remedy(&self) -> String {
+    /// What to do about those who escape a watch.
+    pub fn remedy(&self) -> String {
         let has = |what: fn(&Holding) -> bool| self.escapes.iter().any(|h| what(&h.what));
         let mut ways = Vec::new();
         if has(|w| matches!(w, Holding::Descriptor(_))) {
@@ -86,7 +88,8 @@ impl Survey {
     }
 }
 
-fn escape(holder: &Holder) -> String {
+/// Somebody who escapes a watch, in words.
+pub fn escape(holder: &Holder) -> String {
     match holder.what {
         Holding::Descriptor(_) => format!("{holder}, opened before it could be watched"),
         Holding::LoopDevice(_) | Holding::IoUring(_) | Holding::Mapping | Holding::OfThread(..) => {
@@ -170,6 +173,16 @@ fn somebody_writes(image: &RealFile) -> bool {
 /// As [`survey`].
 pub fn look(image: &RealFile, watch: &Watch) -> Result<Survey> {
     survey(image, |descriptor| watch.probe(descriptor))
+}
+
+/// Surveys images that nobody else watches for us: each is marked for a moment, and whoever uses it goes on at once.
+///
+/// # Errors
+/// Refused where nothing can be watched here, or not everybody can be seen; as [`survey`].
+pub fn of_all(images: &[Arc<RealFile>], deadline: Duration) -> Result<Vec<Survey>> {
+    everybody_is_seen()?;
+    let watch = Watch::open(images, deadline)?;
+    images.iter().map(|image| look(image, &watch)).collect()
 }
 
 /// Refuses where one of these processes has an image mapped in a way that may change it.

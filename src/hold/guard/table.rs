@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::sys::shared::Words;
+use crate::sys::shared::{View, Words};
 
 /// The memfd's name, by which `status` finds it among a worker's descriptors.
 pub const NAME: &std::ffi::CStr = c"reflink-img-job";
@@ -21,7 +21,7 @@ pub const NAME: &std::ffi::CStr = c"reflink-img-job";
 pub const SLOTS: usize = 4096;
 
 /// "rflkimg" and the version of the layout.
-const MAGIC: u64 = u64::from_be_bytes(*b"rflkimg\x01");
+const MAGIC: u64 = u64::from_be_bytes(*b"rflkimg\x02");
 
 // The words of the table, by number.
 const MAGIC_AT: usize = 0;
@@ -31,6 +31,7 @@ const DEADLINE: usize = 3;
 const NUMBERS: usize = 4;
 const HIGHEST: usize = 5;
 const FIGURES: usize = 8;
+const FIGURES_COUNT: usize = 10;
 /// Two words a slot: since when (0 is free), and the descriptor's number.
 const FIRST_SLOT: usize = 32;
 const COUNT: usize = FIRST_SLOT + 2 * SLOTS;
@@ -49,6 +50,10 @@ pub struct Figures {
     pub done_bytes: u64,
     /// Bytes of all images.
     pub bytes: u64,
+    /// Clusters done.
+    pub done: u64,
+    /// Clusters of all images.
+    pub clusters: u64,
     /// Clusters cloned out of turn.
     pub promoted: u64,
     /// Accesses seen since T0.
@@ -166,26 +171,80 @@ impl Table {
 
     /// Tells how the job stands.
     pub fn tell(&self, figures: &Figures) {
-        let Figures { done_bytes, bytes, promoted, seen, waited, waiting, longest, since_t0 } = *figures;
-        let all = [done_bytes, bytes, promoted, seen, waited, waiting, nanos(longest), nanos(since_t0)];
-        for (index, value) in all.into_iter().enumerate() {
+        for (index, value) in figures.to_words().into_iter().enumerate() {
             self.word(FIGURES + index).store(value, Relaxed);
         }
     }
 
     /// How the job stands; the figures are not of one instant.
     pub fn figures(&self) -> Figures {
-        let value = |index| self.word(FIGURES + index).load(Relaxed);
-        Figures {
-            done_bytes: value(0),
-            bytes: value(1),
-            promoted: value(2),
-            seen: value(3),
-            waited: value(4),
-            waiting: value(5),
-            longest: Duration::from_nanos(value(6)),
-            since_t0: Duration::from_nanos(value(7)),
+        Figures::from_words(|index| self.word(FIGURES + index).load(Relaxed))
+    }
+}
+
+impl Figures {
+    fn to_words(self) -> [u64; FIGURES_COUNT] {
+        let Self { done_bytes, bytes, done, clusters, promoted, seen, waited, waiting, longest, since_t0 } = self;
+        [done_bytes, bytes, done, clusters, promoted, seen, waited, waiting, nanos(longest), nanos(since_t0)]
+    }
+
+    fn from_words(word: impl Fn(usize) -> u64) -> Self {
+        Self {
+            done_bytes: word(0),
+            bytes: word(1),
+            done: word(2),
+            clusters: word(3),
+            promoted: word(4),
+            seen: word(5),
+            waited: word(6),
+            waiting: word(7),
+            longest: Duration::from_nanos(word(8)),
+            since_t0: Duration::from_nanos(word(9)),
         }
+    }
+}
+
+/// What a job shows of itself to whoever may look at its descriptors. Nothing is changed by looking, and nothing of it is to
+/// be relied on: it is another process's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shown {
+    /// How it stands, by what it told last; accesses that wait are those of now.
+    pub figures: Figures,
+    /// Accesses may be waiting: T0 is set, or about to be.
+    pub watching: bool,
+    /// Its supervisor has let everybody go on: the snapshot is lost.
+    pub taken_over: bool,
+}
+
+/// The table as somebody else sees it.
+pub struct Glance(View);
+
+impl Glance {
+    /// Of a descriptor that need not be open for writing.
+    ///
+    /// # Errors
+    /// `InvalidData` where it is none.
+    pub fn of(fd: OwnedFd) -> io::Result<Self> {
+        let view = View::map(fd, COUNT)?;
+        if view.load(MAGIC_AT) == MAGIC { Ok(Self(view)) } else { Err(io::ErrorKind::InvalidData.into()) }
+    }
+
+    /// What it shows now.
+    pub fn look(&self) -> Shown {
+        let word = |index| self.0.load(index);
+        let told = Figures::from_words(|index| word(FIGURES + index));
+        let used = usize::try_from(word(HIGHEST)).unwrap_or(SLOTS).min(SLOTS);
+        let held = (0..used).map(|slot| word(FIRST_SLOT + 2 * slot)).filter(|since| *since != 0);
+        let (waiting, first) = held.fold((0, u64::MAX), |(count, first), since| (count + 1, first.min(since)));
+        let waits_for = if waiting > 0 { now().saturating_sub(Duration::from_nanos(first)) } else { Duration::ZERO };
+        let figures = Figures {
+            done_bytes: told.done_bytes.min(told.bytes),
+            done: told.done.min(told.clusters),
+            waiting,
+            longest: told.longest.max(waits_for),
+            ..told
+        };
+        Shown { figures, watching: word(STATE) == WATCHING, taken_over: word(STATE) == RELEASED }
     }
 }
 
@@ -212,7 +271,7 @@ fn nanos(time: Duration) -> u64 {
 mod tests {
     use std::time::Duration;
 
-    use super::{AsFd, Figures, SLOTS, Table};
+    use super::{AsFd, Figures, Glance, SLOTS, Table};
 
     #[test]
     fn what_one_process_enters_another_sees_until_it_is_struck_out() {
@@ -246,14 +305,34 @@ mod tests {
         let figures = Figures {
             done_bytes: 1,
             bytes: 2,
-            promoted: 3,
-            seen: 4,
-            waited: 5,
-            waiting: 6,
-            longest: Duration::from_nanos(7),
-            since_t0: Duration::from_nanos(8),
+            done: 3,
+            clusters: 4,
+            promoted: 5,
+            seen: 6,
+            waited: 7,
+            waiting: 8,
+            longest: Duration::from_nanos(9),
+            since_t0: Duration::from_nanos(10),
         };
         table.tell(&figures);
         assert_eq!(table.figures(), figures);
+    }
+
+    #[test]
+    fn whoever_looks_sees_who_waits_now_and_nothing_that_cannot_be() {
+        let table = Table::create(Duration::from_secs(1), 100).expect("shared memory");
+        table.tell(&Figures { done_bytes: 9, bytes: 8, done: 7, clusters: 6, waiting: 5, ..Figures::default() });
+        let glance = Glance::of(table.as_fd().try_clone_to_owned().expect("dup")).expect("a table");
+        let shown = glance.look();
+        let (done, of) = ((shown.figures.done_bytes, shown.figures.done), shown.figures.waiting);
+        assert_eq!((done, of, shown.figures.longest), ((8, 6), 0, Duration::ZERO));
+        assert!(!shown.watching && !shown.taken_over);
+        let slot = table.enter(7).expect("room");
+        assert!(table.watch());
+        let shown = glance.look();
+        assert!(shown.watching && shown.figures.waiting == 1 && shown.figures.longest > Duration::ZERO);
+        table.strike(&slot);
+        table.take_over();
+        assert!(glance.look().taken_over && glance.look().figures.waiting == 0);
     }
 }

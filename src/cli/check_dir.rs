@@ -1,0 +1,185 @@
+//! `check DIR`: which images of a directory are in use, by whom, and whether their users were started armed.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::args::CheckArgs;
+use super::check::NO_INSTANT;
+use super::place::{self, Image};
+use super::{json, words};
+use crate::engine::job::LATENCY_ATOMIC;
+use crate::engine::names::{JOURNAL, PARTIAL};
+use crate::error::{Error, Kind, Result};
+use crate::hold::choose::{self, Candidate, Means};
+use crate::hold::guard::preflight::{self, Survey};
+use crate::hold::holders::{self, Files, Holder};
+
+/// init, which some kernels let nobody look into, and which has no images open.
+const FIRST_PROCESS: u32 = 1;
+
+/// An image in use.
+struct Used {
+    path: PathBuf,
+    /// Who escapes a watch, and who does not; or why nobody can tell.
+    survey: std::result::Result<Survey, (String, String)>,
+    /// Those who were found, where nobody can tell.
+    found: Vec<Holder>,
+    /// The hold that a snapshot now would have.
+    hold: Option<&'static str>,
+}
+
+/// Runs `check` of a directory: 0 where each image in use could be snapshotted at one instant now, else 3.
+///
+/// # Errors
+/// Refused where the directory or the processes cannot be looked at.
+pub fn run(args: &CheckArgs) -> Result<u8> {
+    let (used, hidden) = in_use(&args.src)?;
+    let mut text = String::new();
+    for image in &used {
+        text += &if args.json { format!("{}\n", object(image)) } else { person(image) };
+    }
+    if !args.json {
+        text += &sum(&args.src, &used, hidden);
+    }
+    super::written(std::io::stdout().write_all(text.as_bytes()))?;
+    let all = hidden == 0 && used.iter().all(|image| image.hold.is_some());
+    Ok(if all { 0 } else { NO_INSTANT })
+}
+
+/// The images of a directory that somebody has open for writing, and how many processes could not be looked into.
+fn in_use(dir: &Path) -> Result<(Vec<Used>, usize)> {
+    let files = regular_files(dir)?;
+    let cannot = |e| {
+        let hint = "check that /proc is mounted, and run as root";
+        Error::io(Kind::Refused, "who has the images open for writing cannot be found out", hint, e)
+    };
+    let search = holders::search(&Files::new(files.iter().map(|(identity, _)| *identity))).map_err(cannot)?;
+    let hidden = search.hidden.iter().filter(|pid| **pid != FIRST_PROCESS).count();
+    let mut images: Vec<(PathBuf, Vec<Holder>, Option<Image>)> = Vec::new();
+    for ((_, path), found) in files.into_iter().zip(search.found).filter(|(_, found)| !found.is_empty()) {
+        let image = place::open_image(&path).ok();
+        images.push((path, found, image));
+    }
+    let open: Vec<_> = images.iter().filter_map(|(.., image)| Some(Arc::clone(&image.as_ref()?.file))).collect();
+    let mut surveys = match preflight::of_all(&open, Means::default().deadline) {
+        Ok(surveys) => Ok(surveys.into_iter()),
+        Err(error) => Err((error.to_string(), error.hint)),
+    };
+    let look = |(path, found, image): (PathBuf, Vec<Holder>, Option<Image>)| {
+        let Some(image) = image else {
+            let why = ("the image cannot be opened".to_owned(), "check its permissions".to_owned());
+            return Used { path, survey: Err(why), found, hold: None };
+        };
+        let survey = match &mut surveys {
+            Ok(surveys) => Ok(surveys.next().unwrap_or_default()),
+            Err(why) => Err(why.clone()),
+        };
+        let armed = survey.as_ref().is_ok_and(|s| s.obstacle().is_none() && !s.armed.is_empty());
+        let hold = if armed { Some("guard") } else { first(&image) };
+        Used { path, survey, found, hold }
+    };
+    Ok((images.into_iter().map(look).collect(), hidden))
+}
+
+/// The hold that `auto` would take.
+fn first(image: &Image) -> Option<&'static str> {
+    let candidates: Vec<Candidate> = choose::survey(&[image.held()], LATENCY_ATOMIC, &Means::default());
+    candidates.iter().find(|c| c.applies).map(|c| c.kind.name())
+}
+
+type Identified = ((u64, u64), PathBuf);
+
+/// The regular files of a directory but for those of jobs, each once whatever names it has, in the order of [`Files`].
+fn regular_files(dir: &Path) -> Result<Vec<Identified>> {
+    let cannot = |e| {
+        Error::io(Kind::Refused, format!("cannot list {}", words::name(dir)), "check the directory's permissions", e)
+    };
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(dir).map_err(cannot)? {
+        let entry = entry.map_err(cannot)?;
+        let name = entry.file_name();
+        let of_job = [PARTIAL, JOURNAL].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()));
+        // One that has just gone is no image any more.
+        let Ok(metadata) = entry.metadata() else { continue };
+        if metadata.is_file() && !of_job {
+            let path = files.entry((metadata.dev(), metadata.ino())).or_insert_with(|| entry.path());
+            *path = entry.path().min(path.clone());
+        }
+    }
+    let mut files: Vec<Identified> = files.into_iter().collect();
+    files.sort_by(|a, b| a.1.cmp(&b.1));
+    Ok(files)
+}
+
+fn person(image: &Used) -> String {
+    let name = words::name(&image.path);
+    let mut text = String::new();
+    match &image.survey {
+        Ok(survey) => {
+            let armed = survey.armed.iter().map(|holder| format!("armed      {name}: {holder}"));
+            let not = survey.escapes.iter().map(|holder| format!("NOT ARMED  {name}: {}", preflight::escape(holder)));
+            armed.chain(not).for_each(|line| text += &format!("{}\n", words::line(&line)));
+            if !survey.escapes.is_empty() {
+                text += &format!("             {}\n", words::line(&survey.remedy()));
+            }
+        }
+        Err((why, hint)) => {
+            for holder in &image.found {
+                text += &format!("{}\n", words::line(&format!("?          {name}: {holder}")));
+            }
+            text += &format!(
+                "             whether it is armed cannot be told: {}; {}\n",
+                words::line(why),
+                words::line(hint)
+            );
+        }
+    }
+    if let Some(hold) = image.hold.filter(|hold| *hold != "guard") {
+        text += &format!("             all the same, a snapshot now is of one instant (hold {hold})\n");
+    }
+    text
+}
+
+fn sum(dir: &Path, used: &[Used], hidden: usize) -> String {
+    let name = words::name(dir);
+    let unseen = match hidden {
+        0 => String::new(),
+        n => format!(
+            "{} could not be looked into, and may have images open: run as root\n",
+            words::count_of(n as u64, "process", "processes")
+        ),
+    };
+    if used.is_empty() {
+        return format!("{unseen}{name}: nobody was found who has an image open for writing\n");
+    }
+    let without = used.iter().filter(|image| image.hold.is_none()).count();
+    let images = words::count(used.len() as u64, "image");
+    format!("{unseen}{name}: {images} in use, {without} of which cannot be snapshotted at one instant now\n")
+}
+
+fn object(image: &Used) -> Value {
+    let holder = |holder: &Holder, armed: Option<bool>| json!({"pid": holder.pid, "comm": holder.comm, "how": holder.to_string(), "armed": armed});
+    let (holders, armed, hint): (Vec<_>, _, _) = match &image.survey {
+        Ok(survey) => {
+            let armed = survey.armed.iter().map(|h| holder(h, Some(true)));
+            let all = armed.chain(survey.escapes.iter().map(|h| holder(h, Some(false))));
+            (all.collect(), Some(survey.obstacle().is_none()), survey.remedy())
+        }
+        Err((why, hint)) => (image.found.iter().map(|h| holder(h, None)).collect(), None, format!("{why}; {hint}")),
+    };
+    let (src, bytes) = json::path(&image.path);
+    let mut object = json!({
+        "v": 1, "event": "check", "src": src, "point_in_time": image.hold.is_some(), "hold": image.hold,
+        "armed": armed, "holders": holders, "hint": hint,
+    });
+    if let Some(bytes) = bytes {
+        object["src_bytes"] = bytes.into();
+    }
+    object
+}
