@@ -47,8 +47,8 @@ pub struct Options {
     pub min_free: MinFree,
 }
 
-/// What one call may take where guests use the image (DESIGN section 6): a guest waits for the call that runs and for its own, and 99 in a
-/// hundred of its accesses are to take 2 ms at most.
+/// What one call may take where guests use the image (DESIGN section 6). A guest waits for the call that runs and for its own, and
+/// 99 in a hundred of its accesses are to take 2 ms at most; that this budget brings them there is not shown (BENCHMARKS.md).
 pub const LATENCY_GUESTS: Duration = Duration::from_millis(2);
 
 /// What a single call for the whole image may take before `auto` wants to be asked: it comes once.
