@@ -42,8 +42,8 @@ Example:
 
 const STATUS_EXAMPLES: &str = "\
 Takes no lock and disturbs no job. Of a job that runs under the hold guard it tells, to root, how much
-is done and how the guest's accesses fare, of all the job's images together. Of a directory it shows the jobs. With one PATH, exits with 0
-(finished, or running), 4 (can be resumed) or 6 (broken).
+is done and how the guest's accesses fare, of all the job's images together. Of a directory it shows
+the jobs. With one PATH, exits with 0 (finished, or running), 4 (can be resumed) or 6 (broken).
 
 Examples:
   rclone-img status
@@ -65,9 +65,10 @@ Examples:
   rclone-img map --json vm.img";
 
 const CHECK_EXAMPLES: &str = "\
-Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the images
-that somebody has open for writing, who, and whether they were opened under 'rclone-img guard': the VMs
-that were not are to be restarted or migrated. Exits with 3 if one of them has no snapshot of one instant.
+Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the
+images that somebody has open for writing, who, and whether they were opened under 'rclone-img guard':
+the VMs that were not are to be restarted or migrated. Exits with 3 if one of the images cannot be
+snapshotted at one instant.
 
 Examples:
   rclone-img check vm.img

@@ -40,15 +40,17 @@ struct Used {
 /// Refused where the directory or the processes cannot be looked at.
 pub fn run(args: &CheckArgs) -> Result<u8> {
     let (used, hidden) = in_use(&args.src)?;
+    let unseen = unseen(hidden);
     let mut text = String::new();
     for image in &used {
         text += &if args.json { format!("{}\n", object(image)) } else { person(image) };
     }
     if !args.json {
-        text += &sum(&args.src, &used, hidden);
+        text += &sum(&args.src, &used, unseen.as_deref());
     }
     super::written(std::io::stdout().write_all(text.as_bytes()))?;
-    let all = hidden == 0 && used.iter().all(|image| image.hold.is_some());
+    super::warn(unseen.clone().filter(|_| args.json));
+    let all = unseen.is_none() && used.iter().all(|image| image.hold.is_some());
     Ok(if all { 0 } else { NO_INSTANT })
 }
 
@@ -146,15 +148,18 @@ fn person(image: &Used) -> String {
     text
 }
 
-fn sum(dir: &Path, used: &[Used], hidden: usize) -> String {
+/// Why there may be users of the images who were not found.
+fn unseen(hidden: usize) -> Option<String> {
+    let out_of_sight = preflight::everybody_is_seen().err().map(|error| format!("{error}: {}", error.hint));
+    let processes = || words::count_of(hidden as u64, "process", "processes");
+    out_of_sight.or_else(|| {
+        (hidden > 0).then(|| format!("{} could not be looked into, and may have images open: run as root", processes()))
+    })
+}
+
+fn sum(dir: &Path, used: &[Used], unseen: Option<&str>) -> String {
     let name = words::name(dir);
-    let unseen = match hidden {
-        0 => String::new(),
-        n => format!(
-            "{} could not be looked into, and may have images open: run as root\n",
-            words::count_of(n as u64, "process", "processes")
-        ),
-    };
+    let unseen = unseen.map_or_else(String::new, |why| format!("{why}\n"));
     if used.is_empty() {
         return format!("{unseen}{name}: nobody was found who has an image open for writing\n");
     }

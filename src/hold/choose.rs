@@ -107,13 +107,20 @@ fn candidate(kind: HoldKind, tried: Result<String>) -> Candidate {
 /// Refused where no hold that keeps one instant applies, with the reasons and the ways out.
 pub fn auto(images: &[Image], stall: Duration, means: &Means) -> Result<Chosen<'static>> {
     let candidates = survey(images, stall, means);
-    if let Some(first) = candidates.iter().find(|c| c.applies) {
-        return Ok(Chosen { hold: make(first.kind, images, means), why: first.why.clone() });
+    if let Some(first) = candidates.iter().position(|c| c.applies) {
+        let chosen = &candidates[first];
+        return Ok(Chosen { hold: make(chosen.kind, images, means), why: why(chosen, &candidates[..first]) });
     }
     let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
     let hints: Vec<&str> = candidates.iter().map(|c| c.hint.as_str()).filter(|h| !h.is_empty()).collect();
     let hint = hints.join("; or ");
     Err(Error::new(Kind::Refused, format!("no snapshot of one instant can be made now; {}", reasons.join("; ")), hint))
+}
+
+/// Why a hold was chosen, and those before it were not.
+fn why(chosen: &Candidate, before: &[Candidate]) -> String {
+    let not = before.iter().map(|c| format!("; not {}: {}", c.kind.name(), c.why));
+    [chosen.why.clone()].into_iter().chain(not).collect()
 }
 
 fn applies(kind: HoldKind, why: String) -> Candidate {

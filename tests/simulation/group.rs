@@ -14,6 +14,7 @@ use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
 use rclone_img::engine::abort::{self, Aborted};
 use rclone_img::engine::claims::Inline;
 use rclone_img::engine::commit;
+use rclone_img::engine::flusher;
 use rclone_img::engine::inspect::{Condition, inspect};
 use rclone_img::engine::job::{self, Job, MinFree, Options};
 use rclone_img::engine::names::Names;
@@ -253,6 +254,7 @@ impl GroupWorld {
                 observer: &told,
                 stop: &|| false,
                 make_claims: &make_claims,
+                make_flusher: &|image, partial| Box::new(flusher::Inline::new(image, partial)),
             })
             .collect();
         let before = self.instants.borrow().len();

@@ -253,3 +253,22 @@ fn no_events(error: io::Error) -> Error {
     };
     Error::io(Kind::Refused, what, hint, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, io, no_events};
+
+    #[test]
+    fn what_keeps_a_watch_from_being_had_is_told_with_the_way_out() {
+        let check = |errno: i32, what: &str, hint: &str| {
+            let error = no_events(io::Error::from_raw_os_error(errno));
+            assert_eq!(error.kind, Kind::Refused);
+            assert!(error.what.contains(what) && error.hint.contains(hint), "{errno}: {error}; {}", error.hint);
+        };
+        check(libc::EPERM, "may not watch", "CAP_SYS_ADMIN");
+        check(libc::EINVAL, "this kernel has no", "6.14");
+        check(libc::ENOSYS, "this kernel has no", "6.14");
+        check(libc::EOPNOTSUPP, "file system sends no", "XFS and Btrfs");
+        check(libc::EMFILE, "cannot be watched", "limits");
+    }
+}
