@@ -91,10 +91,13 @@ fn guard(images: &[Image], means: &Means) -> Candidate {
     let tried = guard.prepare();
     guard.release();
     let armed = guard.armed();
-    candidate(HoldKind::Guard, tried.map(|()| match armed {
-        1 => "the one descriptor open for writing can be watched".into(),
-        _ => format!("all {armed} descriptors open for writing can be watched"),
-    }))
+    candidate(
+        HoldKind::Guard,
+        tried.map(|()| match armed {
+            1 => "the one descriptor open for writing can be watched".into(),
+            _ => format!("all {armed} descriptors open for writing can be watched"),
+        }),
+    )
 }
 
 fn candidate(kind: HoldKind, tried: Result<String>) -> Candidate {
@@ -122,7 +125,8 @@ pub fn auto(images: &[Image], stall: Duration, means: &Means) -> Result<Chosen<'
 
 /// Why a hold was chosen, and those before it were not. That a guest that runs is not frozen goes without saying.
 fn why(chosen: &Candidate, before: &[Candidate]) -> String {
-    let not = before.iter().filter(|_| chosen.kind != HoldKind::Guard).map(|c| format!("; not {}: {}", c.kind.name(), c.why));
+    let not =
+        before.iter().filter(|_| chosen.kind != HoldKind::Guard).map(|c| format!("; not {}: {}", c.kind.name(), c.why));
     [chosen.why.clone()].into_iter().chain(not).collect()
 }
 

@@ -41,6 +41,10 @@ use crate::sys::fanotify;
 /// A round of writing dirty data back that takes no longer leaves little for the clone calls to write.
 const SHORT_ROUND: Duration = Duration::from_millis(20);
 
+/// How often, and with what pauses, mappings are looked for after T0 that were let go on before it. One that is made later than
+/// the last of them is found if it is there when everything is looked at; what was mapped and unmapped between two looks is not.
+const LATE_MAPPING: [(usize, Duration); 2] = [(20, Duration::from_millis(1)), (20, Duration::from_millis(5))];
+
 /// How many rounds before T0 at most: a guest that never stops writing must not keep the job from starting.
 const ROUNDS: u32 = 8;
 
@@ -114,7 +118,7 @@ impl Guard {
         }
         let (images, watch) = (self.images.clone(), Arc::clone(watch));
         let look = std::thread::Builder::new().name("second look".into());
-        let look = look.spawn(move || escapes(&images, &watch));
+        let look = look.spawn(move || second_look(&images, &watch));
         let hint = "check the limit of processes";
         let look = look.map_err(|e| Error::io(Kind::Failed, "cannot look again for who writes unseen", hint, e))?;
         self.second_look = Some(look);
@@ -143,6 +147,18 @@ impl Guard {
 
 fn panicked() -> Option<String> {
     Some("the search for who writes unseen came to no end".into())
+}
+
+/// Somebody whose mapping was let go on just before T0 may have it just after: looks for that until it must be there, and then
+/// at everything.
+fn second_look(images: &[Image], watch: &Watch) -> Option<String> {
+    let mut early = LATE_MAPPING.into_iter().flat_map(|(looks, pause)| std::iter::repeat_n(pause, looks));
+    let mapped = early.find_map(|pause| {
+        let found = watch.nobody_has_mapped().err();
+        std::thread::sleep(pause);
+        found.map(|error| format!("somebody may have written to an image unseen: {error}"))
+    });
+    mapped.or_else(|| escapes(images, watch))
 }
 
 /// What a look after T0 finds that makes the snapshot wrong, perhaps.

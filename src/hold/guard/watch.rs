@@ -187,7 +187,7 @@ impl Watch {
 
     /// A mapping that was made after the first look had been at its process is found by its owner's access. What is mapped
     /// from here on waits, as everything does.
-    fn nobody_has_mapped(&self) -> Result<()> {
+    pub(super) fn nobody_has_mapped(&self) -> Result<()> {
         let users = self.shared.users();
         if users.len() >= USERS {
             let what = format!("{USERS} processes or more use the image");
