@@ -180,6 +180,10 @@ enum Origin {
 
 fn begin<D: Disk>(job: &Job<'_, D>, kind: HoldKind, locked: Locked<D::File>, origin: Origin) -> Result<Ready<D::File>> {
     let mut header = blank(job, kind)?;
+    if !locked.created {
+        // The old journal is the only word of a job whose last rename a power cut may yet undo.
+        names_are_durable(job)?;
+    }
     let snapshot = match origin {
         Origin::New => None,
         Origin::Snapshot => match own_snapshot(job, &mut header) {

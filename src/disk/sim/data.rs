@@ -147,10 +147,13 @@ impl World {
             < u64::from(self.faults.clone_never)
     }
 
-    /// Writeback of a block failed: what it held is gone, here and on the medium, and it reads as zeros.
+    /// Writeback of a block failed: what it held is gone, here and on the medium, and it reads as zeros. A block that was
+    /// not written since the last sync is not written back.
     fn lose_block(&mut self, ino: u64, index: u64) {
         let zeros = vec![0; self.block() as usize];
-        if !self.inode(ino).now.blocks.contains_key(&index) {
+        let inode = self.inode(ino);
+        let dirty = |op: &Op| matches!(op, Op::Map { index: i, written: true, .. } if *i == index);
+        if !inode.now.blocks.contains_key(&index) || !inode.pending.iter().any(dirty) {
             return;
         }
         let lost = Mapped { address: self.allocate(&zeros), kind: BlockKind::Plain };
