@@ -82,17 +82,17 @@ impl<F: DiskFile> Journal<F> {
         Ok(())
     }
 
-    /// Replaces the header without a sync: for what is only of use while this process lives.
+    /// Changes the header, and writes it without a sync: for what is only of use while this process lives, to which it counts
+    /// even where it cannot be written.
     ///
     /// # Errors
     /// What writing said.
     pub fn note(&mut self, change: impl FnOnce(&mut Header)) -> io::Result<()> {
-        let mut header = self.header.clone();
-        change(&mut header);
+        change(&mut self.header);
         let generation = self.generation + 1;
-        let slot = format::encode_slot(&header, generation);
+        let slot = format::encode_slot(&self.header, generation);
         self.file.write_at((generation + 1) % 2 * format::SLOT as u64, &slot)?;
-        (self.generation, self.header) = (generation, header);
+        self.generation = generation;
         Ok(())
     }
 
