@@ -69,7 +69,7 @@ fn the_file_system_has_no_space_to_share() {
         image(s);
         let guest = Guest::start(&s.path("vm.img"));
         let mut command = s.command(&["snapshot", "vm.img", "vm.snap", "--json"]);
-        let out = command.env("REFLINK_IMG_FAULT", "ENOSPC:20").output().expect("it starts");
+        let out = command.env("REFLINK_IMG_FAULT", "ENOSPC:2").output().expect("it starts");
         assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, String::from_utf8_lossy(&out.stderr));
         let events = support::events(&String::from_utf8_lossy(&out.stdout));
         assert!(events.last().expect("finished")["copied_bytes"].as_u64() > Some(0));
