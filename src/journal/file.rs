@@ -12,6 +12,8 @@ pub struct Journal<F> {
     header: Header,
     generation: u64,
     log_end: u64,
+    /// The newest header may be in memory only: that of a run that was killed in writing it, or one that was noted.
+    unsynced: bool,
 }
 
 /// What reading a journal gave.
@@ -43,13 +45,13 @@ impl<F: DiskFile> Journal<F> {
         file.sync_data()?;
         file.write_at(0, &bytes)?;
         file.sync_data()?;
-        Ok(Self { file, header, generation: 2, log_end: LOG as u64 })
+        Ok(Self { file, header, generation: 2, log_end: LOG as u64, unsynced: false })
     }
 
     /// Goes on with a journal that was read from `file`.
     pub fn adopt(file: F, loaded: &Loaded) -> Self {
         let header = loaded.header.clone();
-        Self { file, header, generation: loaded.generation, log_end: loaded.log_end }
+        Self { file, header, generation: loaded.generation, log_end: loaded.log_end, unsynced: true }
     }
 
     /// The file, with its lock.
@@ -70,6 +72,11 @@ impl<F: DiskFile> Journal<F> {
     pub fn update(&mut self, change: impl FnOnce(&mut Header)) -> io::Result<()> {
         let mut header = self.header.clone();
         change(&mut header);
+        if self.unsynced {
+            // The other slot is about to be written: a power cut must not find both torn.
+            self.file.sync_data()?;
+            self.unsynced = false;
+        }
         for _ in 0..2 {
             let generation = self.generation + 1;
             let slot = format::encode_slot(&header, generation);
@@ -91,6 +98,7 @@ impl<F: DiskFile> Journal<F> {
         change(&mut self.header);
         let generation = self.generation + 1;
         let slot = format::encode_slot(&self.header, generation);
+        self.unsynced = true;
         self.file.write_at((generation + 1) % 2 * format::SLOT as u64, &slot)?;
         self.generation = generation;
         Ok(())
