@@ -113,14 +113,21 @@ fn a_failed_clone_has_done_its_first_part() {
 }
 
 #[test]
-fn after_eio_the_source_reads_as_zeros_and_the_next_clone_succeeds() {
-    let (disk, image, target) = with_target(Faults { clone_eio: 1000, ..Faults::default() });
+fn after_eio_what_was_dirty_reads_as_zeros_and_the_next_clone_succeeds() {
+    let faults = Faults { clone_eio: 1000, ..Faults::default() };
+    let (disk, image, target) = with_target(faults);
+    disk.guest_write(IMAGE, 0, &[0x22; 32 * BLOCK as usize]);
     assert_eq!(errno(target.clone_range(&image, range(0, 32 * BLOCK))), Some(libc::EIO));
     disk.set_faults(Faults::default());
     target.clone_range(&image, range(0, 32 * BLOCK)).expect("cloned");
     let content = disk.content("target").expect("there");
     assert_eq!(content.iter().filter(|b| **b == 0).count(), BLOCK as usize, "one block is lost");
     assert_eq!(disk.content(IMAGE), Some(content.clone()));
+    disk.guest_flush(IMAGE);
+    disk.set_faults(faults);
+    assert_eq!(errno(target.clone_range(&image, range(0, 32 * BLOCK))), Some(libc::EIO));
+    disk.set_faults(Faults::default());
+    assert_eq!(disk.content(IMAGE), Some(content.clone()), "what is written back already cannot fail to be");
     assert_eq!(disk.crash_power(3).content(IMAGE), Some(content), "for good");
 }
 
