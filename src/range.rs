@@ -69,13 +69,18 @@ impl fmt::Display for ByteRange {
 }
 
 /// A size in bytes that is a power of two: a file system's block, or a cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PowerOfTwo(u64);
 
 impl PowerOfTwo {
     /// `bytes` as a power of two, or `None` where it is not one.
     pub fn new(bytes: u64) -> Option<Self> {
         bytes.is_power_of_two().then_some(Self(bytes))
+    }
+
+    /// The greatest power of two that is not above `bytes`; 1 where there is none.
+    pub fn at_most(bytes: u64) -> Self {
+        Self(bytes.checked_ilog2().map_or(1, |exponent| 1 << exponent))
     }
 
     /// The size in bytes.

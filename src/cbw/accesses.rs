@@ -63,13 +63,15 @@ pub struct Accesses<A, W = std::sync::atomic::AtomicU64> {
     waiting: VecDeque<Waiting<A>>,
     limits: Limits,
     tally: Tally,
+    /// Whose turn it is: that of the access that waits longest, or of the smallest.
+    longest_next: bool,
 }
 
 impl<A, W: Word> Accesses<A, W> {
     /// Before T0: every access goes on.
     pub fn new(limits: Limits) -> Self {
         let (images, first, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
-        Self { phase: Phase::Passing, images, first, waiting, limits, tally: Tally::default() }
+        Self { phase: Phase::Passing, images, first, waiting, limits, tally: Tally::default(), longest_next: true }
     }
 
     /// From now on accesses wait: images are about to be watched, one after the other.
@@ -110,14 +112,32 @@ impl<A, W: Word> Accesses<A, W> {
         None
     }
 
-    /// What has to be cloned first: the image, and the range of the access that waits longest for clusters that are not done.
-    pub fn wanted(&self) -> Option<(usize, ByteRange)> {
+    /// Whether anything has to be cloned because somebody waits for it.
+    pub fn is_wanted(&self) -> bool {
+        self.phase == Phase::Watching
+            && (self.first.iter().any(|(image, range)| self.open(*image, *range).is_some())
+                || self.waiting.iter().any(|w| self.open(w.image, w.range).is_some()))
+    }
+
+    /// What has to be cloned first: the image, and the range of the access that waits longest for clusters that are not done;
+    /// every other time that of the smallest one. A discard of gigabytes must not keep a read of one sector waiting, nor the
+    /// reads of others the discard.
+    pub fn wanted(&mut self) -> Option<(usize, ByteRange)> {
         if self.phase != Phase::Watching {
             return None;
         }
-        let open = |image: usize, range| Some((image, self.images.get(image)?.open_part(range)?));
-        let first = self.first.iter().find_map(|(image, range)| open(*image, *range));
-        first.or_else(|| self.waiting.iter().find_map(|w| open(w.image, w.range)))
+        if let Some(first) = self.first.iter().find_map(|(image, range)| self.open(*image, *range)) {
+            return Some(first);
+        }
+        let mut waiting = self.waiting.iter().filter_map(|w| Some((w.range.len(), self.open(w.image, w.range)?)));
+        let chosen = if self.longest_next { waiting.next() } else { waiting.min_by_key(|(len, _)| *len) };
+        self.longest_next = !self.longest_next;
+        chosen.map(|(_, open)| open)
+    }
+
+    /// The first part of a range that is not done.
+    fn open(&self, image: usize, range: ByteRange) -> Option<(usize, ByteRange)> {
+        Some((image, self.images.get(image)?.open_part(range)?))
     }
 
     /// Takes out the accesses that may go on, in the order in which they arrived; the caller answers them.
@@ -200,7 +220,7 @@ impl<A, W: Word> Accesses<A, W> {
     }
 
     fn is_done(&self, image: usize, range: ByteRange) -> bool {
-        let done = |image: usize, range| self.images.get(image).is_none_or(|c| c.open_part(range).is_none());
+        let done = |image: usize, range| self.open(image, range).is_none();
         done(image, range) && self.first.iter().all(|(image, range)| done(*image, *range))
     }
 }
@@ -257,6 +277,25 @@ mod tests {
         assert_eq!(accesses.waiting(), 0);
         let beyond = range(4096 * 10, 4096 * 11);
         assert_eq!(accesses.arrive(4, 0, beyond, MS), Some(4), "what grows the image is not in the snapshot");
+    }
+
+    #[test]
+    fn large_and_small_accesses_take_turns() {
+        let (mut accesses, clusters) = watching();
+        assert_eq!(accesses.arrive(1, 0, range(0, 4096 * 8), MS), None);
+        assert_eq!(accesses.arrive(2, 0, range(4096 * 8, 4096 * 8 + 512), 2 * MS), None);
+        assert!(accesses.is_wanted());
+        assert_eq!(accesses.wanted(), Some((0, range(0, 4096 * 8))));
+        clusters.finish(range(0, 4096));
+        assert_eq!(accesses.wanted(), Some((0, range(4096 * 8, 4096 * 8 + 512))));
+        clusters.finish(range(4096 * 8, 4096 * 9));
+        assert_eq!(accesses.ready(3 * MS), [2]);
+        for part in 1..8 {
+            assert_eq!(accesses.wanted(), Some((0, range(4096 * part, 4096 * 8))));
+            clusters.finish(range(4096 * part, 4096 * (part + 1)));
+        }
+        assert!(!accesses.is_wanted());
+        assert_eq!((accesses.wanted(), accesses.ready(3 * MS)), (None, vec![1]));
     }
 
     #[test]

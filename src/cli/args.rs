@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_design() {
         let args = snapshot(&["a", "b"]);
-        assert_eq!((args.chunk, args.cluster, args.consistency), (64 << 20, 64 << 10, Consistency::Auto));
+        assert_eq!((args.chunk, args.cluster, args.consistency), (64 << 20, None, Consistency::Auto));
         assert_eq!((args.job.latency, args.job.wait), (None, Duration::ZERO));
         assert_eq!((args.job.min_free, args.job.metrics), (MinFree::Percent(5), None));
         assert!(!(args.refresh || args.restart || args.force || args.writable || args.dry_run));
@@ -266,9 +266,9 @@ mod tests {
 
     #[test]
     fn a_cluster_is_at_most_a_chunk() {
-        assert_eq!(snapshot(&["a", "b", "--chunk", "64K"]).chunk, 64 << 10);
-        let line = ["rclone-img", "snapshot", "a", "b", "--chunk", "32K"].map(OsString::from);
-        let error = parse(line).expect_err("the default cluster is 64K").to_string();
+        assert_eq!(snapshot(&["a", "b", "--chunk", "32K"]).chunk, 32 << 10);
+        let line = ["rclone-img", "snapshot", "a", "b", "--chunk", "32K", "--cluster", "64K"].map(OsString::from);
+        let error = parse(line).expect_err("larger than a chunk").to_string();
         assert!(error.contains("a cluster is at most a chunk"), "{error}");
     }
 }

@@ -15,7 +15,7 @@ use super::signals::Stop;
 use super::values::MinFree;
 use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
-use crate::disk::{Access, Disk};
+use crate::disk::{Access, Disk, DiskFile};
 use crate::engine::claims::Threaded;
 use crate::engine::commit;
 use crate::engine::flusher;
@@ -23,6 +23,7 @@ use crate::engine::job::{self, Job, LATENCY_ATOMIC, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
 use crate::error::{Error, Kind, Result};
+use crate::hold::HoldKind;
 use crate::hold::choose::{self, Chosen, Means};
 use crate::hold::quiesced::Quiesced;
 use crate::journal::file as journal_file;
@@ -51,7 +52,6 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
 pub fn here(args: &SnapshotArgs) -> Result<u8> {
     under_watch(&args.job, &names(args), |stop, reporter, _| {
         let places = places(args)?;
-        let options = options(args)?;
         let mut warned = false;
         attempts(&args.job, stop, || {
             // Anew each time: while another job was waited for an image may have been replaced.
@@ -63,6 +63,7 @@ pub fn here(args: &SnapshotArgs) -> Result<u8> {
             }
             warned = true;
             let chosen = choose_hold(args, &images)?;
+            let options = options(args, chosen.hold.kind(), &images)?;
             let warn = |text| reporter.on(Event::Warning(text));
             run(&places, &images, &options, quiesced(args, chosen, &warn), stop, reporter)
         })
@@ -270,13 +271,21 @@ pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image]) -> Result<Chose
     }
 }
 
-/// What the user chose, for the engine.
+/// What the user chose, for the engine and this hold.
 ///
 /// # Errors
-/// Usage.
-pub(super) fn options(args: &SnapshotArgs) -> Result<Options> {
-    let cluster = PowerOfTwo::new(args.cluster)
-        .ok_or_else(|| Error::new(Kind::Usage, "--cluster is not a power of two", "use 64K, say"))?;
+/// Usage; refused where an image cannot be looked at.
+pub(super) fn options(args: &SnapshotArgs, kind: HoldKind, images: &[Image]) -> Result<Options> {
+    let cluster = match args.cluster {
+        Some(bytes) => PowerOfTwo::new(bytes)
+            .ok_or_else(|| Error::new(Kind::Usage, "--cluster is not a power of two", "use 64K, say"))?,
+        None => {
+            let cannot = |e| Error::io(Kind::Refused, "cannot look at the image", "check the path", e);
+            let size = |image: &Image| Ok(image.file.stat().map_err(cannot)?.size);
+            let largest = images.iter().map(size).collect::<Result<Vec<_>>>()?.into_iter().max();
+            job::cluster(kind, largest.unwrap_or(0)).min(PowerOfTwo::at_most(args.chunk))
+        }
+    };
     let wish = Wish { same_t0_only: false, refresh: args.refresh, restart: args.restart, force: args.force };
     Ok(Options {
         chunk: args.chunk,

@@ -43,8 +43,8 @@ pub struct T0 {
 pub enum Demand {
     /// Go on.
     Nothing,
-    /// Clone what is pending in this range of this image (by its number in [`Hold::begin`]) before anything else, then say
-    /// [`Hold::promoted`]: somebody waits to access it.
+    /// Clone what is pending in this range of this image (by its number in [`Hold::begin`]) before anything else, or the first
+    /// part of it, then say [`Hold::promoted`]: somebody waits to access it. What is left of it is asked for again.
     Promote(usize, ByteRange),
     /// Somebody waits for the image: finish within this time, or [`Hold::release`] and stop with a checkpoint.
     Leave(Duration),
@@ -82,7 +82,7 @@ pub trait Hold {
     /// What the hold wants now. Called before every clone call; must not block.
     fn demand(&mut self) -> Demand;
 
-    /// The range of the last [`Demand::Promote`] is in the snapshot: let its writer go.
+    /// The range of the last [`Demand::Promote`] is in the snapshot, or its first part: let those go who may.
     fn promoted(&mut self, image: usize, range: ByteRange);
 
     /// Waits for this time, with `sleep`, or less where there is something to demand.

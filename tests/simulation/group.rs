@@ -45,6 +45,7 @@ struct GroupHold {
     images: Vec<(usize, Arc<SimFile>)>,
     instants: Instants,
     chance: Chance,
+    clusters: Vec<Arc<Clusters>>,
     writes: u64,
     waiting: Option<(usize, ByteRange)>,
 }
@@ -58,7 +59,8 @@ impl Hold for GroupHold {
         Ok(())
     }
 
-    fn begin(&mut self, _: &[Arc<Clusters>]) -> Result<Vec<T0>> {
+    fn begin(&mut self, clusters: &[Arc<Clusters>]) -> Result<Vec<T0>> {
+        self.clusters = clusters.to_vec();
         let failed = |e| Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", e);
         let at = self.disk.host().now;
         let mut instants = Vec::new();
@@ -72,7 +74,10 @@ impl Hold for GroupHold {
     }
 
     fn demand(&mut self) -> Demand {
-        if self.writes == 0 || self.waiting.is_some() || self.chance.below(3) > 0 {
+        if let Some((place, range)) = self.waiting {
+            return Demand::Promote(place, range);
+        }
+        if self.writes == 0 || self.chance.below(3) > 0 {
             return Demand::Nothing;
         }
         self.writes -= 1;
@@ -89,7 +94,11 @@ impl Hold for GroupHold {
     }
 
     fn promoted(&mut self, image: usize, range: ByteRange) {
-        assert_eq!(self.waiting.take(), Some((image, range)));
+        assert_eq!(self.waiting, Some((image, range)));
+        if self.clusters[image].open_part(range).is_some() {
+            return;
+        }
+        self.waiting = None;
         let bytes = vec![self.chance.below(256) as u8; range.len() as usize];
         self.disk.guest_write(image_name(self.images[image].0), range.start(), &bytes);
     }
@@ -229,6 +238,7 @@ impl GroupWorld {
             images: images.clone(),
             instants: Rc::clone(&self.instants),
             chance: self.chance.clone(),
+            clusters: Vec::new(),
             writes: self.writes,
             waiting: None,
         };

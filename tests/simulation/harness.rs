@@ -87,6 +87,7 @@ struct SimHold {
     image: Arc<SimFile>,
     instants: Instants,
     chance: Chance,
+    clusters: Vec<Arc<Clusters>>,
     writes: u64,
     leaves_after: u64,
     waiting: Option<(ByteRange, Vec<u8>)>,
@@ -101,7 +102,8 @@ impl Hold for SimHold {
         Ok(())
     }
 
-    fn begin(&mut self, _: &[Arc<Clusters>]) -> Result<Vec<T0>> {
+    fn begin(&mut self, clusters: &[Arc<Clusters>]) -> Result<Vec<T0>> {
+        self.clusters = clusters.to_vec();
         let failed = |e| Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", e);
         self.image.sync_data().map_err(failed)?;
         let image = self.image.stat().map_err(failed)?;
@@ -118,7 +120,10 @@ impl Hold for SimHold {
                 return Demand::Leave(Duration::ZERO);
             }
         }
-        if self.writes == 0 || self.waiting.is_some() || self.chance.below(3) > 0 {
+        if let Some((range, _)) = self.waiting {
+            return Demand::Promote(0, range);
+        }
+        if self.writes == 0 || self.chance.below(3) > 0 {
             return Demand::Nothing;
         }
         self.writes -= 1;
@@ -135,6 +140,10 @@ impl Hold for SimHold {
     }
 
     fn promoted(&mut self, _: usize, range: ByteRange) {
+        // The first part may be all that there is of it yet.
+        if self.clusters[0].open_part(range).is_some() {
+            return;
+        }
         let (wanted, bytes) = self.waiting.take().expect("somebody waited");
         assert_eq!(wanted, range);
         self.disk.guest_write(IMAGE, range.start(), &bytes);
@@ -274,6 +283,7 @@ impl World {
                 image: Arc::clone(&image),
                 instants,
                 chance,
+                clusters: Vec::new(),
                 writes: self.writes,
                 leaves_after: self.leaves_after,
                 waiting: None,

@@ -52,9 +52,9 @@ pub struct SnapshotArgs {
     /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
     pub chunk: u64,
-    /// The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk
-    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = values::cluster)]
-    pub cluster: u64,
+    /// The unit in which finished work is recorded, and in which what a guest waits for is cloned; a power of two from 4K to 64M, at most --chunk [default: 64K; 16K under guard, more where the image is larger than 1 TiB]
+    #[arg(long, value_name = "SIZE", value_parser = values::cluster)]
+    pub cluster: Option<u64>,
     /// How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. guard: a running VM's accesses wait until what they may change is cloned; it must have been started under 'rclone-img guard'. atomic: a single call, which stalls the image's users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else guard if all who write can be watched, else atomic if it is short, else refused
     #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
     pub consistency: Consistency,
@@ -115,8 +115,8 @@ impl SnapshotArgs {
             let what = "--consistency none keeps no instant for which a guest could be frozen";
             return Err((ErrorKind::ArgumentConflict, what.into()));
         }
-        if self.cluster > self.chunk {
-            let what = format!("--cluster is {} bytes, more than --chunk, {}", self.cluster, self.chunk);
+        if let Some(cluster) = self.cluster.filter(|cluster| *cluster > self.chunk) {
+            let what = format!("--cluster is {cluster} bytes, more than --chunk, {}", self.chunk);
             return Err((ErrorKind::ValueValidation, format!("{what}: a cluster is at most a chunk")));
         }
         Ok(())

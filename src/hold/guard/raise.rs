@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -18,6 +19,9 @@ const MOST_DESCRIPTORS: u64 = 65_536;
 /// The nice value of the thread that clones: a call holds the image's lock for as long as it is not run (KERNEL.md: 1.6 s
 /// and 5.2 s under `nice` with two busy processes).
 const CLONES: i32 = -20;
+
+/// The slice of both: it is the shortest that the kernel gives, so that none of them waits for somebody else's to end.
+const SLICE: Duration = Duration::from_micros(100);
 
 /// Makes this process fit to be waited for: memory locked, never chosen by the OOM killer, no core dump that would keep
 /// its descriptors open, enough descriptors. Gives the bound of its descriptor numbers.
@@ -45,7 +49,7 @@ pub fn process() -> Result<u64> {
 /// # Errors
 /// Refused without the right to leave what `nice` and `chrt` have set.
 pub fn answering_thread() -> Result<()> {
-    sched::at_once().or_else(|_| sched::ordinary(CLONES)).and_then(|()| sched::ordinary_io()).map_err(refused)
+    sched::at_once().or_else(|_| sched::ordinary(CLONES, SLICE)).and_then(|()| sched::ordinary_io()).map_err(refused)
 }
 
 /// Makes the calling thread one that clones.
@@ -53,7 +57,7 @@ pub fn answering_thread() -> Result<()> {
 /// # Errors
 /// As [`answering_thread`].
 pub fn cloning_thread() -> Result<()> {
-    sched::ordinary(CLONES).and_then(|()| sched::ordinary_io()).map_err(refused)
+    sched::ordinary(CLONES, SLICE).and_then(|()| sched::ordinary_io()).map_err(refused)
 }
 
 fn refused(error: io::Error) -> Error {

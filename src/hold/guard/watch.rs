@@ -142,7 +142,7 @@ impl Watch {
     pub fn idle(&self, time: Duration) {
         self.answer_ready();
         let machine = self.shared.lock();
-        let quiet = |machine: &mut Accesses<Access>| machine.wanted().is_none() && machine.broken().is_none();
+        let quiet = |machine: &mut Accesses<Access>| !machine.is_wanted() && machine.broken().is_none();
         drop(self.shared.news.wait_timeout_while(machine, time, quiet));
     }
 
