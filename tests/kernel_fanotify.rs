@@ -62,6 +62,10 @@ fn an_ignore_mark_arms_what_is_opened_under_it_and_nothing_else() {
         let file = after.try_clone().expect("dup");
         let write = move || file.write_all_at(&[3; 5000], 8192);
         assert_eq!(events(&watch, write), [(me, Some((8192, 8192)))], "{:?}: rounded to pages", s.fs);
+        let (nowhere, file) = (i64::MAX as u64 & !0xFFFF, after.try_clone().expect("dup"));
+        let past_any_end = move || file.read_at(&mut [], nowhere).and_then(|_| file.write_at(&[], nowhere)).map(drop);
+        let told = (me, Some((nowhere, 0)));
+        assert_eq!(events(&watch, past_any_end), [told, told], "{:?}", s.fs);
         watch.unmark_all().expect("flush");
         assert_eq!(events(&watch, read_nothing(&after)), []);
     });

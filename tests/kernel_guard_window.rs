@@ -28,19 +28,28 @@ enum Becomes {
 }
 use Becomes::{Broken, Right};
 
-/// Makes a snapshot while `act` does something to the image, through a descriptor that can be watched if it takes that.
-fn meanwhile(s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, &Path)) {
+/// Makes a snapshot while `act` does something to the image, through a descriptor that can be watched if it takes that. How
+/// many clusters were cloned out of turn, where it has become one.
+fn meanwhile(s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, &Path)) -> Option<u64> {
+    meanwhile_of(SIZE, s, name, becomes, act)
+}
+
+/// As [`meanwhile`], of an image of so many bytes.
+fn meanwhile_of(size: u64, s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, &Path)) -> Option<u64> {
     let what = format!("{:?}, {name}", s.fs);
     let (image, as_at_t0) = (s.path("vm.img"), s.outside("t0"));
-    noise(&image, SIZE);
+    noise(&image, size);
     fs::copy(&image, &as_at_t0).expect("a copy");
     let file = OpenOptions::new().read(true).write(true).open(&image).expect("open");
     let mut job = s.start(&slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]));
     assert!(job.wait_for("started"), "{what}: {}", job.end().stderr);
     assert!(s.path("vm.snap.partial").exists(), "{what}: it has ended too early for a test");
     act(&file, &image);
-    ended(s, &what, becomes, job.end());
+    let end = job.end();
+    let promoted = end.events.last().and_then(|e| e["promoted"].as_u64());
+    ended(s, &what, becomes, end);
     fs::remove_file(image).expect("the image");
+    promoted
 }
 
 fn ended(s: &Sandbox, what: &str, becomes: Becomes, end: Ended) {
@@ -218,6 +227,32 @@ fn a_loop_device_that_comes_meanwhile() {
         drop(device.take());
         meanwhile(s, "read-only", Right, |_, path| device = Some(LoopDevice::on(path, true)));
         drop(device);
+    });
+}
+
+/// It probes the descriptors of those who have the image open; each probe is an access to the job's eyes, and asks for
+/// nothing.
+#[test]
+fn a_check_beside_a_job() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        let check = |name: &str, act: &dyn Fn(&Path)| {
+            let promoted = meanwhile_of(8 * SIZE, s, name, Right, |_, path| {
+                act(path);
+                assert!(s.path("vm.snap.partial").exists(), "{:?}: it has ended too early for a test", s.fs);
+            });
+            assert!(promoted.is_some_and(|clusters| clusters < 100), "{:?}, {name}: {promoted:?}", s.fs);
+        };
+        check("of the image", &|_| {
+            let image = s.run(&["check", "vm.img"]);
+            assert!(String::from_utf8_lossy(&image.stdout).contains("yes  guard"), "{image:?}");
+        });
+        check("of the directory", &|path| {
+            let open = |read, flags| OpenOptions::new().read(read).write(true).custom_flags(flags).open(path);
+            let _all =
+                [(false, 0), (true, libc::O_DIRECT), (false, libc::O_DIRECT)].map(|(r, f)| open(r, f).expect("open"));
+            s.exits(0, &["check", "."]);
+        });
     });
 }
 

@@ -188,3 +188,18 @@ pub(super) fn watched(file: &impl AsFd) -> io::Result<Watched> {
     let stat = fstat(file)?;
     Ok(Watched { dev: stat.st_dev, ino: stat.st_ino, size: u64::try_from(stat.st_size).unwrap_or(0) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{ByteRange, bytes};
+
+    #[test]
+    fn no_count_is_to_the_end_and_what_is_past_that_is_nothing() {
+        let all = |start, end| ByteRange::new(start, end);
+        assert_eq!((bytes(None, 100), bytes(Some((0, 0)), 100)), (all(0, 100), all(0, 100)));
+        assert_eq!((bytes(Some((40, 0)), 100), bytes(Some((40, 8)), 100)), (all(40, 100), all(40, 48)));
+        assert_eq!((bytes(Some((96, 4096)), 100), bytes(Some((100, 0)), 100)), (all(96, 100), None));
+        let nowhere = i64::MAX as u64 & !0xFFFF;
+        assert_eq!((bytes(Some((nowhere, 0)), 100), bytes(Some((nowhere, u64::MAX)), 100)), (None, None));
+    }
+}

@@ -219,10 +219,13 @@ impl Drop for Watch {
     }
 }
 
-/// An access of no bytes: it changes nothing, and the kernel tells of it like of any other.
+/// Past the end of any file, on a block of any size: to another job no bytes there mean none, and at 0 they would mean all.
+const NOWHERE: i64 = i64::MAX & !0xFFFF;
+
+/// An access of no bytes: it changes nothing, and the kernel tells of it like of any other, before it looks at limits.
 fn touch(fd: &OwnedFd) {
-    if nix::sys::uio::pread(fd, &mut [], 0).is_err() {
-        let _ = nix::sys::uio::pwrite(fd, &[], 0);
+    if nix::sys::uio::pread(fd, &mut [], NOWHERE).is_err() {
+        let _ = nix::sys::uio::pwrite(fd, &[], NOWHERE);
     }
 }
 
