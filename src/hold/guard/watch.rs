@@ -16,7 +16,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::access::Access;
-use super::answer::{Shared, USERS, watched};
+use super::answer::{ANSWERS_NO_MORE, Shared, USERS, watched};
 use super::table::{self, Figures, SLOTS, Table};
 use super::{link, preflight, raise};
 use crate::cbw::{Accesses, Clusters, Limits};
@@ -125,7 +125,10 @@ impl Watch {
 
     /// Why the snapshot is lost, if it is.
     pub fn broken(&self) -> Option<String> {
-        self.shared.lock().broken().map(str::to_owned)
+        let broken = self.shared.lock().broken().map(str::to_owned);
+        // It is told to end by nobody but `drop`.
+        let ended = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        broken.or_else(|| ended().then(|| ANSWERS_NO_MORE.to_owned()))
     }
 
     /// The snapshot is lost, for this reason: nobody waits any more.
