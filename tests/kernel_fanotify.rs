@@ -135,3 +135,33 @@ fn a_mapping_is_told_once_and_never_again() {
         assert_ne!((changed[65536], changed[131071]), (1, 1), "{:?}: it has grown, and was written", s.fs);
     });
 }
+
+/// Of everybody: whoever writes through a mapping keeps the file open. Two events are not read as one.
+#[test]
+fn that_a_writer_closes_is_told_when_its_last_mapping_is_gone() {
+    on_both(|s| {
+        let path = s.path("vm.img");
+        std::fs::write(&path, vec![1; 1 << 20]).expect("write");
+        let before = open(&path);
+        let ours = exempt(before.as_fd(), || File::open(&path)).expect("exempt");
+        let closings = Group::notification().expect("a group");
+        closings.mark(ours.as_fd(), Mark::CloseWrite).expect("mark");
+        let told = || std::iter::from_fn(|| closings.read().expect("read")).map(|e| e.pid).collect::<Vec<_>>();
+        drop(File::open(&path).expect("open"));
+        drop(ours.try_clone().expect("dup"));
+        let mut program = XfsIo::open(&path);
+        program.tell("mmap -rw 0 65536");
+        program.tell("close");
+        assert_eq!(told(), [0i32; 0], "{:?}", s.fs);
+        program.tell("munmap");
+        let (me, other) = (std::process::id() as i32, program.pid() as i32);
+        assert_eq!(told(), [other], "{:?}", s.fs);
+        let again = XfsIo::open(&path);
+        let third = again.pid() as i32;
+        drop(again);
+        drop(before);
+        assert_eq!(told(), [third, me], "{:?}", s.fs);
+        drop(ours);
+        assert_eq!(told(), [0i32; 0], "{:?}: exempt", s.fs);
+    });
+}

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::truncate;
-use support::{Armed, BLOCK, Ended, Fs, LoopDevice, Sandbox, XfsIo, assert_same, noise, on_both, slowly, until};
+use support::{Armed, BLOCK, Ended, Fs, LoopDevice, Other, Sandbox, XfsIo, assert_same, noise, on_both, slowly, until};
 
 /// Bytes of an image whose job lasts when it is made [`slowly`]; the last block is not full.
 const SIZE: u64 = (8 << 20) + 1000;
@@ -153,9 +153,10 @@ fn holes_and_zeros() {
         meanwhile(s, "space behind the end", Right, |file, _| {
             fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, SIZE as i64, 1 << 20).expect("space");
         });
+        let mut program = None;
         meanwhile(s, "another file's blocks", Right, |_, path| {
             noise(&path.with_extension("other"), 1 << 20);
-            let mut program = XfsIo::open(path);
+            let program = program.insert(XfsIo::open(path));
             program.tell(&format!("reflink {} 0 {FAR} 65536", path.with_extension("other").display()));
         });
         meanwhile(s, "another file's bytes", Right, |file, path| {
@@ -195,12 +196,14 @@ fn what_moves_the_rest_of_the_image() {
 fn mappings() {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
+        let mut program = None;
         meanwhile(s, "mapped, written and unmapped", Right, |_, path| {
-            let mut program = XfsIo::open(path);
+            let program = program.insert(XfsIo::open(path));
             program.tell(&format!("mmap -rw {FAR} 65536"));
             program.tell(&format!("mwrite {FAR} 65536"));
             program.tell("munmap");
         });
+        drop(program);
         let mut program = None;
         meanwhile(s, "mapped, and still so at the end", Broken("has it mapped shared"), |_, path| {
             let program = program.insert(XfsIo::open(path));
@@ -227,6 +230,39 @@ fn a_loop_device_that_comes_meanwhile() {
         drop(device.take());
         meanwhile(s, "read-only", Right, |_, path| device = Some(LoopDevice::on(path, true)));
         drop(device);
+        meanwhile(s, "read-only, and goes", Right, |_, path| drop(LoopDevice::on(path, true)));
+        meanwhile(s, "writes, and goes", GONE, |_, path| {
+            let device = LoopDevice::on(path, false);
+            let file = OpenOptions::new().write(true).open(&device.0).expect("open");
+            file.write_all_at(&[7; 65536], FAR).and_then(|()| file.sync_all()).expect("written");
+        });
+    });
+}
+
+const GONE: Becomes = Broken("has closed what was opened for writing after the point in time");
+
+#[test]
+fn who_comes_and_goes_meanwhile() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        meanwhile(s, "a mapping that grows", GONE, |_, path| {
+            let mut program = XfsIo::open(path);
+            program.tell(&format!("mmap -rw {FAR} 4096"));
+            program.tell("mremap -m 262144");
+            program.tell(&format!("mwrite {FAR} 262144"));
+            program.tell("munmap");
+        });
+        meanwhile(s, "a writer", GONE, |_, path| drop(Other::opens("<>", path)));
+        meanwhile(s, "a reader", Right, |_, path| {
+            let mut program = XfsIo::open_to_read(path);
+            program.tell(&format!("pread {FAR} 65536"));
+            program.tell(&format!("mmap -r 0 {SIZE}"));
+        });
+        let mut writer = None;
+        meanwhile(s, "a writer that stays", Right, |_, path| writer = Some(Other::opens("<>", path)));
+        // As a VM does that is shut down.
+        let was_there = File::create(s.path("vm.img")).map(|_| Other::opens("<>", &s.path("vm.img"))).expect("created");
+        meanwhile(s, "a writer that was there before", Right, |_, _| drop(was_there));
     });
 }
 
