@@ -62,6 +62,10 @@ fn an_ignore_mark_arms_what_is_opened_under_it_and_nothing_else() {
         let file = after.try_clone().expect("dup");
         let write = move || file.write_all_at(&[3; 5000], 8192);
         assert_eq!(events(&watch, write), [(me, Some((8192, 8192)))], "{:?}: rounded to pages", s.fs);
+        let (nowhere, file) = (i64::MAX as u64 & !0xFFFF, after.try_clone().expect("dup"));
+        let past_any_end = move || file.read_at(&mut [], nowhere).and_then(|_| file.write_at(&[], nowhere)).map(drop);
+        let told = (me, Some((nowhere, 0)));
+        assert_eq!(events(&watch, past_any_end), [told, told], "{:?}", s.fs);
         watch.unmark_all().expect("flush");
         assert_eq!(events(&watch, read_nothing(&after)), []);
     });
@@ -129,5 +133,35 @@ fn a_mapping_is_told_once_and_never_again() {
         watch.unmark_all().expect("flush");
         let changed = std::fs::read(&path).expect("read");
         assert_ne!((changed[65536], changed[131071]), (1, 1), "{:?}: it has grown, and was written", s.fs);
+    });
+}
+
+/// Of everybody: whoever writes through a mapping keeps the file open. Two events are not read as one.
+#[test]
+fn that_a_writer_closes_is_told_when_its_last_mapping_is_gone() {
+    on_both(|s| {
+        let path = s.path("vm.img");
+        std::fs::write(&path, vec![1; 1 << 20]).expect("write");
+        let before = open(&path);
+        let ours = exempt(before.as_fd(), || File::open(&path)).expect("exempt");
+        let closings = Group::notification().expect("a group");
+        closings.mark(ours.as_fd(), Mark::CloseWrite).expect("mark");
+        let told = || std::iter::from_fn(|| closings.read().expect("read")).map(|e| e.pid).collect::<Vec<_>>();
+        drop(File::open(&path).expect("open"));
+        drop(ours.try_clone().expect("dup"));
+        let mut program = XfsIo::open(&path);
+        program.tell("mmap -rw 0 65536");
+        program.tell("close");
+        assert_eq!(told(), [0i32; 0], "{:?}", s.fs);
+        program.tell("munmap");
+        let (me, other) = (std::process::id() as i32, program.pid() as i32);
+        assert_eq!(told(), [other], "{:?}", s.fs);
+        let again = XfsIo::open(&path);
+        let third = again.pid() as i32;
+        drop(again);
+        drop(before);
+        assert_eq!(told(), [third, me], "{:?}", s.fs);
+        drop(ours);
+        assert_eq!(told(), [0i32; 0], "{:?}: exempt", s.fs);
     });
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::truncate;
-use support::{Armed, BLOCK, Ended, Fs, LoopDevice, Sandbox, XfsIo, assert_same, noise, on_both, slowly, until};
+use support::{Armed, BLOCK, Ended, Fs, LoopDevice, Other, Sandbox, XfsIo, assert_same, noise, on_both, slowly, until};
 
 /// Bytes of an image whose job lasts when it is made [`slowly`]; the last block is not full.
 const SIZE: u64 = (8 << 20) + 1000;
@@ -28,19 +28,28 @@ enum Becomes {
 }
 use Becomes::{Broken, Right};
 
-/// Makes a snapshot while `act` does something to the image, through a descriptor that can be watched if it takes that.
-fn meanwhile(s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, &Path)) {
+/// Makes a snapshot while `act` does something to the image, through a descriptor that can be watched if it takes that. How
+/// many clusters were cloned out of turn, where it has become one.
+fn meanwhile(s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, &Path)) -> Option<u64> {
+    meanwhile_of(SIZE, s, name, becomes, act)
+}
+
+/// As [`meanwhile`], of an image of so many bytes.
+fn meanwhile_of(size: u64, s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, &Path)) -> Option<u64> {
     let what = format!("{:?}, {name}", s.fs);
     let (image, as_at_t0) = (s.path("vm.img"), s.outside("t0"));
-    noise(&image, SIZE);
+    noise(&image, size);
     fs::copy(&image, &as_at_t0).expect("a copy");
     let file = OpenOptions::new().read(true).write(true).open(&image).expect("open");
     let mut job = s.start(&slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]));
     assert!(job.wait_for("started"), "{what}: {}", job.end().stderr);
     assert!(s.path("vm.snap.partial").exists(), "{what}: it has ended too early for a test");
     act(&file, &image);
-    ended(s, &what, becomes, job.end());
+    let end = job.end();
+    let promoted = end.events.last().and_then(|e| e["promoted"].as_u64());
+    ended(s, &what, becomes, end);
     fs::remove_file(image).expect("the image");
+    promoted
 }
 
 fn ended(s: &Sandbox, what: &str, becomes: Becomes, end: Ended) {
@@ -144,9 +153,10 @@ fn holes_and_zeros() {
         meanwhile(s, "space behind the end", Right, |file, _| {
             fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, SIZE as i64, 1 << 20).expect("space");
         });
+        let mut program = None;
         meanwhile(s, "another file's blocks", Right, |_, path| {
             noise(&path.with_extension("other"), 1 << 20);
-            let mut program = XfsIo::open(path);
+            let program = program.insert(XfsIo::open(path));
             program.tell(&format!("reflink {} 0 {FAR} 65536", path.with_extension("other").display()));
         });
         meanwhile(s, "another file's bytes", Right, |file, path| {
@@ -186,12 +196,14 @@ fn what_moves_the_rest_of_the_image() {
 fn mappings() {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
+        let mut program = None;
         meanwhile(s, "mapped, written and unmapped", Right, |_, path| {
-            let mut program = XfsIo::open(path);
+            let program = program.insert(XfsIo::open(path));
             program.tell(&format!("mmap -rw {FAR} 65536"));
             program.tell(&format!("mwrite {FAR} 65536"));
             program.tell("munmap");
         });
+        drop(program);
         let mut program = None;
         meanwhile(s, "mapped, and still so at the end", Broken("has it mapped shared"), |_, path| {
             let program = program.insert(XfsIo::open(path));
@@ -218,6 +230,65 @@ fn a_loop_device_that_comes_meanwhile() {
         drop(device.take());
         meanwhile(s, "read-only", Right, |_, path| device = Some(LoopDevice::on(path, true)));
         drop(device);
+        meanwhile(s, "read-only, and goes", Right, |_, path| drop(LoopDevice::on(path, true)));
+        meanwhile(s, "writes, and goes", GONE, |_, path| {
+            let device = LoopDevice::on(path, false);
+            let file = OpenOptions::new().write(true).open(&device.0).expect("open");
+            file.write_all_at(&[7; 65536], FAR).and_then(|()| file.sync_all()).expect("written");
+        });
+    });
+}
+
+const GONE: Becomes = Broken("has closed what was opened for writing after the point in time");
+
+#[test]
+fn who_comes_and_goes_meanwhile() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        meanwhile(s, "a mapping that grows", GONE, |_, path| {
+            let mut program = XfsIo::open(path);
+            program.tell(&format!("mmap -rw {FAR} 4096"));
+            program.tell("mremap -m 262144");
+            program.tell(&format!("mwrite {FAR} 262144"));
+            program.tell("munmap");
+        });
+        meanwhile(s, "a writer", GONE, |_, path| drop(Other::opens("<>", path)));
+        meanwhile(s, "a reader", Right, |_, path| {
+            let mut program = XfsIo::open_to_read(path);
+            program.tell(&format!("pread {FAR} 65536"));
+            program.tell(&format!("mmap -r 0 {SIZE}"));
+        });
+        let mut writer = None;
+        meanwhile(s, "a writer that stays", Right, |_, path| writer = Some(Other::opens("<>", path)));
+        // As a VM does that is shut down.
+        let was_there = File::create(s.path("vm.img")).map(|_| Other::opens("<>", &s.path("vm.img"))).expect("created");
+        meanwhile(s, "a writer that was there before", Right, |_, _| drop(was_there));
+    });
+}
+
+/// It probes the descriptors of those who have the image open; each probe is an access to the job's eyes, and asks for
+/// nothing.
+#[test]
+fn a_check_beside_a_job() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        let check = |name: &str, act: &dyn Fn(&Path)| {
+            let promoted = meanwhile_of(8 * SIZE, s, name, Right, |_, path| {
+                act(path);
+                assert!(s.path("vm.snap.partial").exists(), "{:?}: it has ended too early for a test", s.fs);
+            });
+            assert!(promoted.is_some_and(|clusters| clusters < 100), "{:?}, {name}: {promoted:?}", s.fs);
+        };
+        check("of the image", &|_| {
+            let image = s.run(&["check", "vm.img"]);
+            assert!(String::from_utf8_lossy(&image.stdout).contains("yes  guard"), "{image:?}");
+        });
+        check("of the directory", &|path| {
+            let open = |read, flags| OpenOptions::new().read(read).write(true).custom_flags(flags).open(path);
+            let _all =
+                [(false, 0), (true, libc::O_DIRECT), (false, libc::O_DIRECT)].map(|(r, f)| open(r, f).expect("open"));
+            s.exits(0, &["check", "."]);
+        });
     });
 }
 

@@ -94,8 +94,8 @@ fn guard(images: &[Image], means: &Means) -> Candidate {
     candidate(
         HoldKind::Guard,
         tried.map(|()| match armed {
-            1 => "the one descriptor open for writing can be watched".into(),
-            _ => format!("all {armed} descriptors open for writing can be watched"),
+            1 => "the one descriptor open for writing that was found can be watched".into(),
+            _ => format!("all {armed} descriptors open for writing that were found can be watched"),
         }),
     )
 }

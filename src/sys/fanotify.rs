@@ -58,6 +58,9 @@ const _: () = assert!(size_of::<Response>() == 8);
 /// Bytes of one event as a pre-content group delivers it.
 pub const EVENT: usize = size_of::<Metadata>() + size_of::<InfoRange>();
 
+/// The same of a group that is only told of events: in more than these there may be two.
+const PLAIN_EVENT: usize = size_of::<Metadata>();
+
 /// What a mark is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mark {
@@ -65,6 +68,8 @@ pub enum Mark {
     PreAccess,
     /// Openings of this file are told (of a notification group).
     Open,
+    /// That it is closed is told, of what was open for writing (of a notification group).
+    CloseWrite,
     /// Nothing is told: descriptors of this file that are opened from now on can be watched later.
     ArmFile,
     /// The same for the files in this directory.
@@ -97,7 +102,11 @@ pub struct Event {
 
 /// A fanotify group: marks, and the queue of their events.
 #[derive(Debug)]
-pub struct Group(OwnedFd);
+pub struct Group {
+    fd: OwnedFd,
+    /// Bytes of an event.
+    event: usize,
+}
 
 impl Group {
     /// A group of pre-content class: its events wait to be answered. Reading never blocks, the queue has no limit (one that
@@ -106,7 +115,7 @@ impl Group {
     /// # Errors
     /// EPERM without CAP_SYS_ADMIN; EMFILE; ENOSYS and EINVAL where the kernel has no fanotify permission events.
     pub fn pre_content() -> io::Result<Self> {
-        Self::init(libc::FAN_CLASS_PRE_CONTENT | libc::FAN_UNLIMITED_QUEUE | libc::FAN_UNLIMITED_MARKS)
+        Self::init(libc::FAN_CLASS_PRE_CONTENT | libc::FAN_UNLIMITED_QUEUE | libc::FAN_UNLIMITED_MARKS, EVENT)
     }
 
     /// A group that is only told of events: it can keep nobody waiting.
@@ -114,10 +123,10 @@ impl Group {
     /// # Errors
     /// As [`Group::pre_content`].
     pub fn notification() -> io::Result<Self> {
-        Self::init(libc::FAN_CLASS_NOTIF)
+        Self::init(libc::FAN_CLASS_NOTIF, PLAIN_EVENT)
     }
 
-    fn init(flags: libc::c_uint) -> io::Result<Self> {
+    fn init(flags: libc::c_uint, event: usize) -> io::Result<Self> {
         let flags = flags | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
         let event_flags = (libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC) as libc::c_uint;
         // SAFETY: fanotify_init takes two integers and touches no memory of ours.
@@ -126,12 +135,12 @@ impl Group {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel has just made this descriptor and nobody else has it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, event })
     }
 
-    /// Another process's group, received from it.
+    /// Another process's group of pre-content class, received from it.
     pub fn received(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self { fd, event: EVENT }
     }
 
     /// Marks the file or directory that `file` is open on.
@@ -168,6 +177,7 @@ impl Group {
         let (flags, mask) = match mark {
             Mark::PreAccess => (0, FAN_PRE_ACCESS),
             Mark::Open => (0, libc::FAN_OPEN),
+            Mark::CloseWrite => (0, libc::FAN_CLOSE_WRITE),
             Mark::ArmFile => (ignore, FAN_PRE_ACCESS),
             Mark::ArmDirectory => (ignore, FAN_PRE_ACCESS | libc::FAN_EVENT_ON_CHILD),
             Mark::ArmFileSystem => (ignore | libc::FAN_MARK_FILESYSTEM, FAN_PRE_ACCESS),
@@ -178,7 +188,7 @@ impl Group {
         };
         // SAFETY: fanotify_mark marks what the path leads to, a string that ends and lives for the call; with a null path,
         // what the descriptor is open on. All descriptors are borrowed, so they stay open for the call.
-        let answer = unsafe { libc::fanotify_mark(self.0.as_raw_fd(), verb | flags, mask, at, path) };
+        let answer = unsafe { libc::fanotify_mark(self.fd.as_raw_fd(), verb | flags, mask, at, path) };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -189,7 +199,7 @@ impl Group {
     pub fn unmark_all(&self) -> io::Result<()> {
         // SAFETY: FAN_MARK_FLUSH looks at no path and no mask.
         let answer = unsafe {
-            libc::fanotify_mark(self.0.as_raw_fd(), libc::FAN_MARK_FLUSH, 0, libc::AT_FDCWD, std::ptr::null())
+            libc::fanotify_mark(self.fd.as_raw_fd(), libc::FAN_MARK_FLUSH, 0, libc::AT_FDCWD, std::ptr::null())
         };
         if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -203,8 +213,8 @@ impl Group {
     pub fn read(&self) -> io::Result<Option<Event>> {
         // Eight-byte alignment is what the kernel's structs ask for.
         let mut buffer = [0u64; EVENT / 8];
-        // SAFETY: the kernel writes at most EVENT bytes into the buffer, which has as many.
-        let read = unsafe { libc::read(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), EVENT) };
+        // SAFETY: the kernel writes at most `event` bytes into the buffer, which has EVENT, the most that `event` can be.
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), self.event) };
         if read < 0 {
             let error = io::Error::last_os_error();
             return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
@@ -242,14 +252,14 @@ impl Group {
     pub fn allow(&self, number: i32) -> io::Result<()> {
         let response = Response { fd: number, response: libc::FAN_ALLOW };
         // SAFETY: the kernel reads one `struct fanotify_response`.
-        let written = unsafe { libc::write(self.0.as_raw_fd(), (&raw const response).cast(), size_of::<Response>()) };
+        let written = unsafe { libc::write(self.fd.as_raw_fd(), (&raw const response).cast(), size_of::<Response>()) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
 impl AsFd for Group {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

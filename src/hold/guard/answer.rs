@@ -72,6 +72,7 @@ impl Shared {
 
     /// The answering thread.
     pub(super) fn answer(&self, supervisor: &UnixStream) {
+        let _broken_by_a_panic = BreaksInAPanic(self);
         let mut supervised = true;
         loop {
             self.table.beat();
@@ -171,6 +172,20 @@ impl Shared {
     }
 }
 
+/// A panic on the answering path lets go on whatever that held, cloned or not.
+struct BreaksInAPanic<'a>(&'a Shared);
+
+impl Drop for BreaksInAPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.break_off(ANSWERS_NO_MORE);
+        }
+    }
+}
+
+/// What to say where the answering thread has ended by itself.
+pub const ANSWERS_NO_MORE: &str = "the thread that answers for accesses has ended, which is an error of this program";
+
 /// What to say of an image that has another size than at T0: collapse and insert tell less than they change, and all that
 /// gives them away is the size (KERNEL.md).
 pub fn resized(was: u64, now: u64) -> String {
@@ -187,4 +202,63 @@ fn bytes(range: Option<(u64, u64)>, size: u64) -> Option<ByteRange> {
 pub(super) fn watched(file: &impl AsFd) -> io::Result<Watched> {
     let stat = fstat(file)?;
     Ok(Watched { dev: stat.st_dev, ino: stat.st_ino, size: u64::try_from(stat.st_size).unwrap_or(0) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use nix::sys::eventfd::EfdFlags;
+
+    use super::*;
+    use crate::cbw::{Clusters, Limits};
+    use crate::range::PowerOfTwo;
+
+    /// A panic comes while an access waits, and another is in hand.
+    #[test]
+    fn a_panic_of_the_answering_thread_breaks_the_snapshot() {
+        let _alone = table::alone();
+        let null = || File::open("/dev/null").expect("a file").into();
+        let limits = Limits { waiting: 9, deadline: Duration::from_secs(9) };
+        let shared = Shared {
+            group: Arc::new(Group::received(null())),
+            table: Arc::new(Table::create(limits.deadline, 100).expect("shared memory")),
+            machine: Mutex::new(Accesses::new(limits)),
+            news: Condvar::new(),
+            images: vec![],
+            probes: AtomicU64::new(0),
+            users: Mutex::default(),
+            stop: AtomicBool::new(false),
+            wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC).expect("an eventfd"),
+        };
+        let access = || Access::new(null(), &shared.group, &shared.table);
+        let clusters = Arc::new(Clusters::new(4096, PowerOfTwo::new(4096).expect("a power of two")));
+        shared.lock().gather();
+        shared.lock().watch(vec![clusters], vec![]);
+        let all = ByteRange::new(0, 4096).expect("not empty");
+        assert!(shared.lock().arrive(access(), 0, all, table::now()).is_none());
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let _guard = BreaksInAPanic(&shared);
+            let _in_hand = access();
+            let _locked = shared.lock();
+            panic!("as the test says");
+        }));
+        assert!(ended.is_err());
+        let mut machine = shared.lock();
+        assert_eq!((machine.broken(), machine.waiting()), (Some(ANSWERS_NO_MORE), 0));
+        assert!(!machine.end() && shared.table.held().count() == 0);
+        drop(machine);
+        drop(BreaksInAPanic(&shared));
+    }
+
+    #[test]
+    fn no_count_is_to_the_end_and_what_is_past_that_is_nothing() {
+        let all = |start, end| ByteRange::new(start, end);
+        assert_eq!((bytes(None, 100), bytes(Some((0, 0)), 100)), (all(0, 100), all(0, 100)));
+        assert_eq!((bytes(Some((40, 0)), 100), bytes(Some((40, 8)), 100)), (all(40, 100), all(40, 48)));
+        assert_eq!((bytes(Some((96, 4096)), 100), bytes(Some((100, 0)), 100)), (all(96, 100), None));
+        let nowhere = i64::MAX as u64 & !0xFFFF;
+        assert_eq!((bytes(Some((nowhere, 0)), 100), bytes(Some((nowhere, u64::MAX)), 100)), (None, None));
+    }
 }

@@ -2,12 +2,13 @@
 //!
 //! fanotify's pre-content events stop each access before it happens and tell its range; what it may change is cloned first,
 //! then it goes on. [`watch`] is the group and [`answer`] the thread that answers, on the pure machine of [`crate::cbw`];
-//! [`preflight`] finds out who escapes it, and [`monitors`] mends that for a QEMU; [`supervisor`] is the process that
-//! answers when this one cannot, [`table`] and [`link`] are what the two share, and [`show`] what others see of it; [`raise`]
-//! makes a process fit to be waited for.
+//! [`preflight`] finds out who escapes it, [`closings`] who may have done so and has gone, and [`monitors`] mends that for a
+//! QEMU; [`supervisor`] is the process that answers when this one cannot, [`table`] and [`link`] are what the two share, and
+//! [`show`] what others see of it; [`raise`] makes a process fit to be waited for.
 
 pub mod access;
 pub mod answer;
+pub mod closings;
 pub mod link;
 pub mod monitors;
 pub mod preflight;
@@ -17,6 +18,7 @@ pub mod supervisor;
 pub mod table;
 pub mod watch;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -27,6 +29,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use nix::sys::stat::fstat;
 
+use self::closings::Closings;
 use self::table::Figures;
 use self::watch::Watch;
 use super::choose::{Image, Means};
@@ -42,8 +45,12 @@ use crate::sys::fanotify;
 const SHORT_ROUND: Duration = Duration::from_millis(20);
 
 /// How often, and with what pauses, mappings are looked for after T0 that were let go on before it. One that is made later than
-/// the last of them is found if it is there when everything is looked at; what was mapped and unmapped between two looks is not.
+/// the last of them is found if it is there when everything is looked at, or if its process has come after T0 and has closed the
+/// image again; else what is mapped, made to grow and unmapped between two looks is not.
 const LATE_MAPPING: [(usize, Duration); 2] = [(20, Duration::from_millis(1)), (20, Duration::from_millis(5))];
+
+/// A mapping that is being taken down is out of sight before the kernel tells that its file is closed.
+const LATE_CLOSING: Duration = Duration::from_millis(20);
 
 /// How many rounds before T0 at most: a guest that never stops writing must not keep the job from starting.
 const ROUNDS: u32 = 8;
@@ -54,6 +61,9 @@ pub struct Guard {
     means: Means,
     watch: Option<Arc<Watch>>,
     clusters: Vec<Arc<Clusters>>,
+    /// The processes whose descriptors of each image were looked at before T0, and can be watched.
+    known: Vec<BTreeSet<u32>>,
+    closings: Option<Closings>,
     armed: usize,
     began: Duration,
     /// The look at who escapes that is made once the image is marked.
@@ -80,8 +90,10 @@ impl Guard {
     /// A hold over images, at least one, that has marked nothing yet. Their descriptors must be [`exempt`].
     pub fn new(images: Vec<Image>, means: Means) -> Self {
         let (watch, clusters, second_look) = (None, Vec::new(), None);
-        let (armed, began, felt) = (0, Duration::ZERO, None);
-        Self { images, means, watch, clusters, armed, began, second_look, felt, promoted: 0, done_before: 0 }
+        let (armed, known, closings) = (0, Vec::new(), None);
+        let (began, felt) = (Duration::ZERO, None);
+        let (promoted, done_before) = (0, 0);
+        Self { images, means, watch, clusters, known, closings, armed, began, second_look, felt, promoted, done_before }
     }
 
     /// How many descriptors that are open for writing were found, all of which can be watched.
@@ -103,6 +115,9 @@ impl Guard {
             if now != clusters.size() {
                 return Some(answer::resized(clusters.size(), now));
             }
+        }
+        if let Some(why) = self.closings.as_ref().and_then(|closings| closings.lost(&self.images)) {
+            return Some(why);
         }
         let looked = self.second_look.take_if(|look| look.is_finished())?;
         looked.join().unwrap_or_else(|_| panicked())
@@ -188,6 +203,7 @@ impl Hold for Guard {
         let watch = Watch::open(&files, self.means.deadline)?;
         monitors::arm_all(&self.means.monitors, &self.images, &watch)?;
         self.armed = 0;
+        self.known.clear();
         for (image, path) in &self.images {
             let survey = preflight::look(image, &watch)?;
             if let Some(error) = survey.obstacle() {
@@ -195,6 +211,7 @@ impl Hold for Guard {
                 return Err(Error { what, ..error });
             }
             self.armed += survey.armed.len();
+            self.known.push(survey.armed.iter().filter_map(|holder| holder.pid).collect());
         }
         self.watch = Some(Arc::new(watch));
         Ok(())
@@ -219,6 +236,12 @@ impl Hold for Guard {
         let blocks: Vec<u64> = blocks.collect::<std::io::Result<_>>().map_err(cannot)?;
         self.clusters = clusters.to_vec();
         let watch = Arc::clone(self.watch());
+        let unheard = |e| {
+            let what = "the kernel does not tell who closes the image";
+            Error::io(Kind::Refused, what, "check the limits (fs.fanotify) and the kernel's log", e)
+        };
+        // Before T0: whoever comes after it is told of when he goes.
+        self.closings = Some(Closings::of(&self.images, &self.known).map_err(unheard)?);
         watch.begin(clusters, &blocks)?;
         let at = Timestamp::now();
         self.began = table::now();
@@ -268,7 +291,10 @@ impl Hold for Guard {
         // Once more: what came and is still there would be seen now.
         // What had ended the watch before made the looks see nothing.
         let why = self.watch().broken().or(looked);
-        let why = why.or_else(|| escapes(&self.images, self.watch())).or_else(|| self.lost());
+        let why = why.or_else(|| escapes(&self.images, self.watch())).or_else(|| {
+            std::thread::sleep(LATE_CLOSING);
+            self.lost()
+        });
         if let Some(why) = why {
             self.watch().break_off(&why);
             return Err(broken(why));
@@ -280,6 +306,7 @@ impl Hold for Guard {
     }
 
     fn release(&mut self) {
+        self.closings = None;
         if let Some(watch) = self.watch.take() {
             watch.end();
             self.felt = Some(watch.tally().0);

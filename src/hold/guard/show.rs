@@ -53,12 +53,13 @@ mod tests {
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
-    use super::super::table::{Figures, NAME, Table};
+    use super::super::table::{Figures, NAME, Table, alone};
     use super::of;
     use crate::sys::process::start_ticks;
 
     #[test]
     fn a_table_is_found_by_its_form_and_of_the_process_that_was_meant() {
+        let _alone = alone();
         let me = std::process::id();
         let start = start_ticks(me).expect("running");
         let _foreign = memfd_create(NAME, MFdFlags::MFD_CLOEXEC).expect("memfd");

@@ -267,14 +267,22 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// One test at a time has tables: who looks for a process's finds any of them.
+#[cfg(test)]
+pub(super) fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::{AsFd, Figures, Glance, SLOTS, Table};
+    use super::{AsFd, Figures, Glance, SLOTS, Table, alone};
 
     #[test]
     fn what_one_process_enters_another_sees_until_it_is_struck_out() {
+        let _alone = alone();
         let ours = Table::create(Duration::from_secs(1), 100).expect("shared memory");
         let theirs = Table::map(ours.as_fd().try_clone_to_owned().expect("dup")).expect("a table");
         let (first, second) = (ours.enter(7).expect("room"), ours.enter(9).expect("room"));
@@ -290,6 +298,7 @@ mod tests {
 
     #[test]
     fn once_the_supervisor_has_taken_over_nothing_is_watched_again() {
+        let _alone = alone();
         let table = Table::create(Duration::from_secs(1), 100).expect("shared memory");
         assert!(table.watch() && table.is_watching());
         table.rest();
@@ -301,6 +310,7 @@ mod tests {
 
     #[test]
     fn figures_come_back_as_they_were_told() {
+        let _alone = alone();
         let table = Table::create(Duration::from_secs(1), 100).expect("shared memory");
         let figures = Figures {
             done_bytes: 1,
@@ -320,6 +330,7 @@ mod tests {
 
     #[test]
     fn whoever_looks_sees_who_waits_now_and_nothing_that_cannot_be() {
+        let _alone = alone();
         let table = Table::create(Duration::from_secs(1), 100).expect("shared memory");
         table.tell(&Figures { done_bytes: 9, bytes: 8, done: 7, clusters: 6, waiting: 5, ..Figures::default() });
         let glance = Glance::of(table.as_fd().try_clone_to_owned().expect("dup")).expect("a table");

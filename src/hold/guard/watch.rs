@@ -16,7 +16,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::access::Access;
-use super::answer::{Shared, USERS, watched};
+use super::answer::{ANSWERS_NO_MORE, Shared, USERS, watched};
 use super::table::{self, Figures, SLOTS, Table};
 use super::{link, preflight, raise};
 use crate::cbw::{Accesses, Clusters, Limits};
@@ -125,7 +125,10 @@ impl Watch {
 
     /// Why the snapshot is lost, if it is.
     pub fn broken(&self) -> Option<String> {
-        self.shared.lock().broken().map(str::to_owned)
+        let broken = self.shared.lock().broken().map(str::to_owned);
+        // It is told to end by nobody but `drop`.
+        let ended = || self.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        broken.or_else(|| ended().then(|| ANSWERS_NO_MORE.to_owned()))
     }
 
     /// The snapshot is lost, for this reason: nobody waits any more.
@@ -219,10 +222,13 @@ impl Drop for Watch {
     }
 }
 
-/// An access of no bytes: it changes nothing, and the kernel tells of it like of any other.
+/// Past the end of any file, on a block of any size: to another job no bytes there mean none, and at 0 they would mean all.
+const NOWHERE: i64 = i64::MAX & !0xFFFF;
+
+/// An access of no bytes: it changes nothing, and the kernel tells of it like of any other, before it looks at limits.
 fn touch(fd: &OwnedFd) {
-    if nix::sys::uio::pread(fd, &mut [], 0).is_err() {
-        let _ = nix::sys::uio::pwrite(fd, &[], 0);
+    if nix::sys::uio::pread(fd, &mut [], NOWHERE).is_err() {
+        let _ = nix::sys::uio::pwrite(fd, &[], NOWHERE);
     }
 }
 

@@ -24,6 +24,7 @@ use crate::range::ByteRange;
 use crate::sys::ofd::{self, Lock};
 
 pub use files::Files;
+pub(super) use process::comm;
 
 /// Where QEMU holds a read lock while it has the write permission (`RAW_LOCK_PERM_BASE` + 1, QEMU's `block/file-posix.c`).
 pub(super) const QEMU_WRITES: u64 = 101;
