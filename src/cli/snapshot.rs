@@ -28,6 +28,7 @@ use crate::hold::choose::{self, Chosen, Means};
 use crate::hold::quiesced::Quiesced;
 use crate::journal::file as journal_file;
 use crate::journal::format::{Header, State};
+use crate::plan::cluster::cluster;
 use crate::quiesce::freezer::Order;
 use crate::range::PowerOfTwo;
 
@@ -283,7 +284,7 @@ pub(super) fn options(args: &SnapshotArgs, kind: HoldKind, images: &[Image]) -> 
             let cannot = |e| Error::io(Kind::Refused, "cannot look at the image", "check the path", e);
             let size = |image: &Image| Ok(image.file.stat().map_err(cannot)?.size);
             let largest = images.iter().map(size).collect::<Result<Vec<_>>>()?.into_iter().max();
-            job::cluster(kind, largest.unwrap_or(0)).min(PowerOfTwo::at_most(args.chunk))
+            cluster(kind.answers_accesses(), largest.unwrap_or(0)).min(PowerOfTwo::at_most(args.chunk))
         }
     };
     let wish = Wish { same_t0_only: false, refresh: args.refresh, restart: args.restart, force: args.force };

@@ -15,7 +15,7 @@ use super::{commit, group, inspect, members, room};
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result};
-use crate::hold::{Hold, HoldKind};
+use crate::hold::Hold;
 use crate::journal::file::{self as journal_file, Journal};
 use crate::journal::format::State;
 use crate::range::PowerOfTwo;
@@ -50,25 +50,6 @@ pub struct Options {
 /// What one call may take where guests use the image (DESIGN section 6). A guest waits for the call that runs and for its own, and
 /// 99 in a hundred of its accesses are to take 2 ms at most (BENCHMARKS.md).
 pub const LATENCY_GUESTS: Duration = Duration::from_millis(1);
-
-/// The cluster where nobody waits for one.
-const CLUSTER: u64 = 64 << 10;
-
-/// The cluster where accesses wait for theirs: 16 blocks took half a millisecond, and an access that has to wait for another
-/// one's clone as well, and for the call that runs, more than the 2 ms that 99 in a hundred are to take (BENCHMARKS.md).
-const CLUSTER_WAITED_FOR: u64 = 16 << 10;
-
-/// The most memory that the states of that many clusters may take, in bytes: those of 1 TiB.
-const STATES_WAITED_FOR: u64 = 16 << 20;
-
-/// The cluster that is used unless another one is asked for, for an image of this size.
-pub fn cluster(kind: HoldKind, size: u64) -> PowerOfTwo {
-    let mut bytes = if kind.answers_accesses() { CLUSTER_WAITED_FOR } else { CLUSTER };
-    while bytes < CLUSTER && Clusters::memory(size, PowerOfTwo::at_most(bytes)) > STATES_WAITED_FOR {
-        bytes *= 2;
-    }
-    PowerOfTwo::at_most(bytes)
-}
 
 /// What a single call for the whole image may take before `auto` wants to be asked: it comes once.
 pub const LATENCY_ATOMIC: Duration = Duration::from_millis(5);
@@ -400,18 +381,4 @@ pub(super) fn cannot_look(what: &str, error: std::io::Error) -> Error {
 
 pub(super) fn changed_meanwhile() -> Error {
     Error::new(Kind::Busy, "another job changed the snapshot meanwhile", "run the same command again")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cluster_is_small_where_somebody_waits_for_it_and_the_states_stay_so() {
-        const TIB: u64 = 1 << 40;
-        assert_eq!(cluster(HoldKind::Frozen, 16 * TIB).get(), 64 << 10);
-        for (tib, kib) in [(0, 16), (1, 16), (2, 32), (4, 64), (64, 64)] {
-            assert_eq!(cluster(HoldKind::Guard, tib * TIB).get(), kib << 10, "{tib} TiB");
-        }
-    }
 }
