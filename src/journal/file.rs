@@ -78,10 +78,7 @@ impl<F: DiskFile> Journal<F> {
             self.unsynced = false;
         }
         for _ in 0..2 {
-            let generation = self.generation + 1;
-            let slot = format::encode_slot(&header, generation);
-            // Generation n is in slot (n + 1) % 2, as `create` laid them: the newer slot is never the one overwritten.
-            self.file.write_at((generation + 1) % 2 * format::SLOT as u64, &slot)?;
+            let generation = self.write_older_slot(&header)?;
             self.file.sync_data()?;
             self.generation = generation;
         }
@@ -96,12 +93,18 @@ impl<F: DiskFile> Journal<F> {
     /// What writing said.
     pub fn note(&mut self, change: impl FnOnce(&mut Header)) -> io::Result<()> {
         change(&mut self.header);
-        let generation = self.generation + 1;
-        let slot = format::encode_slot(&self.header, generation);
         self.unsynced = true;
-        self.file.write_at((generation + 1) % 2 * format::SLOT as u64, &slot)?;
-        self.generation = generation;
+        self.generation = self.write_older_slot(&self.header)?;
         Ok(())
+    }
+
+    /// Writes a header of the next generation, which it gives, over the older of the two.
+    fn write_older_slot(&self, header: &Header) -> io::Result<u64> {
+        let generation = self.generation + 1;
+        let slot = format::encode_slot(header, generation);
+        // Generation n is in slot (n + 1) % 2, as `create` laid them: the newer slot is never the one overwritten.
+        self.file.write_at((generation + 1) % 2 * format::SLOT as u64, &slot)?;
+        Ok(generation)
     }
 
     /// Changes the header that the next update writes, and writes nothing now.
