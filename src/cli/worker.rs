@@ -2,7 +2,8 @@
 //!
 //! A job that watches a running VM's image has a process of its own, the worker, in a session of its own: Ctrl-Z, a signal to
 //! the user's process group or a shell that goes away do not stop what a guest waits for. What the user has started only
-//! hands signals on and tells how the worker ended, which one that was killed cannot tell itself.
+//! hands signals on and tells how the worker ended, which one that was killed cannot tell itself. It inherits what a worker that
+//! was killed leaves behind, and sees to it that the guest is thawed.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -17,8 +18,11 @@ use nix::unistd::{Pid, getppid, setsid};
 use super::args::{Consistency, SnapshotArgs};
 use super::signals::Stop;
 use super::{place, snapshot};
+use crate::children;
+use crate::engine::report::{Event, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose;
+use crate::quiesce::heir;
 
 /// The verb, not for users, that makes this program a worker; what follows is as for `snapshot`.
 pub const WORKER: &str = "__worker";
@@ -45,6 +49,7 @@ pub fn is_needed(args: &SnapshotArgs) -> bool {
 pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let cannot = |e| Error::io(Kind::Refused, "cannot start the job's process", "check the limit of processes", e);
     let stop = Stop::on_signals()?;
+    children::inherit().map_err(cannot)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg(WORKER).args(std::env::args_os().skip(2)).stdin(Stdio::null());
     let mut worker = command.spawn().map_err(cannot)?;
@@ -52,7 +57,23 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let status = worker.wait().map_err(cannot)?;
     match status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code <= Kind::HIGHEST) {
         Some(code) => Ok(code),
-        None => snapshot::under_watch(&args.job, &snapshot::names(args), |_, _, _| Err(killed(status))),
+        None => {
+            let thawed = heir::see_to_the_thaw(&snapshot::order(args));
+            snapshot::under_watch(&args.job, &snapshot::names(args), |_, reporter, _| {
+                thawed.into_iter().for_each(|thawed| reporter.on(Event::Warning(told(thawed))));
+                Err(killed(status))
+            })
+        }
+    }
+}
+
+/// What became of a freeze whose process was gone as well.
+fn told(thawed: Result<()>) -> String {
+    match thawed {
+        Ok(()) => {
+            "the process that freezes and thaws the guest was ended as well; the guest was thawed all the same".into()
+        }
+        Err(error) => format!("the guest may still be FROZEN: {error} ({})", error.hint),
     }
 }
 
