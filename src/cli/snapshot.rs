@@ -77,9 +77,14 @@ pub fn here(args: &SnapshotArgs) -> Result<u8> {
     })
 }
 
+/// What is to be frozen.
+pub(super) fn order(args: &SnapshotArgs) -> Order {
+    Order { methods: args.quiesce(), limit: args.freeze_timeout }
+}
+
 /// The hold with a freeze around its T0, where that was asked for.
 fn quiesced<'a>(args: &SnapshotArgs, chosen: Chosen<'a>, tell: &'a dyn Fn(Told)) -> Chosen<'a> {
-    let order = Order { methods: args.quiesce(), limit: args.freeze_timeout };
+    let order = order(args);
     if order.methods.is_empty() {
         return chosen;
     }

@@ -30,6 +30,8 @@ pub struct Quiesced<'a> {
     required: bool,
     tell: &'a dyn Fn(Told),
     freezer: Option<Freezer>,
+    /// One that was of no use, and is asked at the end whether to thaw once more.
+    failed: Option<Freezer>,
     /// Whether the thaw was asked for.
     asked: bool,
     known: Option<Quiescence>,
@@ -38,7 +40,7 @@ pub struct Quiesced<'a> {
 impl<'a> Quiesced<'a> {
     /// Freezes for the T0 of `inner`.
     pub fn new(inner: Box<dyn Hold + 'a>, order: Order, required: bool, tell: &'a dyn Fn(Told)) -> Self {
-        Self { inner, order, required, tell, freezer: None, asked: false, known: None }
+        Self { inner, order, required, tell, freezer: None, failed: None, asked: false, known: None }
     }
 
     fn freeze(&mut self) -> Result<()> {
@@ -48,7 +50,13 @@ impl<'a> Quiesced<'a> {
             ));
             return Ok(());
         }
-        let frozen = Freezer::start(self.order.clone()).and_then(|mut freezer| freezer.frozen().map(|()| freezer));
+        let frozen = Freezer::start(self.order.clone()).and_then(|mut freezer| match freezer.frozen() {
+            Ok(()) => Ok(freezer),
+            Err(error) => {
+                self.failed = Some(freezer);
+                Err(error)
+            }
+        });
         match frozen {
             Ok(freezer) => self.freezer = Some(freezer),
             Err(error) if self.required => {
@@ -70,6 +78,15 @@ impl<'a> Quiesced<'a> {
             && !std::mem::replace(&mut self.asked, true)
         {
             freezer.thaw();
+        }
+    }
+
+    /// At the job's end.
+    fn thaw_again(&mut self) {
+        if let Some(mut failed) = self.failed.take()
+            && let Err(error) = failed.thaw_again()
+        {
+            (self.tell)(Told::StillFrozen(still_frozen(&error)));
         }
     }
 
@@ -158,6 +175,7 @@ impl Hold for Quiesced<'_> {
         self.inner.release();
         self.thaw();
         let thawed = self.look(THAW);
+        self.thaw_again();
         ended.and(thawed)
     }
 
@@ -166,5 +184,6 @@ impl Hold for Quiesced<'_> {
         self.thaw();
         // What the user must know is told; the job has another end already.
         let _ = self.look(THAW);
+        self.thaw_again();
     }
 }
