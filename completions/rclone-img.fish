@@ -34,17 +34,17 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and in which what a guest waits for is cloned; a power of two from 4K to 64M, at most --chunk [default: 64K; 16K under guard, more where the image is larger than 1 TiB]' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. guard: a running VM\'s accesses wait until what they may change is cloned; it must have been started under \'rclone-img guard\'. atomic: a single call, which stalls the image\'s users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else guard if all who write can be watched, else atomic if it is short, else refused' -r -f -a "auto\t''
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, a power of two from 4K to 64M, at most --chunk' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
 frozen\t''
 guard\t''
 atomic\t''
 none\t''"
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l qmp -d 'The socket of the QMP monitor of a QEMU that was started before \'rclone-img guard\': it is made to open its image anew, so that its accesses can be watched; may be given several times' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l qga -d 'The socket of the QEMU guest agent: the guest\'s file systems are frozen for the moment of the point in time; may be given once for each guest' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze -d 'A command for /bin/sh that freezes what writes to the image for the moment of the point in time, with --thaw' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l thaw -d 'The command that thaws what --freeze has frozen; run whatever happens, also after a freeze that failed, and perhaps several times' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l thaw -d 'The command that thaws what --freeze has frozen; run whatever happens, also after a freeze that failed, and up to five times where it fails' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze-timeout -d 'How long a freeze may take, and how long it may last until the point in time is set, 1s to 10m; after that the guest is thawed, and the snapshot is as after a power cut' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 2ms where a guest may be running, else 100ms; 5ms for that single call]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size' -r
@@ -54,7 +54,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l refre
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l restart -d 'Start over even if a partial file could be used'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l force -d 'Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l writable -d 'Give the snapshot write permission for its owner, and what others have on the image'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l require-freeze -d 'No snapshot unless the guest was frozen'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l require-freeze -d 'No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-run -d 'Say what would be done; touch nothing'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'

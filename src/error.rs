@@ -50,6 +50,8 @@ pub struct Error {
     /// What the kernel said.
     #[source]
     pub source: Option<io::Error>,
+    /// Of a job of several images the one that it is about, by its place in the command; `None` where it is about all.
+    pub member: Option<usize>,
 }
 
 struct Cause<'a>(&'a Option<io::Error>);
@@ -63,12 +65,18 @@ impl fmt::Display for Cause<'_> {
 impl Error {
     /// An error without a cause in the kernel.
     pub fn new(kind: Kind, what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), hint: hint.into(), source: None }
+        Self { kind, what: what.into(), hint: hint.into(), source: None, member: None }
     }
 
     /// An error that a system call gave.
     pub fn io(kind: Kind, what: impl Into<String>, hint: impl Into<String>, source: io::Error) -> Self {
-        Self { kind, what: what.into(), hint: hint.into(), source: Some(source) }
+        Self { kind, what: what.into(), hint: hint.into(), source: Some(source), member: None }
+    }
+
+    /// The same error, about one of several images; one that is about an image already stays as it is.
+    #[must_use]
+    pub fn of_member(self, index: usize) -> Self {
+        Self { member: self.member.or(Some(index)), ..self }
     }
 
     /// The errno, where a system call gave the error.
@@ -79,3 +87,11 @@ impl Error {
 
 /// The library's result.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Does something for each of several images, in their order, until it fails for one; the error then names that one.
+///
+/// # Errors
+/// The first one's.
+pub fn each<I, T>(images: impl IntoIterator<Item = I>, mut work: impl FnMut(I) -> Result<T>) -> Result<Vec<T>> {
+    images.into_iter().enumerate().map(|(index, image)| work(image).map_err(|e| e.of_member(index))).collect()
+}

@@ -18,6 +18,7 @@
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
 
 pub mod cbw;
+pub mod children;
 pub mod cli;
 pub mod disk;
 pub mod engine;

@@ -162,7 +162,10 @@ fn a_job_that_runs_is_seen_at_each_of_its_snapshots_and_an_abort_of_one_ends_it(
                 s.exits(5, &["resume", snap]);
             }
             s.exits(0, &["abort", "-q", named]);
-            assert_eq!(job.end().code, Some(4));
+            let end = job.end();
+            assert_eq!(end.code, Some(6), "{:?}: {}", s.fs, end.stderr);
+            assert!(end.stderr.contains("'rclone-img abort' has ended the job"), "{:?}: {}", s.fs, end.stderr);
+            assert!(!end.stderr.contains("hint: "), "{:?}: nothing is left to go on with: {}", s.fs, end.stderr);
             nothing(s);
         }
     });
@@ -275,10 +278,41 @@ fn told_to_stop_a_job_of_several_images_ends_with_none_in_place() {
     on_both(|s| {
         let job = begun(s);
         job.signal(Signal::SIGTERM);
-        assert_eq!(job.end().code, Some(4));
+        let end = job.end();
+        assert_eq!(end.code, Some(6), "{:?}: {}", s.fs, end.stderr);
+        let told =
+            "one/a.snap, two/b.snap: the job was told to stop; its point in time is lost, as always of several images";
+        assert!(end.stderr.contains(told) && !end.stderr.contains("resume"), "{:?}: {}", s.fs, end.stderr);
+        for snap in SNAPS {
+            assert_eq!(state(s, 6, snap)["state"], "broken", "{:?}", s.fs);
+        }
         assert!(SNAPS.iter().all(|snap| !s.path(snap).exists()));
         s.exits(6, &["resume", SNAPS[1]]);
         s.exits(0, &snapshot(&["-q"]));
         whole(s);
+    });
+}
+
+#[test]
+fn an_error_about_one_image_names_its_snapshot() {
+    on_both(|s| {
+        let told = |needle: &str| {
+            let out = s.run(&snapshot(&[]));
+            let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert_eq!(out.status.code(), Some(3), "{:?}: {stderr}", s.fs);
+            assert!(stderr.starts_with(&format!("rclone-img: {needle}")), "{:?}: no {needle:?} in {stderr}", s.fs);
+        };
+        images(s, MIB);
+        // The first has unfinished work, the other one is complete: it is the other one that is in the way.
+        fs::write(s.path(SNAPS[1]), "somebody's").expect("a file");
+        told("two/b.snap: the snapshot exists already");
+        fs::remove_file(s.path(SNAPS[1])).expect("removed");
+        fs::remove_file(s.path("two/b.img")).expect("removed");
+        told("two/b.snap: cannot open the image two/b.img");
+        // Another file system cannot share its blocks.
+        let Some(other) = Sandbox::new(s.fs) else { return };
+        roomy(&other.path("b.img"), MIB);
+        std::os::unix::fs::symlink(other.path("b.img"), s.path("two/b.img")).expect("a link");
+        told("two/b.snap: ");
     });
 }

@@ -176,16 +176,19 @@ fn a_snapshot_carries_its_record_and_status_tells_finished_copy_and_modified() {
         assert_eq!(record["image"]["ino"], fs::metadata(s.path("a.img")).expect("the image").ino());
         let mtime = i128::from(snap.mtime()) * 1_000_000_000 + i128::from(snap.mtime_nsec());
         assert_eq!(record["mtime_ns"], mtime.to_string());
-        let state = |name: &str| {
-            let events = s.exits(0, &["status", "--json", name]);
+        let state = |code: i32, name: &str| {
+            let events = s.exits(code, &["status", "--json", name]);
             events[0]["state"].as_str().expect("a state").to_owned()
         };
-        assert_eq!(state("a.snap"), "finished");
+        assert_eq!(state(0, "a.snap"), "finished");
         must("cp", &[&"-a", &s.path("a.snap"), &s.path("copied")]);
-        assert_eq!(state("copied"), "copy");
+        assert_eq!(state(6, "copied"), "copy");
         support::writer(&s.path("a.snap")).write_all_at(b"x", 100).expect("root may");
-        assert_eq!(state("a.snap"), "modified");
-        assert_eq!(state("a.img"), "not-ours");
+        assert_eq!(state(6, "a.snap"), "modified");
+        assert_eq!(state(6, "a.img"), "not-ours");
+        let out = s.run(&["resume", "a.img"]);
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(stderr.contains("not a snapshot of rclone-img") && !stderr.contains("--refresh"), "{stderr}");
         s.exits(3, &["status", "nothing.snap"]);
     });
 }

@@ -61,7 +61,7 @@ fn a_guest_is_frozen_for_t0_and_thawed_long_before_the_job_ends() {
         assert_eq!(end.code, Some(0), "{}", end.stderr);
         let finished = end.events.last().expect("events");
         assert_eq!(finished["quiesced"], true, "{finished}");
-        assert!(finished["frozen_ms"].is_u64(), "{finished}");
+        assert!(finished["frozen_ms"].is_u64() && finished["thawed"] == true, "{finished}");
         assert_eq!(s.exits(0, &["status", "--json", "vm.snap"])[0]["quiesced"], true, "{:?}", s.fs);
         ends_well(guest);
     });
@@ -277,6 +277,36 @@ fn commands_freeze_and_thaw_also_when_the_worker_is_killed_between() {
         assert_eq!(killed.status.code(), Some(6), "{killed:?}");
         assert!(until(|| frozen().trim() == "thawed"), "{:?}: {}", s.fs, frozen());
         assert!(!s.path("vm.snap").exists());
+        ends_well(guest);
+    });
+}
+
+/// The snapshot is as good as any; that the guest may be frozen is said whatever was asked for, once in the middle and at the end.
+#[test]
+fn a_thaw_that_failed_is_the_last_word_and_in_every_report() {
+    on_both(|s| {
+        let (_armed, guest) = running(s);
+        let metrics = s.outside("vm.prom");
+        let args =
+            ["snapshot", "--metrics", &text(&metrics), "--freeze", "true", "--thaw", "exit 3", "vm.img", "vm.snap"];
+        for (how, times) in [("-q", 1), ("--json", 1)] {
+            let out = s.run(&args.iter().copied().chain([how]).collect::<Vec<_>>());
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(out.status.code(), Some(0), "{:?}: {stderr}", s.fs);
+            assert_eq!(stderr.matches("FROZEN").count(), times, "{:?}: {stderr}", s.fs);
+            assert!(stderr.lines().last().is_some_and(|line| line.starts_with("WARNING: ")), "{:?}: {stderr}", s.fs);
+            assert_eq!(stderr.lines().count(), times, "{:?}: told once: {stderr}", s.fs);
+            if how == "--json" {
+                let events = support::events(&String::from_utf8_lossy(&out.stdout));
+                let finished = events.last().expect("finished");
+                assert_eq!((&finished["thawed"], &finished["quiesced"]), (&false.into(), &false.into()), "{finished}");
+                assert!(events.iter().any(|e| e["event"] == "warning" && e["message"].to_string().contains("FROZEN")));
+            }
+            let told = fs::read_to_string(&metrics).expect("the metrics");
+            let failed = told.lines().find(|line| line.starts_with("reflink_img_thaw_failed"));
+            assert!(failed.is_some_and(|line| line.ends_with(" 1")), "{told}");
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
         ends_well(guest);
     });
 }

@@ -171,7 +171,11 @@ impl<A, W: Word> Accesses<A, W> {
         let overdue = |w: &Waiting<A>| w.since + self.limits.deadline <= now && open(w);
         if self.waiting.iter().any(overdue) {
             let deadline = self.limits.deadline;
-            self.break_off(&format!("an access to the image would have waited for longer than {deadline:?}"));
+            // Four fifths of what the user asked for: the rest is the supervisor's, to act in.
+            self.break_off(&format!(
+                "an access of the guest was about to wait for longer than --guest-deadline allows ({deadline:?} of it are the \
+                 job's own), and was let go"
+            ));
         }
     }
 

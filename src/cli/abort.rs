@@ -11,7 +11,7 @@ use serde_json::json;
 use super::args::AbortArgs;
 use super::place::{self, Place};
 use super::{last_words, words};
-use crate::disk::{Disk, process};
+use crate::disk::{Access, Disk, DiskFile, process};
 use crate::engine::abort::{Aborted, abort};
 use crate::engine::inspect::{Condition, inspect};
 use crate::error::{Error, Kind, Result};
@@ -28,6 +28,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Refused where there is nothing to abort; busy where the job does not stop.
 pub fn run(args: &AbortArgs) -> Result<u8> {
     let place = place::place(&args.dst)?;
+    // The job that is told to stop promises nothing of what it leaves, as long as this is open.
+    let mark = place.disk.open(&place.names.journal, Access::Read);
+    let _mark = mark.inspect(|journal| drop(journal.mark_for_abort()));
     let aborted = stop_live(&place)
         .and_then(|()| abort(&place.disk, &place.names, args.force))
         .map_err(|e| place::on(&args.dst, e))?;

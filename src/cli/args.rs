@@ -33,17 +33,20 @@ Examples:
   rclone-img resume vm.snap";
 
 const RESUME_EXAMPLES: &str = "\
-Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To take
-a new one from what is there, run snapshot again. A point in time of several images does not outlive
-its run; but where all their snapshots were complete, resume of any one puts all into place.
+Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To
+take a new one from what is there, run snapshot again. A point in time of several images, or of
+the hold guard, does not outlive its run; but where all the snapshots of several images were
+complete, resume of any one puts all into place.
 
 Example:
   rclone-img resume vm.snap";
 
 const STATUS_EXAMPLES: &str = "\
-Takes no lock and disturbs no job. Of a job that runs under the hold guard it tells, to root, how much
-is done and how the guest's accesses fare, of all the job's images together. Of a directory it shows
-the jobs. With one PATH, exits with 0 (finished, or running), 4 (can be resumed) or 6 (broken).
+Takes no lock and disturbs no job. Of a job that runs under the hold guard it tells, to root, how
+much is done and how the guest's accesses fare, of all the job's images together. Of a directory
+it shows the jobs. With one PATH, exits with 0 (a finished snapshot, or a job that runs), 4 (can
+be resumed), 6 (broken, or a file that is no snapshot: modified, copied, or not made by this
+program) or 3 (there is nothing); with several, with the highest.
 
 Examples:
   rclone-img status
@@ -51,8 +54,8 @@ Examples:
 
 const ABORT_EXAMPLES: &str = "\
 A job that is running is stopped first. A finished snapshot is never touched; a refresh that has
-cloned nothing yet is put back as it was. A job of several images is taken back whole, whichever of
-its snapshots is named; once all of them are complete it is not, and resume puts all into place.
+cloned nothing yet is put back as it was. A job of several images is taken back whole, whichever
+of its snapshots is named; once all of them are complete it is not, and resume puts all into place.
 
 Example:
   rclone-img abort vm.snap";
@@ -66,9 +69,10 @@ Examples:
 
 const CHECK_EXAMPLES: &str = "\
 Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the
-images that somebody has open for writing, who, and whether they were opened under 'rclone-img guard':
-the VMs that were not are to be restarted or migrated. Exits with 3 if one of the images cannot be
-snapshotted at one instant.
+files that somebody has open for writing, who, and whether they were opened under
+'rclone-img guard': the VMs that were not are to be restarted or migrated. Exits with 3 if one of
+them cannot be snapshotted at one instant, or if not all processes could be looked into.
+'rclone-img snapshot --dry-run' tells the same with the options of a snapshot.
 
 Examples:
   rclone-img check vm.img
@@ -214,7 +218,14 @@ pub fn command() -> clap::Command {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Error> {
     let mut verb = Cli::try_parse_from(args)?.verb;
     if let Verb::Snapshot(args) = &mut verb {
-        args.check().map_err(|(kind, why)| command().error(kind, why))?;
+        args.check().map_err(|(kind, why)| {
+            let mut whole = command();
+            whole.build();
+            match whole.find_subcommand_mut("snapshot") {
+                Some(verb) => verb.error(kind, why),
+                None => whole.error(kind, why),
+            }
+        })?;
     }
     Ok(verb)
 }

@@ -56,7 +56,7 @@ fn person(args: &CheckArgs, candidates: &[Candidate], taken: Option<&Candidate>,
         }
     }
     text += &format!(
-        "With a snapshot beside it the image may newly allocate up to {} as its user writes.\n",
+        "While the snapshot is kept, writes to the image may take up to {} of new space.\n",
         words::bytes(may_allocate)
     );
     text += &match taken {

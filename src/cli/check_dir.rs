@@ -20,9 +20,6 @@ use crate::hold::choose::{self, Candidate, Means};
 use crate::hold::guard::preflight::{self, Survey};
 use crate::hold::holders::{self, Files, Holder};
 
-/// init, which some kernels let nobody look into, and which has no images open.
-const FIRST_PROCESS: u32 = 1;
-
 /// An image in use.
 struct Used {
     path: PathBuf,
@@ -62,7 +59,7 @@ fn in_use(dir: &Path) -> Result<(Vec<Used>, usize)> {
         Error::io(Kind::Refused, "who has the images open for writing cannot be found out", hint, e)
     };
     let search = holders::search(&Files::new(files.iter().map(|(identity, _)| *identity))).map_err(cannot)?;
-    let hidden = search.hidden.iter().filter(|pid| **pid != FIRST_PROCESS).count();
+    let hidden = holders::that_count(&search.hidden).len();
     let mut images: Vec<(PathBuf, Vec<Holder>, Option<Image>)> = Vec::new();
     for ((_, path), found) in files.into_iter().zip(search.found).filter(|(_, found)| !found.is_empty()) {
         let image = place::open_image(&path).ok();
@@ -161,11 +158,16 @@ fn sum(dir: &Path, used: &[Used], unseen: Option<&str>) -> String {
     let name = words::name(dir);
     let unseen = unseen.map_or_else(String::new, |why| format!("{why}\n"));
     if used.is_empty() {
-        return format!("{unseen}{name}: nobody was found who has an image open for writing\n");
+        let unsure = if unseen.is_empty() { "" } else { "cannot tell who uses the images: " };
+        return format!("{unseen}{name}: {unsure}nobody was found who has an image open for writing\n");
     }
     let without = used.iter().filter(|image| image.hold.is_none()).count();
     let images = words::count(used.len() as u64, "image");
-    format!("{unseen}{name}: {images} in use, {without} of which cannot be snapshotted at one instant now\n")
+    let told = match without {
+        0 => "all can be snapshotted at one instant now".to_owned(),
+        _ => format!("{without} of which cannot be snapshotted at one instant now"),
+    };
+    format!("{unseen}{name}: {images} in use; {told}\n")
 }
 
 fn object(image: &Used) -> Value {

@@ -27,7 +27,8 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
             job::dry_run(&jobs(&places, &images, &options, &chosen.why, &Nobody, &|| false), chosen.hold.as_mut())?;
         Ok((plans, chosen))
     };
-    let (plans, chosen) = look().map_err(|error| place::on(&args.pairs[0].1, error))?;
+    let dsts: Vec<_> = args.pairs.iter().map(|(_, dst)| dst.as_path()).collect();
+    let (plans, chosen) = look().map_err(|error| place::on_one_of(&dsts, error))?;
     let (kind, why) = (chosen.hold.kind(), &chosen.why);
     for (plan, (src, dst)) in plans.iter().zip(&args.pairs) {
         let start = would(&plan.start);
@@ -57,7 +58,11 @@ fn would(start: &Start) -> String {
         Start::Fresh { discard: false } => "would make a new snapshot".into(),
         Start::Fresh { discard: true } => "would throw the unfinished work away and make a new snapshot".into(),
         Start::Continue => "would go on from the journal at the same point in time".into(),
-        Start::Renew(why) => format!("would take the partial file to a new point in time: {why}"),
+        Start::Renew(why) => {
+            format!(
+                "would take a new point in time and keep what holds of the earlier job's work, as that one's is lost: {why}"
+            )
+        }
         Start::Refresh => "would bring the existing snapshot to a new point in time".into(),
         Start::RollForward => "would put the complete snapshot into place".into(),
     }

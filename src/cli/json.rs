@@ -106,6 +106,7 @@ struct FinishedBody {
     promoted: u64,
     quiesced: bool,
     frozen_ms: Option<u64>,
+    thawed: Option<bool>,
     skipped_bytes: u64,
     copied_bytes: u64,
     window_ms: f64,
@@ -152,7 +153,7 @@ impl ProgressBody {
 }
 
 impl FinishedBody {
-    fn new(names: &Names, finished: &Finished) -> Self {
+    fn new(names: &Names, finished: &Finished, still_frozen: bool) -> Self {
         Self {
             started: StartedBody::new(names, &finished.started, finished.extents),
             calls: finished.calls,
@@ -162,6 +163,7 @@ impl FinishedBody {
             promoted: finished.promoted,
             quiesced: finished.quiescence.is_some_and(|known| known.quiesced),
             frozen_ms: finished.quiescence.map(|known| known.frozen_ms),
+            thawed: (still_frozen || finished.quiescence.is_some()).then_some(!still_frozen),
             skipped_bytes: finished.skipped_bytes,
             copied_bytes: finished.copied_bytes,
             window_ms: ms(finished.window),
@@ -174,13 +176,14 @@ impl FinishedBody {
 pub struct Json<W> {
     out: Option<W>,
     job: Option<String>,
+    still_frozen: bool,
     next: Duration,
 }
 
 impl<W: Write> Json<W> {
     /// Writes to `out`.
     pub fn new(out: W) -> Self {
-        Self { out: Some(out), job: None, next: Duration::ZERO }
+        Self { out: Some(out), job: None, still_frozen: false, next: Duration::ZERO }
     }
 
     fn line(&mut self, event: &'static str, body: impl Serialize) {
@@ -203,6 +206,10 @@ impl<W: Write> Watcher for Json<W> {
                 self.line("progress", ProgressBody::new(progress));
             }
             Event::Progress(_) | Event::Syncing => {}
+            Event::StillFrozen(message) => {
+                self.still_frozen = true;
+                self.line("warning", WarningBody { message: message.clone() });
+            }
             Event::Warning(message) => self.line("warning", WarningBody { message: message.clone() }),
         }
     }
@@ -213,7 +220,7 @@ impl<W: Write> Watcher for Json<W> {
         match end {
             End::Finished(finished) => {
                 self.job = Some(job_id(finished.started.job));
-                self.line("finished", FinishedBody::new(names, finished));
+                self.line("finished", FinishedBody::new(names, finished, self.still_frozen));
             }
             End::Failed { exit, error, hint } => self.line("failed", FailedBody { exit: *exit, error, hint }),
         }
@@ -255,9 +262,21 @@ mod tests {
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"progress","done_bytes":4096,"bytes":8192,"extents":0,"calls":0,"longest_call_ms":0.0,"elapsed_ms":0.0}"#,
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"progress","done_bytes":4096,"bytes":8192,"extents":0,"calls":0,"longest_call_ms":0.0,"elapsed_ms":1000.0}"#,
                 r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"warning","message":"slow \"log\""}"#,
-                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"finished","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"new_t0":false,"bytes":8192,"extents":2,"calls":3,"longest_call_ms":5.125,"call_p99_ms":5.0,"longest_guest_wait_ms":0.0,"promoted":0,"quiesced":false,"frozen_ms":null,"skipped_bytes":0,"copied_bytes":4096,"window_ms":2400.0,"elapsed_ms":2500.0}"#,
+                r#"{"v":1,"job":"07070707-0707-0707-0707-070707070707","event":"finished","src":"vm.img","dst":"vm.snap","t0":"2026-11-21T05:00:00Z","hold":"frozen","point_in_time":true,"new_t0":false,"bytes":8192,"extents":2,"calls":3,"longest_call_ms":5.125,"call_p99_ms":5.0,"longest_guest_wait_ms":0.0,"promoted":0,"quiesced":false,"frozen_ms":null,"thawed":null,"skipped_bytes":0,"copied_bytes":4096,"window_ms":2400.0,"elapsed_ms":2500.0}"#,
             ],
         );
+    }
+
+    #[test]
+    fn a_guest_that_may_have_been_left_frozen_is_in_the_end() {
+        let names = samples::names();
+        let mut out = Vec::new();
+        let mut json = Json::new(&mut out);
+        json.event(&names, Duration::ZERO, &Event::StillFrozen("FROZEN".into()));
+        json.end(&names, &End::Finished(Box::new(samples::finished())));
+        let text = String::from_utf8(out).expect("UTF-8");
+        assert!(text.contains(r#""event":"warning","message":"FROZEN"}"#), "{text}");
+        assert!(text.contains(r#""thawed":false,"#), "{text}");
     }
 
     #[test]

@@ -17,38 +17,44 @@ fn left(figures: &Figures) -> Option<Duration> {
     (done > 0).then(|| Duration::try_from_secs_f64(left).ok()).flatten()
 }
 
-/// Lines below the job's own, of all its images together; empty where there is nothing to be told.
-pub fn person(header: &Header) -> String {
+/// How far the job is, in a few words, and a line below its own on how the guest fares; each empty where there is nothing to
+/// be told. Of a job of several images both are of all of them.
+pub fn person(header: &Header) -> (String, String) {
     if !header.hold.answers_accesses() {
-        return String::new();
+        return Default::default();
     }
     match show::of(header.pid, header.pid_start) {
-        Ok(Some(shown)) => text(&shown),
-        Ok(None) => "  it tells nothing of itself yet\n".into(),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(), // It has just ended.
-        Err(e) => format!("  its process cannot be looked into ({e}): run as root to see how it stands\n"),
+        Ok(Some(shown)) => text(&shown, !header.group.is_alone()),
+        Ok(None) => (String::new(), "  it tells nothing of itself yet\n".into()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Default::default(), // It has just ended.
+        Err(e) => {
+            let why = format!("  its process cannot be looked into ({e}): run as root to see how it stands\n");
+            (String::new(), why)
+        }
     }
 }
 
-fn text(shown: &Shown) -> String {
+fn text(shown: &Shown, several: bool) -> (String, String) {
     let f = &shown.figures;
     if shown.taken_over {
-        return "  its supervisor has let the guest's accesses go on: the snapshot is lost\n".into();
+        let lost = "  its supervisor has let the guest's accesses go on: the snapshot is lost\n";
+        return (String::new(), lost.into());
     }
     if f.clusters == 0 {
-        return "  before its T0: no access waits\n".into();
+        return (String::new(), "  before its point in time: no access waits\n".into());
     }
-    let left = left(f).map_or_else(String::new, |left| format!("; about {} left", words::time(left)));
-    format!(
-        "  {} of {} done, {} of them out of turn; {} seen, {} waited, {} now, the longest {}{left}\n",
-        f.done,
-        words::count(f.clusters, "cluster"),
-        f.promoted,
+    let done = u128::from(f.done_bytes) * 100 / u128::from(f.bytes.max(1));
+    let left = left(f).map_or_else(String::new, |left| format!(", about {} left", words::time(left)));
+    let of = if several { " of all its images" } else { "" };
+    let guest = format!(
+        "  guest: {} seen, {} had to wait, {} now; the longest {}; {} cloned out of turn for it\n",
         words::count_of(f.seen, "access", "accesses"),
         f.waited,
         f.waiting,
         words::time(f.longest),
-    )
+        words::count(f.promoted, "cluster"),
+    );
+    (format!("{done} % of {}{of}{left}", words::bytes(f.bytes)), guest)
 }
 
 /// The same for programs: null where the job's hold sees no accesses, or where the process cannot be looked into.
@@ -69,9 +75,10 @@ mod tests {
     use super::{Duration, Figures, Shown, text};
 
     #[test]
-    fn a_live_job_is_told_in_a_line() {
+    fn a_live_job_is_told_in_two_lines() {
         let check = |figures: Figures, taken_over: bool, expect: &str| {
-            assert_eq!(text(&Shown { figures, watching: true, taken_over }), format!("  {expect}\n"));
+            let (done, guest) = text(&Shown { figures, watching: true, taken_over }, false);
+            assert_eq!(format!("{done}{guest}"), format!("{expect}\n"));
         };
         let figures = Figures {
             done_bytes: 250,
@@ -85,9 +92,10 @@ mod tests {
             longest: Duration::from_millis(12),
             since_t0: Duration::from_secs(5),
         };
-        let told = "3 of 10 clusters done, 2 of them out of turn; 1 access seen, 1 waited, 0 now, the longest 12.0 ms; about 15.0 s left";
+        let told = "25 % of 1000 B, about 15.0 s left  guest: 1 access seen, 1 had to wait, 0 now; the longest 12.0 ms; \
+                    2 clusters cloned out of turn for it";
         check(figures, false, told);
-        check(figures, true, "its supervisor has let the guest's accesses go on: the snapshot is lost");
-        check(Figures::default(), false, "before its T0: no access waits");
+        check(figures, true, "  its supervisor has let the guest's accesses go on: the snapshot is lost");
+        check(Figures::default(), false, "  before its point in time: no access waits");
     }
 }

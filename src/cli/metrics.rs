@@ -40,6 +40,8 @@ pub struct Run<'a> {
     pub exit: u8,
     /// What it did, if it made a snapshot.
     pub finished: Option<&'a Finished>,
+    /// Whether a guest may have been left frozen.
+    pub still_frozen: bool,
 }
 
 /// Refuses a file that is not ours to replace: to be asked before a job starts. One that is not there is fine, if its
@@ -144,6 +146,8 @@ fn render(runs: &[Run<'_>], old: &str) -> String {
     gauge("frozen_seconds", "How long the guest was frozen.", &|run| {
         Some(Duration::from_millis(run.finished?.quiescence?.frozen_ms).as_secs_f64().to_string())
     });
+    let thaw = "1 if the guest may have been left frozen.";
+    gauge("thaw_failed", thaw, &|run| Some(u8::from(run.still_frozen).to_string()));
     gauge("copied_bytes", "Bytes copied because they could not be shared.", &|run| {
         Some(run.finished?.copied_bytes.to_string())
     });
@@ -175,7 +179,15 @@ mod tests {
 
     fn run(dst: &Path, exit: u8) -> Run<'static> {
         let at = "2026-11-21T05:00:03.25Z".parse().expect("a time");
-        Run { src: "vm.img".into(), dst: dst.into(), at, elapsed: Duration::from_millis(2500), exit, finished: None }
+        Run {
+            src: "vm.img".into(),
+            dst: dst.into(),
+            at,
+            elapsed: Duration::from_millis(2500),
+            exit,
+            finished: None,
+            still_frozen: exit == 1,
+        }
     }
 
     fn values(text: &str) -> Vec<&str> {
@@ -204,6 +216,7 @@ mod tests {
                 r#"longest_call_seconds{src="vm.img",dst="vm.snap"} 0.005125"#,
                 r#"longest_guest_wait_seconds{src="vm.img",dst="vm.snap"} 0"#,
                 r#"quiesced{src="vm.img",dst="vm.snap"} 0"#,
+                r#"thaw_failed{src="vm.img",dst="vm.snap"} 0"#,
                 r#"copied_bytes{src="vm.img",dst="vm.snap"} 4096"#,
                 r#"skipped_bytes{src="vm.img",dst="vm.snap"} 0"#,
                 r#"point_in_time{src="vm.img",dst="vm.snap"} 1"#,
@@ -220,10 +233,12 @@ mod tests {
                 r#"last_success_timestamp_seconds{src="vm.img",dst="vm.snap"} 1795237203.250"#,
                 r#"last_success_t0_timestamp_seconds{src="vm.img",dst="vm.snap"} 1795237200.000"#,
                 r#"duration_seconds{src="vm.img",dst="vm.snap"} 2.5"#,
+                r#"thaw_failed{src="vm.img",dst="vm.snap"} 0"#,
             ]
         );
         write(&file, &[run(Path::new("other.snap"), 1)]).expect("written");
         let text = fs::read_to_string(&file).expect("read");
+        assert!(text.contains(r#"thaw_failed{src="vm.img",dst="other.snap"} 1"#), "{text}");
         assert!(!text.contains("last_success"), "another snapshot's success is not ours: {text}");
         let mode = fs::metadata(&file).expect("stat").permissions().mode();
         let names = fs::read_dir(dir.path()).expect("list").count();

@@ -1,8 +1,11 @@
 //! From paths to open things: the directory of a snapshot and the names in it, the image.
 
 use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use nix::sys::stat::fstat;
 
 use crate::cli::words;
 use crate::disk::DiskFile;
@@ -114,26 +117,71 @@ pub fn lock_image(image: &Image) -> Result<()> {
     let name = words::name(&image.path);
     match image.lock.try_flock() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Error::new(
-            Kind::Busy,
-            format!("another job has the image {name}"),
-            "wait for it (--wait), or look at it with 'rclone-img status'",
-        )),
+        Ok(false) => {
+            let who = locker(image.lock.as_fd()).map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            let hint =
+                "wait for it (--wait); 'rclone-img status DIR' shows the jobs of the directory that its snapshot is in";
+            Err(Error::new(Kind::Busy, format!("another job{who} has the image {name}"), hint))
+        }
         Err(e) => Err(Error::io(Kind::Refused, format!("cannot lock the image {name}"), "check the file system", e)),
     }
 }
 
+/// Who has the lock that [`lock_image`] takes, if that is one of our jobs. /proc/locks has a file system's own device numbers,
+/// which on Btrfs are not those of stat(2): the inode's number and the process's name must do.
+fn locker(image: BorrowedFd<'_>) -> Option<u32> {
+    let inode = fstat(image).ok()?.st_ino.to_string();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let ours =
+        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "rclone-img\n");
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { return None };
+        let same = file.rsplit(':').next() == Some(inode.as_str());
+        pid.parse().ok().filter(|_| same).filter(ours)
+    })
+}
+
+/// How many snapshots of a job are named in an error about all of them.
+const NAMED: usize = 3;
+
 /// Adds the snapshot's name to an error of the engine, which knows no paths.
 pub fn on(dst: &Path, error: Error) -> Error {
-    let resume = format!("'rclone-img resume {}'", words::shell(dst));
-    let hint = error.hint.replace("'rclone-img resume'", &resume);
-    Error { what: format!("{}: {}", words::name(dst), error.what), hint, ..error }
+    on_one_of(&[dst], error)
+}
+
+/// The same of a job of several images, at least one: that of the snapshot which the error is about, or those of all.
+pub fn on_one_of(all: &[&Path], error: Error) -> Error {
+    let about = error.member.and_then(|index| all.get(index..=index)).unwrap_or(all);
+    let mut names: Vec<String> = about.iter().take(NAMED).map(words::name).collect();
+    if about.len() > NAMED {
+        names.push(format!("and {} more", about.len() - NAMED));
+    }
+    let resume = format!("'rclone-img resume {}'", words::shell(about[0]));
+    let status = format!("'rclone-img status {}'", words::shell(about[0]));
+    let hint = error.hint.replace("'rclone-img resume'", &resume).replace("'rclone-img status'", &status);
+    Error { what: format!("{}: {}", names.join(", "), error.what), hint, ..error }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Path, warning};
+    use super::{Error, Kind, Path, on_one_of, warning};
     use crate::disk::sim::{IMAGE, Setup, SimDisk};
+
+    #[test]
+    fn an_error_of_a_group_names_the_snapshot_that_it_is_about() {
+        let check = |count: usize, member: Option<usize>, expect: &str| {
+            let all = ["a/m", "b/m", "c/m", "d/m"].map(Path::new);
+            let error = Error { member, ..Error::new(Kind::Refused, "no", "'rclone-img resume' it") };
+            let told = on_one_of(&all[..count], error);
+            assert_eq!(format!("{told}; {}", told.hint), expect);
+        };
+        check(1, None, "a/m: no; 'rclone-img resume a/m' it");
+        check(2, Some(1), "b/m: no; 'rclone-img resume b/m' it");
+        check(2, None, "a/m, b/m: no; 'rclone-img resume a/m' it");
+        check(4, None, "a/m, b/m, c/m, and 1 more: no; 'rclone-img resume a/m' it");
+        check(2, Some(7), "a/m, b/m: no; 'rclone-img resume a/m' it");
+    }
 
     #[test]
     fn qcow2_images_are_told_from_raw_ones() {

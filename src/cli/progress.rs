@@ -75,7 +75,7 @@ impl<W: Write> Watcher for Lines<W> {
                     self.line(&format!("{}: making it durable", words::name(&names.dst)));
                 }
             }
-            Event::Warning(text) => self.line(&format!("warning: {}", words::line(text))),
+            Event::Warning(text) | Event::StillFrozen(text) => self.line(&format!("warning: {}", words::line(text))),
         }
     }
 
@@ -107,7 +107,7 @@ impl Bar {
     pub fn new() -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         if let Ok(style) =
-            ProgressStyle::with_template("{bar:10} {percent:>3} % {binary_bytes}/{binary_total_bytes} {wide_msg}")
+            ProgressStyle::with_template("{bar:5} {percent:>3} % {binary_bytes}/{binary_total_bytes} {wide_msg}")
         {
             bar.set_style(style);
         }
@@ -136,7 +136,9 @@ impl Watcher for Bar {
                 self.last = None;
                 self.bar.set_message("making it durable");
             }
-            Event::Warning(text) => self.bar.println(format!("warning: {}", words::line(text))),
+            Event::Warning(text) | Event::StillFrozen(text) => {
+                self.bar.println(format!("warning: {}", words::line(text)))
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,6 +95,7 @@ pub struct Reporter {
     messages: Sender<Message>,
     done: Receiver<Infallible>,
     stuck: AtomicBool,
+    still_frozen: Mutex<Option<String>>,
     limits: Limits,
 }
 
@@ -125,7 +127,7 @@ impl Reporter {
         };
         // Without a thread there are no reports: `done` and `inbox` are closed then, and nobody waits.
         drop(thread::Builder::new().name("reporter".into()).spawn(work));
-        Self { messages, done, stuck: AtomicBool::new(false), limits }
+        Self { messages, done, stuck: AtomicBool::new(false), still_frozen: Mutex::default(), limits }
     }
 
     /// Does a job's work under a reporter's eyes: whatever way it ends, the last line is `finished` or `failed`.
@@ -148,6 +150,11 @@ impl Reporter {
         self.send(Message::Source(src.to_owned()));
     }
 
+    /// What was told of a guest that may have been left frozen.
+    pub fn still_frozen(&self) -> Option<String> {
+        self.still_frozen.lock().ok().and_then(|text| text.clone())
+    }
+
     /// The job is over: shows its end, waits for that at most [`END_LIMIT`]. The error itself is for [`super::run`] to print.
     pub fn finish(self, result: Result<&[Finished], &Error>) {
         let deadline = Instant::now() + self.limits.end;
@@ -168,6 +175,9 @@ impl Reporter {
 
 impl Observer for Reporter {
     fn on(&self, event: Event) {
+        if let (Event::StillFrozen(text), Ok(mut told)) = (&event, self.still_frozen.lock()) {
+            told.get_or_insert_with(|| text.clone());
+        }
         match event {
             Event::Progress(_) if self.messages.len() >= QUEUE / 2 => {}
             Event::Progress(_) => drop(self.messages.try_send(Message::Event(event))),
@@ -275,7 +285,7 @@ mod tests {
                 Event::Started(_) => format!("started {:?}", names.src),
                 Event::Progress(_) => "progress".into(),
                 Event::Syncing => "syncing".into(),
-                Event::Warning(text) => text.clone(),
+                Event::Warning(text) | Event::StillFrozen(text) => text.clone(),
             });
         }
         fn tick(&mut self, _: &Names, _: Duration) {}

@@ -1,7 +1,7 @@
 //! `snapshot` and `resume`: one job, joined to the real disk, the signals and the reports.
 
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,13 +19,14 @@ use crate::disk::{Access, Disk, DiskFile};
 use crate::engine::claims::Threaded;
 use crate::engine::commit;
 use crate::engine::flusher;
+use crate::engine::inspect::{Condition, inspect};
 use crate::engine::job::{self, Job, LATENCY_ATOMIC, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, each};
 use crate::hold::HoldKind;
 use crate::hold::choose::{self, Chosen, Means};
-use crate::hold::quiesced::Quiesced;
+use crate::hold::quiesced::{Quiesced, Told};
 use crate::journal::file as journal_file;
 use crate::journal::format::{Header, State};
 use crate::plan::cluster::cluster;
@@ -62,22 +63,33 @@ pub fn here(args: &SnapshotArgs) -> Result<u8> {
                     reporter.on(Event::Warning(text));
                 }
             }
-            warned = true;
             let chosen = choose_hold(args, &images)?;
+            if !std::mem::replace(&mut warned, true) && !args.qmp.is_empty() && chosen.hold.kind() != HoldKind::Guard {
+                let hold = chosen.hold.kind().name();
+                reporter.on(Event::Warning(format!("--qmp was not used: the hold is {hold}, which needs no monitor")));
+            }
             let options = options(args, chosen.hold.kind(), &images)?;
-            let warn = |text| reporter.on(Event::Warning(text));
-            run(&places, &images, &options, quiesced(args, chosen, &warn), stop, reporter)
+            let tell = |told| match told {
+                Told::Warning(text) => reporter.on(Event::Warning(text)),
+                Told::StillFrozen(text) => reporter.on(Event::StillFrozen(text)),
+            };
+            run(&places, &images, &options, quiesced(args, chosen, &tell), stop, reporter)
         })
     })
 }
 
+/// What is to be frozen.
+pub(super) fn order(args: &SnapshotArgs) -> Order {
+    Order { methods: args.quiesce(), limit: args.freeze_timeout }
+}
+
 /// The hold with a freeze around its T0, where that was asked for.
-fn quiesced<'a>(args: &SnapshotArgs, chosen: Chosen<'a>, warn: &'a dyn Fn(String)) -> Chosen<'a> {
-    let order = Order { methods: args.quiesce(), limit: args.freeze_timeout };
+fn quiesced<'a>(args: &SnapshotArgs, chosen: Chosen<'a>, tell: &'a dyn Fn(Told)) -> Chosen<'a> {
+    let order = order(args);
     if order.methods.is_empty() {
         return chosen;
     }
-    Chosen { hold: Box::new(Quiesced::new(chosen.hold, order, args.require_freeze, warn)), ..chosen }
+    Chosen { hold: Box::new(Quiesced::new(chosen.hold, order, args.require_freeze, tell)), ..chosen }
 }
 
 /// The names that reports use.
@@ -90,7 +102,7 @@ pub fn names(args: &SnapshotArgs) -> Vec<Names> {
 /// # Errors
 /// Refused where a directory cannot be opened, and where two snapshots would have one name.
 pub(super) fn places(args: &SnapshotArgs) -> Result<Vec<Place>> {
-    let places = args.pairs.iter().map(|(_, dst)| place::place(dst)).collect::<Result<Vec<_>>>()?;
+    let places = each(&args.pairs, |(_, dst)| place::place(dst))?;
     let path = |place: &Place| place.dir.join(&place.names.dst);
     match twice(&places, path) {
         None => Ok(places),
@@ -106,12 +118,12 @@ pub(super) fn places(args: &SnapshotArgs) -> Result<Vec<Place>> {
 /// # Errors
 /// Refused where one cannot be opened or is named twice; busy where another job has one.
 pub(super) fn open_images(args: &SnapshotArgs) -> Result<Vec<Image>> {
-    let images = args.pairs.iter().map(|(src, _)| place::open_image(src)).collect::<Result<Vec<_>>>()?;
+    let images = each(&args.pairs, |(src, _)| place::open_image(src))?;
     if let Some(path) = twice(&images, |image| image.path.clone()) {
         let what = format!("the image {} is named twice", words::name(&path));
         return Err(Error::new(Kind::Refused, what, "name each image once"));
     }
-    images.iter().try_for_each(place::lock_image)?;
+    each(&images, place::lock_image)?;
     Ok(images)
 }
 
@@ -176,8 +188,12 @@ pub fn under_watch(
         metrics::refuse_foreign(file)?;
     }
     let stop = Stop::on_signals()?;
+    let dsts: Vec<&Path> = names.iter().map(|names| names.dst.as_path()).collect();
+    let mut still_frozen = None;
     let result = Reporter::watch(args.output, names, |reporter| {
-        work(&stop, reporter, &found).map_err(|error| place::on(&names[0].dst, error))
+        let result = work(&stop, reporter, &found).map_err(|error| place::on_one_of(&dsts, error));
+        still_frozen = reporter.still_frozen();
+        result
     });
     if let Some(file) = &args.metrics {
         let found = found.into_inner().unwrap_or_default();
@@ -188,12 +204,17 @@ pub fn under_watch(
             elapsed: began.elapsed(),
             exit: result.as_ref().map_or_else(|e| e.kind.exit_code(), |_| 0),
             finished: result.as_ref().ok().and_then(|all| all.get(index)),
+            still_frozen: still_frozen.is_some(),
         };
         let runs: Vec<_> = names.iter().enumerate().map(run).collect();
         // The snapshot's own result counts for more than that of the report about it.
         if let Err(error) = metrics::write(file, &runs) {
             last_words(super::error_lines(&error));
         }
+    }
+    // Once more, where it is seen, whatever was to be told: it is the guest that matters.
+    if let Some(text) = still_frozen.filter(|text| !result.as_ref().is_err_and(|e| e.what.ends_with(text))) {
+        last_words(format!("WARNING: {}\n", words::line(&text)));
     }
     result.map(|_| 0)
 }
@@ -311,6 +332,11 @@ fn header(place: &Place) -> Result<Header> {
             return Error::io(Kind::Refused, "cannot open the journal", "check its permissions", e);
         }
         match place.disk.stat(&place.names.dst) {
+            Ok(Some(_)) if !matches!(inspect(&place.disk, &place.names), Ok(Condition::Snapshot(..))) => {
+                let what =
+                    "nothing to resume: this is not a snapshot of rclone-img, and no job is making one of this name";
+                Error::new(Kind::Refused, what, "name the snapshot, DST, whose job was interrupted")
+            }
             Ok(Some(_)) => {
                 let hint =
                     "'rclone-img status' says how it stands; 'rclone-img snapshot --refresh' brings it up to date";

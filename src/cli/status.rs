@@ -92,7 +92,9 @@ fn jobs_in(dir: &Path) -> Result<Vec<PathBuf>> {
 
 fn exit_code(condition: &Condition) -> u8 {
     match condition {
-        Condition::Nothing | Condition::NotOurs | Condition::Snapshot(..) | Condition::Running(_) => 0,
+        Condition::Nothing | Condition::Snapshot(_, Verdict::Valid) | Condition::Running(_) => 0,
+        // There is a file, and no snapshot that could be relied on.
+        Condition::NotOurs | Condition::Snapshot(..) => Kind::Broken.exit_code(),
         Condition::Interrupted(_) | Condition::Complete(_) => Kind::Interrupted.exit_code(),
         Condition::Broken(_) | Condition::Unreadable(_) => Kind::Broken.exit_code(),
     }
@@ -112,13 +114,19 @@ fn person(path: &Path, condition: &Condition) -> String {
                 "{name}: {state} before it had a point in time; run the same snapshot command again, or abort\n"
             );
         }
+        // Nothing is written down while a guest may wait for it.
+        let size = words::bytes(job.header.image.size);
+        let done = match job.header.hold.answers_accesses() {
+            true if state.contains(" % of ") => String::new(),
+            true => format!(", {size}"),
+            false => format!(", {} of {size} done", words::bytes(job.done_bytes)),
+        };
+        let next = if next.is_empty() { String::new() } else { format!("; {next}") };
         format!(
-            "{name}: {state}{why}; T0 {:.0} of {}, hold {}, {} of {} claimed; {next}\n",
+            "{name}: {state}{why}; T0 {:.0} of {}, hold {}{done}{next}\n",
             job.header.t0,
             words::name(image),
             job.header.hold.name(),
-            words::bytes(job.done_bytes),
-            words::bytes(job.header.image.size),
         ) + &with_others(&job.header)
     };
     match condition {
@@ -126,13 +134,14 @@ fn person(path: &Path, condition: &Condition) -> String {
         Condition::NotOurs => format!("{name}: a file without a record of rclone-img; not a snapshot of ours\n"),
         Condition::Snapshot(record, verdict) => format!("{name}: {}\n", snapshot(record, *verdict)),
         Condition::Running(j) => {
-            let running = format!("running as process {}", j.header.pid);
-            job(&running, j, "nothing is to be done") + &live::person(&j.header)
+            let (done, guest) = live::person(&j.header);
+            let done = if done.is_empty() { done } else { format!(", {done}") };
+            job(&format!("running (pid {}){done}", j.header.pid), j, "") + &guest
         }
         Condition::Interrupted(j) => job("interrupted", j, &format!("rclone-img resume {shell} goes on")),
         Condition::Complete(j) => job("complete, but not renamed", j, &format!("rclone-img resume {shell} ends it")),
         Condition::Broken(j) => {
-            job("broken", j, "the same snapshot command takes a new point in time and keeps the finished work")
+            job("broken", j, "the same snapshot command takes a new point in time and keeps what is left of the work")
         }
         Condition::Unreadable(why) => format!("{name}: its journal cannot be used: {why}; {}\n", why.hint()),
     }
@@ -175,7 +184,12 @@ fn object(path: &Path, condition: &Condition) -> Value {
             let others: Vec<_> = members::others(&j.header).iter().map(|path| super::json::path(path).0).collect();
             object["with"] = others.into();
             if matches!(condition, Condition::Running(_)) {
-                object["live"] = live::object(&j.header);
+                let live = live::object(&j.header);
+                // Of several images it is of all of them.
+                if let Some(done) = live["done_bytes"].as_u64().filter(|_| j.header.group.is_alone()) {
+                    object["done_bytes"] = done.max(j.done_bytes).into();
+                }
+                object["live"] = live;
             }
         }
         Condition::Snapshot(record, _) => {

@@ -32,13 +32,13 @@ pub fn progress(names: &Names, begun_at: u64, now: &Progress) -> String {
     )
 }
 
-/// How fast it goes, how long it will take, and the longest call so far: at most 47 columns at a million extents a second,
+/// How fast it goes, how long it will take, and the longest call so far: at most 52 columns at a million extents a second,
 /// for a terminal of 80.
 pub fn speed(begun_at: u64, now: &Progress) -> String {
     let seconds = now.elapsed.as_secs_f64();
     let rate = if seconds > 0.0 { (now.extents as f64 / seconds) as u64 } else { 0 };
     let left = time_left(begun_at, now).map_or("unknown time".into(), words::time);
-    format!("{rate} extents/s, {left} left, longest {}", words::time(now.longest_call))
+    format!("{rate} extents/s, {left} left, longest call {}", words::time(now.longest_call))
 }
 
 /// The time left at the speed so far; `None` where nothing was done yet.
@@ -133,7 +133,7 @@ mod tests {
         };
         assert_eq!(
             progress(&samples::names(), 1 << 30, &now),
-            "vm.snap: 3.0 GiB of 4.0 GiB (75 %), 100000 extents/s, 5.0 s left, longest 5.1 ms"
+            "vm.snap: 3.0 GiB of 4.0 GiB (75 %), 100000 extents/s, 5.0 s left, longest call 5.1 ms"
         );
         assert_eq!(time_left(3 << 30, &now), None);
         assert_eq!(time_left(u64::MAX, &now), None);

@@ -2,7 +2,8 @@
 //!
 //! A job that watches a running VM's image has a process of its own, the worker, in a session of its own: Ctrl-Z, a signal to
 //! the user's process group or a shell that goes away do not stop what a guest waits for. What the user has started only
-//! hands signals on and tells how the worker ended, which one that was killed cannot tell itself.
+//! hands signals on and tells how the worker ended, which one that was killed cannot tell itself. It inherits what a worker that
+//! was killed leaves behind, and sees to it that the guest goes on and is thawed.
 
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -17,11 +18,18 @@ use nix::unistd::{Pid, getppid, setsid};
 use super::args::{Consistency, SnapshotArgs};
 use super::signals::Stop;
 use super::{place, snapshot};
+use crate::children;
+use crate::engine::report::{Event, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose;
+use crate::hold::guard::supervisor::{self, Outlived};
+use crate::quiesce::heir;
 
 /// The verb, not for users, that makes this program a worker; what follows is as for `snapshot`.
 pub const WORKER: &str = "__worker";
+
+/// A supervisor has this part of the deadline to end after its worker.
+const OUTLIVES: u32 = 2;
 
 /// How often a wait for a signal is renewed.
 const LONG: Duration = Duration::from_secs(3600);
@@ -45,6 +53,7 @@ pub fn is_needed(args: &SnapshotArgs) -> bool {
 pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let cannot = |e| Error::io(Kind::Refused, "cannot start the job's process", "check the limit of processes", e);
     let stop = Stop::on_signals()?;
+    children::inherit().map_err(cannot)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg(WORKER).args(std::env::args_os().skip(2)).stdin(Stdio::null());
     let mut worker = command.spawn().map_err(cannot)?;
@@ -52,7 +61,24 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let status = worker.wait().map_err(cannot)?;
     match status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code <= Kind::HIGHEST) {
         Some(code) => Ok(code),
-        None => snapshot::under_watch(&args.job, &snapshot::names(args), |_, _, _| Err(killed(status))),
+        None => {
+            let supervisor = supervisor::outlived(args.guest_deadline / OUTLIVES);
+            let thawed = heir::see_to_the_thaw(&snapshot::order(args));
+            snapshot::under_watch(&args.job, &snapshot::names(args), |_, reporter, _| {
+                thawed.into_iter().for_each(|thawed| reporter.on(Event::Warning(told(thawed))));
+                Err(killed(status, supervisor))
+            })
+        }
+    }
+}
+
+/// What became of a freeze whose process was gone as well.
+fn told(thawed: Result<()>) -> String {
+    match thawed {
+        Ok(()) => {
+            "the process that freezes and thaws the guest was ended as well; the guest was thawed all the same".into()
+        }
+        Err(error) => format!("the guest may still be FROZEN: {error} ({})", error.hint),
     }
 }
 
@@ -65,18 +91,24 @@ fn hand_on_signals(worker: &Child, stop: Stop) {
     drop(thread::Builder::new().name("signals on".into()).spawn(hand_on));
 }
 
-fn killed(status: ExitStatus) -> Error {
+fn killed(status: ExitStatus, supervisor: Outlived) -> Error {
     let how = match status.signal().and_then(|s| Signal::try_from(s).ok()) {
         Some(Signal::SIGKILL) => "was killed (its supervisor does that when it leaves a guest waiting)".to_owned(),
         Some(signal) => format!("was ended by {signal}"),
         None => "ended in a way that it should not".to_owned(),
     };
-    let what = format!("the job's process {how}; the guest's accesses went on, and the point in time is lost");
-    Error::new(
-        Kind::Broken,
-        what,
-        "run the same command again: it takes a new point in time and keeps the finished work",
-    )
+    let again = "run the same command again: it takes a new point in time and keeps the finished work";
+    let (became, hint) = match supervisor {
+        Outlived::Ended => ("the guest's accesses went on".to_owned(), again.to_owned()),
+        Outlived::Killed => {
+            ("the guest's accesses went on when its supervisor, which did nothing, was killed".into(), again.into())
+        }
+        Outlived::Hangs(pid) => (
+            format!("its supervisor, process {pid}, does not end, and the GUEST MAY BE WAITING"),
+            format!("see what process {pid} waits for (/proc/{pid}/stack): when it is gone, the guest goes on"),
+        ),
+    };
+    Error::new(Kind::Broken, format!("the job's process {how}; {became}, and the point in time is lost"), hint)
 }
 
 /// Makes this process a worker: the arguments of `snapshot`, from those that it was started with.

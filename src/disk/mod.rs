@@ -339,6 +339,22 @@ pub trait DiskFile {
     /// What fcntl(2) says.
     fn is_locked(&self) -> io::Result<bool>;
 
+    /// Tells whoever has the job's lock that the job is to be aborted, for as long as this file is open.
+    ///
+    /// # Errors
+    /// What fcntl(2) says.
+    fn mark_for_abort(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether somebody has [`DiskFile::mark_for_abort`].
+    ///
+    /// # Errors
+    /// What fcntl(2) says.
+    fn is_marked_for_abort(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Takes a write lease: nobody else has the file open in any way. False where somebody has.
     ///
     /// # Errors

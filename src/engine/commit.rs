@@ -12,7 +12,7 @@ use super::recover;
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked};
 use crate::disk::{Access, Disk, DiskFile, Stat};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, each};
 use crate::hold::T0;
 use crate::journal::file::Journal;
 use crate::journal::format::{Header, State};
@@ -46,23 +46,23 @@ pub fn commit<D: Disk>(
     instants: &[T0],
     quiesced: bool,
 ) -> Result<()> {
-    for (((job, journal), partial), t0) in jobs.iter().zip(journals.iter_mut()).zip(partials).zip(instants) {
-        complete(job, journal, partial, t0, quiesced)?;
-    }
+    let all = jobs.iter().zip(journals.iter_mut()).zip(partials).zip(instants);
+    each(all, |(((job, journal), partial), t0)| complete(job, journal, partial, t0, quiesced))?;
     if jobs.len() > 1 {
-        for (job, journal) in jobs.iter().zip(journals.iter()) {
-            may_be_renamed(job, journal.header())?;
-        }
+        each(jobs.iter().zip(journals.iter()), |(job, journal)| may_be_renamed(job, journal.header()))?;
     }
     let mut becomes = |index: usize, state| {
-        journals[index].update(|h| h.state = state).map_err(|e| failed("cannot write the journal", e))
+        let written = journals[index].update(|h| h.state = state);
+        written.map_err(|e| failed("cannot write the journal", e).of_member(index))
     };
     (1..jobs.len()).try_for_each(|follower| becomes(follower, State::Complete))?;
     // From here on all are put into place, by whoever comes first.
     becomes(0, State::Committing)?;
-    let mut all = jobs.iter().zip(journals.iter());
+    let mut all = jobs.iter().zip(journals.iter()).enumerate();
     let leader = all.next();
-    all.chain(leader).try_for_each(|(job, journal)| rename_and_clean(job, journal.header()))
+    all.chain(leader).try_for_each(|(index, (job, journal))| {
+        rename_and_clean(job, journal.header()).map_err(|error| error.of_member(index))
+    })
 }
 
 /// What would keep one of several snapshots from its place is found out before any of them is put into its own.

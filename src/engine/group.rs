@@ -8,7 +8,7 @@ use super::job::{self, Job};
 use super::recover::Start;
 use super::start::{self, Locked, Ready};
 use crate::disk::Disk;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, each};
 use crate::hold::{Hold, T0};
 use crate::journal::group::{Group, Member};
 
@@ -31,17 +31,13 @@ pub(super) fn one_t0<D: Disk>(starts: Vec<Start>, jobs: &[Job<'_, D>]) -> Result
         Start::RollForward if job::has_partial(job)? => Ok(Start::Renew(why.into())),
         Start::RollForward if job.options.wish.force => Ok(Start::Fresh { discard: true }),
         Start::RollForward => {
-            let name = job.names.dst.to_string_lossy();
-            let what = format!("the snapshot '{}' exists already, of a job of its own", name.escape_debug());
-            Err(Error::new(
-                Kind::Refused,
-                what,
-                "use another name, --refresh to bring it up to date, or --force to replace it",
-            ))
+            let what = "the snapshot exists already, of a job of its own";
+            let hint = "use another name, --refresh to bring it up to date, or --force to replace it";
+            Err(Error::new(Kind::Refused, what, hint))
         }
         other => Ok(other),
     };
-    starts.into_iter().zip(jobs).map(renewed).collect()
+    each(starts.into_iter().zip(jobs), renewed)
 }
 
 /// The jobs' files, and what they show.
@@ -68,6 +64,7 @@ pub(super) fn prepare<D: Disk>(
         match start::make_files(job, hold.kind(), lock, decision) {
             Ok(made) => ready.push(made),
             Err(error) => {
+                let error = error.of_member(ready.len());
                 let error = locked
                     .zip(&jobs[ready.len() + 1..])
                     .fold(error, |error, (lock, job)| lock.give_up(job.disk, job.names, error));
@@ -98,7 +95,7 @@ pub(super) fn of<D: Disk>(jobs: &[Job<'_, D>], ready: &[Ready<D::File>]) -> Resu
         let dst = Path::new(job.dir).join(&job.names.dst).into_os_string().into_vec();
         Ok(Member { job: ready.journal.header().job, fs, dst })
     };
-    let group = Group(jobs.iter().zip(ready).map(member).collect::<Result<_>>()?);
+    let group = Group(each(jobs.iter().zip(ready), member)?);
     if group.to_bytes().is_some() {
         return Ok(group);
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::claims::{MakeClaims, Recorder, Unclaimed};
 use super::commit::Ending;
+use super::ended::Ended;
 use super::flusher::MakeFlusher;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
@@ -14,10 +15,9 @@ use super::window::{Target, Window, Work};
 use super::{commit, group, inspect, members, room};
 use crate::cbw::Clusters;
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, each};
 use crate::hold::Hold;
-use crate::journal::file::{self as journal_file, Journal};
-use crate::journal::format::State;
+use crate::journal::file as journal_file;
 use crate::range::PowerOfTwo;
 use crate::record::Record;
 
@@ -118,14 +118,14 @@ pub fn dry_run<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<
         Some(_) => Ok(Start::RollForward),
         None => first_look(job, hold),
     };
-    let starts = jobs.iter().map(look).collect::<Result<Vec<_>>>()?;
+    let starts = each(jobs, look)?;
     let prepared = hold.prepare();
     hold.release();
     prepared?;
     let plan = |(job, start): (&Job<'_, D>, Start)| {
         Ok(Plan { start, bytes: stat_image(job)?.size, extents: job.image.extent_count() })
     };
-    jobs.iter().zip(group::one_t0(starts, jobs)?).map(plan).collect()
+    each(jobs.iter().zip(group::one_t0(starts, jobs)?), plan)
 }
 
 /// Runs the jobs of one or several images, which have one T0: when it returns, the snapshots are complete, durable and in
@@ -145,7 +145,7 @@ fn run_held<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Fin
     if let Some(finished) = members::finish(jobs, hold.kind(), began)? {
         return Ok(finished);
     }
-    let first = jobs.iter().map(|job| first_look(job, hold)).collect::<Result<Vec<_>>>()?;
+    let first = each(jobs, |job| first_look(job, hold))?;
     // What is complete needs no hold: the image may be in use again by now.
     let complete = |starts: &[Start]| starts.iter().all(|start| *start == Start::RollForward);
     if !complete(&first) {
@@ -155,24 +155,23 @@ fn run_held<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Fin
     let give_up = |locked: Vec<Locked<D::File>>, error| {
         locked.into_iter().zip(jobs).fold(error, |error, (lock, job)| lock.give_up(job.disk, job.names, error))
     };
-    for job in jobs {
+    for (index, job) in jobs.iter().enumerate() {
         match start::lock(job.disk, job.names) {
             Ok(lock) => locked.push(lock),
-            Err(error) => return Err(give_up(locked, error)),
+            Err(error) => return Err(give_up(locked, error.of_member(index))),
         }
     }
     // Everything may have changed until the locks were had, and nothing can any more.
-    let looks = jobs.iter().map(|job| look(job).and_then(|(found, here)| decide(job, hold, &found, &here)));
-    let decisions = match looks.collect::<Result<Vec<_>>>().and_then(|starts| group::one_t0(starts, jobs)) {
+    let looks = each(jobs, |job| look(job).and_then(|(found, here)| decide(job, hold, &found, &here)));
+    let decisions = match looks.and_then(|starts| group::one_t0(starts, jobs)) {
         Ok(decisions) => decisions,
         Err(error) => return Err(give_up(locked, error)),
     };
     if complete(&decisions) {
-        let rolled = jobs.iter().zip(locked).map(|(job, locked)| {
+        return each(jobs.iter().zip(locked), |(job, locked)| {
             let ending = Ending { force: job.options.wish.force, ..job.ending() };
             commit::roll_forward(&ending, locked, began)
         });
-        return rolled.collect();
     }
     if complete(&first) {
         return Err(give_up(locked, changed_meanwhile()));
@@ -216,7 +215,7 @@ fn clone_and_commit<D: Disk>(
     let mut window = Window::new(targets, hold, began);
     let ended = window.run().and_then(|()| window.hold.end());
     let window_took = held.elapsed();
-    let ended = if kind.answers_accesses() { ended.map_err(t0_is_lost) } else { ended };
+    let ended = ended.map_err(|error| Ended::of_window(error, kind, jobs.len() > 1));
     let done = window.into_done();
     // Whatever happened, the images are let go before anything is synced: a writer may wait for one.
     hold.release();
@@ -231,11 +230,11 @@ fn clone_and_commit<D: Disk>(
         // After an EIO the next sync may succeed, and what was lost stays lost (KERNEL.md); a full disk loses nothing.
         let kind = if e.raw_os_error() == Some(libc::EIO) { Kind::Broken } else { Kind::Failed };
         let hint = "check the kernel's log and the free space, then run the same command again";
-        Error::io(kind, "cannot make the cloned data durable", hint, e)
+        Ended::from(Error::io(kind, "cannot make the cloned data durable", hint, e))
     });
     // A sync that failed is the cause of whatever the window says then.
-    if let Err(error) = synced.and(ended) {
-        return Err(written_down(&mut journals, error));
+    if let Err(ended) = synced.and(ended) {
+        return Err(ended.written_down(&mut journals));
     }
     jobs[0].observer.on(Event::Syncing);
     let endings: Vec<_> = jobs.iter().map(Job::ending).collect();
@@ -244,41 +243,6 @@ fn clone_and_commit<D: Disk>(
     commit::commit(&endings, &mut journals, &partials, &instants, quiesced)?;
     let finished = |(work, started): (Work, Started)| work.finished(started, quiescence, window_took, began);
     Ok(works.into_iter().zip(all_started).map(finished).collect())
-}
-
-/// The error that ended the window, in the journals as well. A state that cannot be written is no loss: a job without a live
-/// process counts as interrupted, and a broken one is told by its image or its boot.
-fn written_down<F: DiskFile>(journals: &mut [Journal<F>], error: Error) -> Error {
-    let state = if error.kind == Kind::Broken { State::Broken } else { State::Interrupted };
-    let write = |journal: &mut Journal<F>| {
-        journal.update(|h| {
-            h.state = state;
-            h.reason = error.to_string();
-        })
-    };
-    let told = journals.iter_mut().map(write).fold(Ok(()), std::io::Result::and);
-    match told {
-        Err(_) if error.kind == Kind::Broken => {
-            let hint = "this could not be written down: use 'rclone-img snapshot --restart', and nothing else";
-            Error { hint: hint.into(), ..error }
-        }
-        _ => error,
-    }
-}
-
-/// Whatever ends a job whose T0 lives by this process's answers, ends that T0.
-fn t0_is_lost(error: Error) -> Error {
-    let what = match error.kind {
-        Kind::Interrupted | Kind::Failed => format!("{}; the point in time is lost with it", error.what),
-        _ => return error,
-    };
-    let hint = match error.kind {
-        Kind::Interrupted => {
-            "run the same command again: it takes a new point in time and keeps the finished work".into()
-        }
-        _ => error.hint,
-    };
-    Error { kind: Kind::Broken, what, hint, ..error }
 }
 
 /// The first look, without a lock: refuses early, before anything is touched.

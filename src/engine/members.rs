@@ -16,7 +16,7 @@ use super::recover::{self, Here};
 use super::report::{Event, Finished, Observer};
 use super::start;
 use crate::disk::{Access, Disk};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, each};
 use crate::hold::HoldKind;
 use crate::journal::file as journal_file;
 use crate::journal::format::{FormatError, Header, State};
@@ -115,12 +115,13 @@ pub(super) fn committed<D: Disk>(disk: &D, names: &Names) -> Result<Option<Heade
 /// # Errors
 /// As [`finish_one`].
 pub(super) fn finish<D: Disk>(jobs: &[Job<'_, D>], hold: HoldKind, began: Instant) -> Result<Option<Vec<Finished>>> {
-    let headers = jobs.iter().map(|job| committed(job.disk, job.names)).collect::<Result<Vec<_>>>()?;
+    let headers = each(jobs, |job| committed(job.disk, job.names))?;
     let mut groups: Vec<&Group> = Vec::new();
-    for (job, header) in jobs.iter().zip(&headers) {
+    for (index, (job, header)) in jobs.iter().zip(&headers).enumerate() {
         let Some(header) = header.as_ref().filter(|h| !groups.contains(&&h.group)) else { continue };
         groups.push(&header.group);
-        roll_forward(job.disk, &header.group, job.options.wish.force, job.observer)?;
+        let done = roll_forward(job.disk, &header.group, job.options.wish.force, job.observer);
+        done.map_err(|error| error.of_member(index))?;
         let told =
             format!("the snapshots of an earlier job were complete and are in place now, of T0 {:.0}", header.t0);
         job.observer.on(Event::Warning(told));

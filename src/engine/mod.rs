@@ -2,14 +2,15 @@
 //!
 //! [`job::run`] is the whole of it. It is generic over the disk and the hold, so that the same code runs over the kernel and
 //! over the simulated disk with a crash at every step. [`recover`] decides what an existing journal means (pure), [`room`]
-//! whether there is room for it, [`start`] prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`turns`] when; [`commit`] puts the
-//! snapshot into place, [`group`] and [`members`] keep those of several images together, [`abort`] takes a job back, [`inspect`] looks at one without taking its lock.
+//! whether there is room for it, [`start`] prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`turns`] when; `ended` says why it did not
+//! come to its end, [`commit`] puts the snapshot into place, [`group`] and [`members`] keep those of several images together, [`abort`] takes a job back, [`inspect`] looks at one without taking its lock.
 
 pub mod abort;
 pub mod claims;
 pub mod clone;
 pub mod commit;
 pub mod compare;
+mod ended;
 pub mod flusher;
 pub mod group;
 pub mod inspect;

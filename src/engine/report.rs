@@ -89,6 +89,8 @@ pub enum Event {
     Syncing,
     /// Something the user should know; the job goes on.
     Warning(String),
+    /// A guest may have been left frozen; the job goes on.
+    StillFrozen(String),
 }
 
 /// Who watches a job. Calls come from the engine's thread and must not block.

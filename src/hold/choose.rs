@@ -95,6 +95,8 @@ fn guard(images: &[Image], means: &Means) -> Candidate {
         HoldKind::Guard,
         tried.map(|()| match armed {
             1 => "the one descriptor open for writing that was found can be watched".into(),
+            0 => "nobody has it open for writing now".into(),
+            2 => "both descriptors open for writing that were found can be watched".into(),
             _ => format!("all {armed} descriptors open for writing that were found can be watched"),
         }),
     )
@@ -118,9 +120,12 @@ pub fn auto(images: &[Image], stall: Duration, means: &Means) -> Result<Chosen<'
         return Ok(Chosen { hold: make(chosen.kind, images, means), why: why(chosen, &candidates[..first]) });
     }
     let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
-    let hints: Vec<&str> = candidates.iter().map(|c| c.hint.as_str()).filter(|h| !h.is_empty()).collect();
-    let hint = hints.join("; or ");
-    Err(Error::new(Kind::Refused, format!("no snapshot of one instant can be made now; {}", reasons.join("; ")), hint))
+    let hint = |kind: HoldKind| candidates.iter().find(|c| c.kind == kind).map(|c| c.hint.as_str());
+    // The best way out first; what stalls the guest is left to `check`.
+    let hints = [HoldKind::Guard, HoldKind::Frozen].into_iter().filter_map(hint).filter(|hint| !hint.is_empty());
+    let hints: Vec<&str> = hints.chain(["'rclone-img check' has all ways out"]).collect();
+    let what = format!("no snapshot of one instant can be made now; {}", reasons.join("; "));
+    Err(Error::new(Kind::Refused, what, hints.join("; or ")))
 }
 
 /// Why a hold was chosen, and those before it were not. That a guest that runs is not frozen goes without saying.
@@ -140,7 +145,8 @@ fn atomic(images: &[Image], stall: Duration) -> Candidate {
         kind: HoldKind::Atomic,
         applies: false,
         why,
-        hint: "--consistency atomic makes one all the same, if the image's users can wait for it".into(),
+        hint: "'rclone-img map' estimates for how long; --consistency atomic makes one all the same, if they can wait"
+            .into(),
     };
     let [(image, _)] = images else {
         return Candidate { hint: String::new(), ..not("calls for several images are not of one instant".into()) };
@@ -158,8 +164,8 @@ fn atomic(images: &[Image], stall: Duration) -> Candidate {
     match failed {
         Some(e) => not(format!("cannot read the block map: {e}")),
         None if walk.seen() > most => not(format!(
-            "a single call for its more than {most} extents would stall its users for longer than {stall:?} (--latency); \
-             'rclone-img map' estimates for how long"
+            "one call for the whole image would stall its users for longer than {stall:?} (--latency): it has more than \
+             {most} extents"
         )),
         None => applies(HoldKind::Atomic, format!("a single call for its extents ({}) is short", walk.seen())),
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::unistd::geteuid;
 
 use super::holders::{self, Holders, QEMU_WRITES};
 use super::{Demand, Hold, HoldKind, T0};
@@ -94,11 +95,14 @@ fn describe(holders: &Holders) -> String {
     if holders.found.len() > NAMED {
         words.push(format!("and {} more", holders.found.len() - NAMED));
     }
-    if !holders.hidden.is_empty() {
-        words.push(format!(
-            "{} other process(es) could not be looked into (that needs CAP_SYS_PTRACE)",
-            holders.hidden.len()
-        ));
+    let hidden = holders::that_count(&holders.hidden);
+    if !hidden.is_empty() {
+        let mut named: Vec<String> = hidden.iter().take(NAMED).map(|pid| format!("pid {pid}")).collect();
+        if hidden.len() > NAMED {
+            named.push(format!("{} more", hidden.len() - NAMED));
+        }
+        let root = if geteuid().is_root() { "" } else { " (root can)" };
+        words.push(format!("not looked into{root}: {}", named.join(", ")));
     }
     words.join("; ")
 }

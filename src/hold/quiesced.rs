@@ -14,15 +14,24 @@ use crate::error::{Error, Kind, Result};
 use crate::quiesce::freezer::{Freezer, Order, Quiescence, THAW};
 use crate::range::ByteRange;
 
+/// What the user must hear, and what keeps no job from its end.
+pub enum Told {
+    /// The snapshot is not what was hoped for.
+    Warning(String),
+    /// A guest may have been left frozen: it matters more than any snapshot.
+    StillFrozen(String),
+}
+
 /// A hold with a freeze around its T0.
 pub struct Quiesced<'a> {
     inner: Box<dyn Hold + 'a>,
     order: Order,
     /// Without a freeze there is no snapshot.
     required: bool,
-    /// Tells the user what keeps no job from its end.
-    warn: &'a dyn Fn(String),
+    tell: &'a dyn Fn(Told),
     freezer: Option<Freezer>,
+    /// One that was of no use, and is asked at the end whether to thaw once more.
+    failed: Option<Freezer>,
     /// Whether the thaw was asked for.
     asked: bool,
     known: Option<Quiescence>,
@@ -30,23 +39,36 @@ pub struct Quiesced<'a> {
 
 impl<'a> Quiesced<'a> {
     /// Freezes for the T0 of `inner`.
-    pub fn new(inner: Box<dyn Hold + 'a>, order: Order, required: bool, warn: &'a dyn Fn(String)) -> Self {
-        Self { inner, order, required, warn, freezer: None, asked: false, known: None }
+    pub fn new(inner: Box<dyn Hold + 'a>, order: Order, required: bool, tell: &'a dyn Fn(Told)) -> Self {
+        Self { inner, order, required, tell, freezer: None, failed: None, asked: false, known: None }
     }
 
     fn freeze(&mut self) -> Result<()> {
         if self.inner.kind() == HoldKind::Frozen {
-            (self.warn)("nobody writes to the image, so that no guest is frozen".into());
+            (self.tell)(Told::Warning(
+                "nobody has the image open for writing: there is no guest to be quiesced".into(),
+            ));
             return Ok(());
         }
-        let frozen = Freezer::start(self.order.clone()).and_then(|mut freezer| freezer.frozen().map(|()| freezer));
+        let frozen = Freezer::start(self.order.clone()).and_then(|mut freezer| match freezer.frozen() {
+            Ok(()) => Ok(freezer),
+            Err(error) => {
+                self.failed = Some(freezer);
+                Err(error)
+            }
+        });
         match frozen {
             Ok(freezer) => self.freezer = Some(freezer),
             Err(error) if self.required => {
                 let hint = format!("{}; without --require-freeze the snapshot is made all the same", error.hint);
                 return Err(Error { kind: Kind::Refused, hint, ..error });
             }
-            Err(error) => (self.warn)(format!("the guest is not frozen for the snapshot: {error} ({})", error.hint)),
+            // The thaw after a freeze that failed has failed as well: its hint is the error's then.
+            Err(error) if error.hint.contains("may be frozen") => (self.tell)(Told::StillFrozen(still_frozen(&error))),
+            Err(error) => {
+                let why = format!("the guest is not frozen for the snapshot: {error} ({})", error.hint);
+                (self.tell)(Told::Warning(why));
+            }
         }
         Ok(())
     }
@@ -56,6 +78,15 @@ impl<'a> Quiesced<'a> {
             && !std::mem::replace(&mut self.asked, true)
         {
             freezer.thaw();
+        }
+    }
+
+    /// At the job's end.
+    fn thaw_again(&mut self) {
+        if let Some(mut failed) = self.failed.take()
+            && let Err(error) = failed.thaw_again()
+        {
+            (self.tell)(Told::StillFrozen(still_frozen(&error)));
         }
     }
 
@@ -69,16 +100,25 @@ impl<'a> Quiesced<'a> {
                 if known.quiesced {
                     return Ok(());
                 }
-                "the guest was thawed before the point in time was set".to_owned()
+                let why = "the guest was thawed before the point in time was set";
+                (self.tell)(Told::Warning(why.into()));
+                why.to_owned()
             }
             // The snapshot is what it would be; the guest is what matters.
-            Err(error) => format!("the guest may still be FROZEN: {error} ({})", error.hint),
+            Err(error) => {
+                let why = still_frozen(&error);
+                (self.tell)(Told::StillFrozen(why.clone()));
+                why
+            }
         };
-        (self.warn)(why.clone());
         let hint =
             "run the same command again; without --require-freeze the snapshot would have been made all the same";
         if self.required { Err(Error::new(Kind::Broken, why, hint)) } else { Ok(()) }
     }
+}
+
+fn still_frozen(error: &Error) -> String {
+    format!("the guest may still be FROZEN: {error} ({})", error.hint)
 }
 
 impl Hold for Quiesced<'_> {
@@ -135,6 +175,7 @@ impl Hold for Quiesced<'_> {
         self.inner.release();
         self.thaw();
         let thawed = self.look(THAW);
+        self.thaw_again();
         ended.and(thawed)
     }
 
@@ -143,5 +184,6 @@ impl Hold for Quiesced<'_> {
         self.thaw();
         // What the user must know is told; the job has another end already.
         let _ = self.look(THAW);
+        self.thaw_again();
     }
 }

@@ -59,6 +59,12 @@ impl<F: DiskFile> Journal<F> {
         self.file
     }
 
+    /// Whether an abort of the job waits for its end.
+    pub fn is_to_be_aborted(&self) -> bool {
+        // Where that cannot be found out nobody is told less than before.
+        self.file.is_marked_for_abort().unwrap_or(false)
+    }
+
     /// The header as it is on the disk.
     pub fn header(&self) -> &Header {
         &self.header

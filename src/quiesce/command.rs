@@ -3,11 +3,14 @@
 //! One that fails or is late is killed with its group, and is waited for until it is gone: what comes after it must not
 //! be overtaken. One that succeeds may leave processes running (a session that holds a database's lock, say). Its
 //! output is read as long as it runs, for the error; only the end of it is kept.
+//!
+//! A command that freezes must not outlive who waits for it, and freeze behind the thaw. It is begun once it can be found
+//! ([`GATE`]), so that whoever inherits it can end it ([`end_freezes`]).
 
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
-use std::io::{self, ErrorKind, PipeReader, Read};
+use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,6 +23,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
+use crate::children;
 use crate::error::{Error, Kind};
 use crate::qemu::wire::{Deadline, excerpt};
 
@@ -34,6 +38,13 @@ const DYING: Duration = Duration::from_secs(10);
 /// How often a command that must succeed is tried, and the first pause; it doubles.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The variable with which a command that freezes is found, whatever it has made of its arguments: its own number is in it,
+/// which what it starts inherits and is not.
+const MARK: &str = "REFLINK_IMG_FREEZES";
+
+/// What a shell does before the command that freezes: it waits until somebody waits for it, and has marked itself by then.
+const GATE: &str = "export REFLINK_IMG_FREEZES=$$ && read -r go && exec /bin/sh -c \"$0\" </dev/null";
 
 /// Why a command did not do what it should.
 #[derive(Debug)]
@@ -112,8 +123,22 @@ pub fn insist(command: &OsStr, deadline: Deadline) -> Result<u32, Fault> {
 /// Where it cannot be started, fails, or is not done in time. Nothing of its process group is left then, but what
 /// [`Fault`] says is stuck.
 pub fn run(command: &OsStr, deadline: Deadline) -> Result<(), Fault> {
-    let not_started = |e| Fault { why: Why::NotStarted(e), said: String::new(), stuck: false };
-    let mut running = Running::start(command).map_err(not_started)?;
+    end(Running::start(command).map_err(not_started)?, deadline)
+}
+
+/// Runs a command that freezes to its end, as [`run`].
+///
+/// # Errors
+/// As [`run`].
+pub fn run_freeze(command: &OsStr, deadline: Deadline) -> Result<(), Fault> {
+    end(Running::start_freeze(command).map_err(not_started)?, deadline)
+}
+
+fn not_started(error: io::Error) -> Fault {
+    Fault { why: Why::NotStarted(error), said: String::new(), stuck: false }
+}
+
+fn end(mut running: Running, deadline: Deadline) -> Result<(), Fault> {
     let seen = running.watch(deadline);
     if matches!(seen, Ok(Some(true))) {
         // It has ended: this does not wait.
@@ -141,12 +166,22 @@ struct Running {
 
 impl Running {
     fn start(command: &OsStr) -> io::Result<Self> {
+        Self::spawn(Command::new("/bin/sh").arg("-c").arg(command).stdin(Stdio::null()))
+    }
+
+    fn start_freeze(command: &OsStr) -> io::Result<Self> {
+        let (gate, mut opener) = io::pipe()?;
+        let running = Self::spawn(Command::new("/bin/sh").args(["-c", GATE]).arg(command).stdin(gate))?;
+        // One that has ended already is found to have failed. Who dies before this leaves a closed pipe, and nothing is begun.
+        let _ = opener.write_all(b"go\n");
+        Ok(running)
+    }
+
+    fn spawn(shell: &mut Command) -> io::Result<Self> {
         let (output, input) = io::pipe()?;
         let flags = OFlag::from_bits_retain(fcntl(&output, FcntlArg::F_GETFL)?);
         fcntl(&output, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        let mut shell = Command::new("/bin/sh");
-        shell.arg("-c").arg(command).process_group(0).stdin(Stdio::null());
-        shell.stdout(input.try_clone()?).stderr(input);
+        shell.process_group(0).stdout(input.try_clone()?).stderr(input);
         Ok(Self { child: shell.spawn()?, output: Some(output), said: Vec::new() })
     }
 
@@ -205,56 +240,74 @@ impl Running {
 
     /// Kills the process group and waits until it is gone; `None` where it does not go.
     fn kill(&mut self) -> Option<ExitStatus> {
-        let group = self.id();
-        // ESRCH: all of it has gone already.
-        let _ = killpg(group, Signal::SIGKILL);
-        let deadline = Deadline::within(DYING);
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if !deadline.passed() => deadline.pause(LOOK),
-                _ => return None,
-            }
-        };
-        while lives(group) {
-            if deadline.passed() {
-                return None;
-            }
-            deadline.pause(LOOK);
+        if !kill_group(self.id()) {
+            return None;
         }
         // For the error only.
         let _ = self.read();
-        Some(status)
+        self.child.wait().ok()
     }
 }
 
-/// Whether a process of this group has not ended. Those that have, and whose parent does not care, are no matter.
-fn lives(group: Pid) -> bool {
-    let Ok(entries) = fs::read_dir("/proc") else { return false };
-    let stats = entries.flatten().filter_map(|entry| fs::read(entry.path().join("stat")).ok());
-    stats.into_iter().any(|stat| lives_in(&stat, group))
+/// Kills the process group of a child that leads it, and waits until it is gone; false where it does not go. The child is left
+/// to be waited for: so long nobody else gets its number.
+fn kill_group(leader: Pid) -> bool {
+    // ESRCH: all of it has gone already.
+    let _ = killpg(leader, Signal::SIGKILL);
+    let deadline = Deadline::within(DYING);
+    let ended = children::ended(leader, DYING).is_ok_and(|status| status.is_some());
+    while ended && children::group_lives(leader) {
+        if deadline.passed() {
+            return false;
+        }
+        deadline.pause(LOOK);
+    }
+    ended
 }
 
-/// The same of one process, by its stat file: `PID (NAME) STATE PARENT GROUP ...`, where the name may hold anything.
-fn lives_in(stat: &[u8], group: Pid) -> bool {
-    let Some(name_end) = stat.iter().rposition(|b| *b == b')') else { return false };
-    let fields = String::from_utf8_lossy(&stat[name_end + 1..]);
-    let mut fields = fields.split_ascii_whitespace();
-    let state = fields.next();
-    fields.nth(1).and_then(|field| field.parse().ok()) == Some(group.as_raw()) && !matches!(state, Some("Z" | "X"))
+/// Ends the commands that freeze, with all that they have started, whom this process has inherited from one that has died
+/// ([`children::inherit`]): none of them freezes after this. What one that succeeded has left running is left alone.
+///
+/// # Errors
+/// Failed where something of one does not die.
+pub fn end_freezes() -> crate::error::Result<()> {
+    // All are told, whatever one of them does.
+    let stuck = children::all().into_iter().filter(is_open).map(|child| child.pid).filter(|pid| !kill_group(*pid));
+    match stuck.collect::<Vec<_>>().first() {
+        None => Ok(()),
+        Some(pid) => {
+            let what =
+                format!("something of the freeze command (process group {pid}) does not die, and may yet freeze");
+            let hint = "see what it waits for (/proc/PID/stack); when it is gone, thaw by hand";
+            Err(Error::new(Kind::Failed, what, hint))
+        }
+    }
+}
+
+/// Whether a child is a command that freezes and has not succeeded.
+fn is_open(child: &children::Child) -> bool {
+    if child.group != child.pid {
+        return false;
+    }
+    match children::ended(child.pid, Duration::ZERO) {
+        Ok(None) => {}
+        // What it was cannot be asked any more; of its group only what has not succeeded is ended.
+        Ok(Some(status)) => return !matches!(status, WaitStatus::Exited(_, 0)),
+        Err(_) => return false,
+    }
+    // In this order: a shell behind the gate has another command line, and the mark.
+    let read = |name: &str| fs::read(format!("/proc/{}/{name}", child.pid));
+    let begins = read("cmdline").is_ok_and(|line| line.split(|b| *b == 0).nth(2) == Some(GATE.as_bytes()));
+    let mark = format!("{MARK}={}", child.pid);
+    begins || read("environ").is_ok_and(|all| all.split(|b| *b == 0).any(|variable| variable == mark.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Pid, lives_in};
+    use super::{GATE, MARK};
 
     #[test]
-    fn who_lives_is_read_from_stat() {
-        let check = |stat: &str, expect| assert_eq!(lives_in(stat.as_bytes(), Pid::from_raw(7)), expect, "{stat}");
-        check("9 (sleep) S 1 7 7 0 -1", true);
-        check("9 (a) S 1 8) D 3 7 7 0 -1", true);
-        check("9 (sleep) Z 1 7 7 0 -1", false);
-        check("7 (sleep) S 1 8 7 0 -1", false);
-        check("", false);
+    fn the_gate_sets_the_mark() {
+        assert!(GATE.contains(&format!("export {MARK}=$$ ")));
     }
 }

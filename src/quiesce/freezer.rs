@@ -7,6 +7,7 @@
 //!
 //! Over the socket go an [`Order`], its numbers little-endian, and the answers, one JSON object a line.
 
+use std::ffi::CStr;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -16,15 +17,21 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_name;
 use nix::sys::signal::SigSet;
-use nix::unistd::setsid;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, setsid};
 use serde::{Deserialize, Serialize};
 
-use super::{Freeze, LONGEST, Method};
+use super::{Freeze, LONGEST, Method, command};
+use crate::children;
 use crate::error::{Error, Kind, Result};
 
 /// The verb, not for users, that makes this program a freezer.
 pub const FREEZER: &str = "__freezer";
+
+/// What the process calls itself before it freezes anything: by that who inherits it knows it, also when it has ended.
+pub const NAME: &CStr = c"img-freezer";
 
 /// How long a thaw is tried for.
 pub const THAW: Duration = Duration::from_secs(60);
@@ -77,6 +84,8 @@ pub struct Freezer {
     socket: Option<BufReader<UnixStream>>,
     /// Whether a freeze was asked for that nobody has confirmed to be over.
     open: bool,
+    /// Whether the process was gone before it said that everything is frozen.
+    early: bool,
 }
 
 impl Freezer {
@@ -90,6 +99,8 @@ impl Freezer {
             Error::io(Kind::Refused, "cannot have a process that thaws, without which nothing is frozen", hint, e)
         };
         let bytes = order.to_bytes()?;
+        // A freeze command that the process leaves behind must be ended here.
+        children::inherit().map_err(cannot)?;
         let (mut ours, theirs) = UnixStream::pair().map_err(cannot)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(FREEZER).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
@@ -97,7 +108,7 @@ impl Freezer {
         // The command has the other end of the socket.
         drop(command);
         ours.write_all(&bytes).map_err(cannot)?;
-        Ok(Self { order, child, socket: Some(BufReader::new(ours)), open: true })
+        Ok(Self { order, child, socket: Some(BufReader::new(ours)), open: true, early: false })
     }
 
     /// Waits until everything is frozen.
@@ -105,16 +116,17 @@ impl Freezer {
     /// # Errors
     /// Refused or failed with the reason; what was frozen is thawed by then, or the error says so.
     pub fn frozen(&mut self) -> Result<()> {
-        let guests = u32::try_from(self.order.methods.len()).unwrap_or(u32::MAX);
-        match self.answer((self.order.limit + THAW) * guests + SLACK) {
+        match self.answer(self.order.longest()) {
             Some(Answer::Frozen) => Ok(()),
             Some(Answer::Error { refused, what, hint }) => {
                 self.open = false;
                 Err(Error::new(if refused { Kind::Refused } else { Kind::Failed }, what, hint))
             }
             Some(Answer::Thawed(_)) | None => {
-                self.lost();
+                let ended = self.lost();
+                self.early = true;
                 self.thaw_here()?;
+                ended?;
                 let hint = "find out who ends processes here; the guest is thawed";
                 Err(Error::new(Kind::Failed, "the process that froze is gone", hint))
             }
@@ -125,7 +137,8 @@ impl Freezer {
     pub fn thaw(&mut self) {
         let told = self.socket.as_mut().map(|socket| socket.get_mut().write_all(&[T0_IS_SET]));
         if !matches!(told, Some(Ok(()))) {
-            self.lost();
+            // What it froze is frozen: no freeze command of it runs any more.
+            let _ = self.lost();
             let methods = self.order.methods.clone();
             // `thawed` tries again where this cannot be had.
             let _ = thread::Builder::new().name("thaws".into()).spawn(move || thaw_all(&methods));
@@ -145,8 +158,8 @@ impl Freezer {
             Some(Answer::Thawed(known)) => Ok(known),
             Some(Answer::Error { what, hint, .. }) => Err(Error::new(Kind::Failed, what, hint)),
             Some(Answer::Frozen) | None => {
-                self.lost();
-                self.thaw_here().map(|()| Quiescence { quiesced: false, frozen_ms: 0 })
+                let ended = self.lost();
+                self.thaw_here().and(ended).map(|()| Quiescence { quiesced: false, frozen_ms: 0 })
             }
         };
         self.open = false;
@@ -170,16 +183,33 @@ impl Freezer {
         answer
     }
 
-    /// The process is of no use any more: it must not freeze after the thaw.
-    fn lost(&mut self) {
+    /// The process is of no use any more: neither it nor a command that it has begun must freeze after the thaw.
+    fn lost(&mut self) -> Result<()> {
         self.socket = None;
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        // It is left to be waited for: should this process die before it has thawed, its heir sees what has happened.
+        let _ = waitid(Id::Pid(Pid::from_raw(self.child.id() as i32)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        command::end_freezes()
     }
 
     fn thaw_here(&mut self) -> Result<()> {
         self.open = false;
-        thaw_all(&self.order.methods)
+        thaw_all(&self.order.methods)?;
+        let _ = self.child.wait();
+        Ok(())
+    }
+
+    /// Thaws once more where a command was ended in the midst of freezing: what it has asked others to do may have been done
+    /// since. An agent has done by now what it was asked before the thaw.
+    ///
+    /// # Errors
+    /// As [`Freezer::thawed`].
+    pub fn thaw_again(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.early) {
+            return Ok(());
+        }
+        let commands = |method: &&Method| matches!(method, Method::Commands { .. });
+        thaw_all(&self.order.methods.iter().filter(commands).cloned().collect::<Vec<_>>())
     }
 }
 
@@ -190,12 +220,13 @@ impl Drop for Freezer {
             self.thaw();
             let _ = self.thawed(THAW + SLACK);
         }
+        let _ = self.thaw_again();
         self.socket = None;
         let _ = self.child.wait();
     }
 }
 
-fn thaw_all(methods: &[Method]) -> Result<()> {
+pub(super) fn thaw_all(methods: &[Method]) -> Result<()> {
     methods.iter().rev().map(|method| method.thaw(THAW).map(drop)).fold(Ok(()), Result::and)
 }
 
@@ -208,6 +239,7 @@ pub fn serve(socket: UnixStream) -> Result<()> {
     SigSet::all().thread_block().map_err(|e| cannot(e.into()))?;
     // A session of its own: a shell that goes away takes it not along.
     let _ = setsid();
+    set_name(NAME).map_err(|e| cannot(e.into()))?;
     let Some(order) = Order::read(&mut &socket).map_err(cannot)? else { return Ok(()) };
     let began = Instant::now();
     let mut frozen = Vec::new();
@@ -260,6 +292,12 @@ fn readable(fd: &impl AsFd, limit: Duration) -> bool {
 }
 
 impl Order {
+    /// How long a freezer may take from the beginning to its last answer.
+    pub fn longest(&self) -> Duration {
+        let guests = u32::try_from(self.methods.len()).unwrap_or(u32::MAX);
+        (self.limit + THAW) * guests + SLACK
+    }
+
     /// The limit in milliseconds (8 bytes), the number of methods (4), and each with its length (4).
     fn to_bytes(&self) -> Result<Vec<u8>> {
         if self.methods.len() > MOST {

@@ -4,7 +4,8 @@
 //! have frozen a part, and may be done later. So the thaw comes behind it and wins: with the agent by the order of its
 //! stream (see [`crate::qemu::agent`]), with commands because the freeze command and everything it started in its
 //! process group are gone before the thaw command starts. [`Freeze`] does that within one process. For the death of
-//! that process somebody else holds the [`Method`] as bytes ([`Method::to_bytes`]) and thaws.
+//! that process somebody else holds the [`Method`] as bytes ([`Method::to_bytes`]) and thaws, after having ended the freeze
+//! command that it has inherited ([`heir`]).
 //!
 //! **What cannot be promised.** An agent that answers and then stops, with a freeze in its queue, and does not come
 //! back within the thaw's time: the error says so. What a freeze command hands to others to do (a process group of its
@@ -14,6 +15,7 @@
 mod bytes;
 mod command;
 pub mod freezer;
+pub mod heir;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -59,7 +61,7 @@ impl Method {
         let deadline = Deadline::within(limit);
         match self {
             Method::Agent(path) => freeze_guest(path, deadline, limit),
-            Method::Commands { freeze, .. } => command::run(freeze, deadline).map_err(|fault| {
+            Method::Commands { freeze, .. } => command::run_freeze(freeze, deadline).map_err(|fault| {
                 let kind = if fault.started() { Kind::Failed } else { Kind::Refused };
                 fault.told(kind, "freeze", freeze)
             }),

@@ -83,27 +83,73 @@ fn page(command: &Command, title: &str, program: &str, files: &mut BTreeMap<Path
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone())
         .title(title)
+        .section(section(command.get_name()))
         .source(program.trim_end())
         .render(&mut page)
         .with_context(|| format!("write the page of {title}"))?;
-    let page = headings(&String::from_utf8(page)?);
-    files.insert(PathBuf::from("man").join(format!("{title}.1")), page.into_bytes());
+    let page = headings(&String::from_utf8(page)?) + &ending(title, command.get_name());
+    files.insert(PathBuf::from("man").join(format!("{title}.{}", section(command.get_name()))), page.into_bytes());
     Ok(())
+}
+
+/// The manual's section of a verb: a service is for administrators.
+fn section(verb: &str) -> &'static str {
+    if verb == "guard" { "8" } else { "1" }
 }
 
 /// The headings of manual pages for what clap_mangen puts under EXTRA: whatever stands below the options in the help.
 fn headings(page: &str) -> String {
     let Some((options, extra)) = page.split_once(".SH EXTRA\n") else { return page.to_owned() };
     let mut lines = vec![".SH NOTES"];
+    let mut in_holds = false;
     lines.extend(extra.lines().map(|line| match line {
         "Exit codes:" => ".SH \"EXIT STATUS\"",
         "Example:" | "Examples:" => ".SH EXAMPLES",
+        "Holds, the ways to keep the point in time:" => {
+            in_holds = true;
+            ".SH HOLDS"
+        }
+        "" if std::mem::take(&mut in_holds) => ".SH NOTES",
         other => other,
     }));
     if lines.get(1).is_some_and(|line| line.starts_with(".SH ")) {
         lines.remove(0);
     }
     format!("{options}{}\n", lines.join("\n"))
+}
+
+/// What no help has room for.
+fn ending(title: &str, verb: &str) -> String {
+    let file = |path: &str, what: &str| format!(".TP\n\\fI{path}\\fR\n{what}\n");
+    let (partial, journal) = (
+        file("DST.partial", "The work in progress."),
+        file("DST.journal", "What is done of it, and the point in time: see docs/FORMAT.md."),
+    );
+    let sockets =
+        file("/run/rclone\\-img", "Sockets of running jobs that have a QEMU open its image anew; for root alone.");
+    let conf = file("/etc/rclone\\-img/guard.conf", "What the service rclone\\-img\\-guard arms.");
+    let files = match verb {
+        "snapshot" => partial + &journal + &sockets,
+        "resume" | "status" | "abort" => partial + &journal,
+        "guard" => conf,
+        _ if verb == title => partial + &journal + &sockets + &conf,
+        _ => String::new(),
+    };
+    let files = if files.is_empty() { files } else { format!(".SH FILES\n{files}") };
+    let verbs = ["check", "snapshot", "resume", "status", "abort", "map", "guard"];
+    let others = verbs
+        .iter()
+        .filter(|other| **other != verb)
+        .map(|other| format!("\\fBrclone\\-img\\-{other}\\fR({})", section(other)));
+    let (status, whole) = match verb == title {
+        true => ("", None),
+        false => (
+            ".SH \"EXIT STATUS\"\n0 done, 1 failed, 2 usage, 3 refused, 4 interrupted, 5 busy, 6 broken: see \\fBrclone\\-img\\fR(1).\n",
+            Some("\\fBrclone\\-img\\fR(1)".to_owned()),
+        ),
+    };
+    let also: Vec<String> = whole.into_iter().chain(others).collect();
+    format!("{status}{files}.SH \"SEE ALSO\"\n{}\n", also.join(",\n"))
 }
 
 /// Every file there is.
@@ -147,6 +193,8 @@ mod tests {
         let check = |page: &str, expect: &str| assert_eq!(headings(page), expect);
         check(".SH NAME\nx\n", ".SH NAME\nx\n");
         check("a\n.SH EXTRA\nMore.\n\nExample:\n  x y\n", "a\n.SH NOTES\nMore.\n\n.SH EXAMPLES\n  x y\n");
+        let page = "a\n.SH EXTRA\nHolds, the ways to keep the point in time:\n  none  x\n\nMore.\n";
+        check(page, "a\n.SH HOLDS\n  none  x\n.SH NOTES\nMore.\n");
         let page = "a\n.SH EXTRA\nExit codes:\n  0  done\n.SH VERSION\nv1\n";
         check(page, "a\n.SH \"EXIT STATUS\"\n  0  done\n.SH VERSION\nv1\n");
     }

@@ -15,10 +15,24 @@ use crate::hold::HoldKind;
 use crate::quiesce::Method;
 
 pub const SNAPSHOT_EXAMPLES: &str = "\
-What a job puts at DST is complete and synced, and of one instant unless --consistency none was asked
-for. Until then the work is in DST.partial and DST.journal, and with --refresh there is no DST; the same
-command, or resume, goes on from them. SIGINT, SIGTERM and
-SIGHUP end the job after the clone call that is running, with a checkpoint (exit 4).
+Holds, the ways to keep the point in time:
+  frozen  Nobody has the image open for writing. A writer that comes meanwhile waits for at most
+          half a second, and is let in. It has nothing to do with a guest that is frozen (--qga).
+  guard   A VM that runs is watched: what it is about to read or write waits until that is cloned.
+          Needs root, Linux 6.14, and an image that was opened under 'rclone-img guard'.
+  atomic  A single call for the whole image, which stalls its users for as long as it takes.
+  none    Not of one instant, and marked so wherever it is shown.
+  auto    frozen, else guard, else atomic if it is short, else refused.
+
+What a job puts at DST is complete and synced, and of one instant unless --consistency none was
+asked for. Until then the work is in DST.partial and DST.journal, and with --refresh there is no
+DST; the same command, or resume, goes on from them. SIGINT, SIGTERM and SIGHUP end the job after
+the clone call that is running, with a checkpoint (exit 4). Under the hold guard, and of several
+images, the point in time is lost with it (exit 6): the same command takes a new one and keeps
+the finished work.
+
+A thaw that failed changes no exit code, since the snapshot is as good as any: it is told on
+standard error at the end, whatever was asked for, in 'finished' (--json) and by --metrics.
 
 Examples:
   rclone-img snapshot vm.img vm.snap
@@ -55,7 +69,7 @@ pub struct SnapshotArgs {
     /// The unit in which finished work is recorded, and in which what a guest waits for is cloned; a power of two from 4K to 64M, at most --chunk [default: 64K; 16K under guard, more where the image is larger than 1 TiB]
     #[arg(long, value_name = "SIZE", value_parser = values::cluster)]
     pub cluster: Option<u64>,
-    /// How the point in time is kept. frozen: nobody may write meanwhile, and a writer that comes is let in. guard: a running VM's accesses wait until what they may change is cloned; it must have been started under 'rclone-img guard'. atomic: a single call, which stalls the image's users for all of it. none: not of one instant, and marked so. auto: frozen if nobody writes, else guard if all who write can be watched, else atomic if it is short, else refused
+    /// How the point in time is kept: by one of the holds below
     #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
     pub consistency: Consistency,
     /// Bring the older snapshot DST to a new point in time, cloning only what differs
@@ -70,7 +84,7 @@ pub struct SnapshotArgs {
     /// Give the snapshot write permission for its owner, and what others have on the image
     #[arg(long)]
     pub writable: bool,
-    /// How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s
+    /// How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = values::guest_deadline)]
     pub guest_deadline: Duration,
     /// The socket of the QMP monitor of a QEMU that was started before 'rclone-img guard': it is made to open its image anew, so that its accesses can be watched; may be given several times
@@ -82,13 +96,13 @@ pub struct SnapshotArgs {
     /// A command for /bin/sh that freezes what writes to the image for the moment of the point in time, with --thaw
     #[arg(long, value_name = "COMMAND", requires = "thaw", conflicts_with = "qga")]
     pub freeze: Option<OsString>,
-    /// The command that thaws what --freeze has frozen; run whatever happens, also after a freeze that failed, and perhaps several times
+    /// The command that thaws what --freeze has frozen; run whatever happens, also after a freeze that failed, and up to five times where it fails
     #[arg(long, value_name = "COMMAND", requires = "freeze", conflicts_with = "qga")]
     pub thaw: Option<OsString>,
     /// How long a freeze may take, and how long it may last until the point in time is set, 1s to 10m; after that the guest is thawed, and the snapshot is as after a power cut
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = values::freeze_timeout)]
     pub freeze_timeout: Duration,
-    /// No snapshot unless the guest was frozen
+    /// No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze
     #[arg(long)]
     pub require_freeze: bool,
     /// Say what would be done; touch nothing

@@ -10,13 +10,14 @@ use crate::cli::args::Output;
 pub const EXAMPLES: &str = "\
 Runs until SIGTERM or SIGINT. What is open when it starts is not armed until it is opened again:
 start it before the VMs, or restart or migrate them. What was opened while it ran stays armed, also
-when it has ended. It writes nothing, and nobody who has an image open ever waits for it. Paths that
-are not there are looked for every 10 s, and so are files that were replaced: prefer directories.
+when it has ended. It writes nothing, and nobody who has an image open ever waits for it. Paths
+that are not there are looked for every 10 s, and so are files that were replaced: prefer
+directories.
 Arming needs root and Linux 6.14. packaging/ has a service.
 
 A line of the configuration is an absolute path, to the line's end; or 'file-system' and such a
-path; or a comment that begins with '#'. There is no quoting. SIGHUP reads it again, and where it is
-wrong then, the one from before stays.
+path; or a comment that begins with '#'. There is no quoting. SIGHUP reads it again, and where it
+is wrong then, the one from before stays.
 
 Examples:
   rclone-img guard /var/lib/libvirt/images

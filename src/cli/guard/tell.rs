@@ -55,7 +55,10 @@ impl Teller {
             }
             Standing::Missing(why) => {
                 self.event(Some(target), json!({"event": "missing", "why": why}));
-                self.notice(&format!("{name}: not there now ({why}); looked for every {} s", super::ROUND.as_secs()));
+                self.notice(&format!(
+                    "{name}: not there now ({why}; is the name right?); looked for every {} s",
+                    super::ROUND.as_secs()
+                ));
             }
             Standing::Refused(why, hint) => {
                 self.event(Some(target), json!({"event": "refused", "why": why, "hint": hint}));
@@ -67,11 +70,12 @@ impl Teller {
     /// Every target was tried for the first time.
     pub fn started(&mut self, tally: Tally) {
         self.event(None, with(tally, "started"));
-        self.notice(&format!(
-            "{}; what was opened before is not, until it is opened again\n\
-             next: leave this running, and restart or migrate the VMs that run already",
-            counts(tally)
-        ));
+        let next = match tally.armed {
+            0 => "what is started before something is armed is not: create or mount what is missing first",
+            _ => "leave this running, and restart or migrate the VMs that run already",
+        };
+        let before = if tally.armed == 0 { "" } else { "; what was opened before is not, until it is opened again" };
+        self.notice(&format!("{}{before}\nnext: {next}", counts(tally)));
     }
 
     /// The targets are those of the configuration as it is now.
@@ -155,7 +159,7 @@ pub fn status(roster: &Roster) -> String {
 
 fn counts(tally: Tally) -> String {
     let (armed, all) = (tally.armed, tally.all());
-    format!("{armed} of {} {} armed", words::count(all, "path"), if armed == 1 { "is" } else { "are" })
+    format!("{armed} of {} armed", words::count(all, "path"))
 }
 
 fn with(tally: Tally, event: &str) -> Value {
@@ -177,10 +181,10 @@ mod tests {
             _ => Standing::Missing("why".into()),
         };
         roster.round(stands);
-        assert_eq!(status(&roster), "0 of 2 paths are armed; no\\nroom");
+        assert_eq!(status(&roster), "0 of 2 paths armed; no\\nroom");
         let mut roster = Roster::new(vec![target("/b\n")], &Roster::default());
         roster.round(stands);
-        assert_eq!(status(&roster), "0 of 1 path are armed; /b\\n is not there");
-        assert_eq!(counts(Tally { armed: 1, missing: 1, refused: 1 }), "1 of 3 paths is armed");
+        assert_eq!(status(&roster), "0 of 1 path armed; /b\\n is not there");
+        assert_eq!(counts(Tally { armed: 1, missing: 1, refused: 1 }), "1 of 3 paths armed");
     }
 }

@@ -234,6 +234,15 @@ impl DiskFile for RealFile {
         Ok(ofd::conflict(self.as_fd(), job_byte()?, Lock::Write)?.is_some())
     }
 
+    fn mark_for_abort(&self) -> io::Result<()> {
+        // Several aborts may wait for one job.
+        ofd::try_lock(self.as_fd(), abort_byte()?, Lock::Read).map(drop)
+    }
+
+    fn is_marked_for_abort(&self) -> io::Result<bool> {
+        Ok(ofd::conflict(self.as_fd(), abort_byte()?, Lock::Write)?.is_some())
+    }
+
     /// As the trait says. A second descriptor of this process counts as somebody.
     fn try_own(&self) -> io::Result<bool> {
         match lease::take(self.as_fd(), Lease::Write) {
@@ -260,6 +269,11 @@ pub(super) fn try_flock(file: &File) -> io::Result<bool> {
 /// The byte that stands for the job.
 fn job_byte() -> io::Result<ByteRange> {
     ByteRange::at(0, 1).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// The byte that stands for an abort that waits for the job's end.
+fn abort_byte() -> io::Result<ByteRange> {
+    ByteRange::at(1, 1).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 #[cfg(test)]

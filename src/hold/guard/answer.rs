@@ -21,6 +21,9 @@ use crate::sys::fanotify::{Event, Group};
 /// The longest that the answering thread sleeps: its sign of life for the supervisor.
 const BEAT: Duration = Duration::from_millis(50);
 
+/// The supervisor has this part of the deadline for a sign of life, which it gives twenty times in one.
+const STANDS_BY: u32 = 2;
+
 /// The most processes whose accesses before T0 are kept in mind.
 pub const USERS: usize = 1024;
 
@@ -74,6 +77,7 @@ impl Shared {
     pub(super) fn answer(&self, supervisor: &UnixStream) {
         let _broken_by_a_panic = BreaksInAPanic(self);
         let mut supervised = true;
+        let began = table::now();
         loop {
             self.table.beat();
             if self.read_all().is_err() {
@@ -98,6 +102,13 @@ impl Shared {
             if gone && !self.stop.load(Ordering::Acquire) {
                 supervised = false;
                 self.break_off("its supervisor has died, and without one nobody would answer for a worker that hangs");
+            }
+            let silent = table::now().saturating_sub(self.table.last_stood_by().max(began));
+            if supervised && silent > self.table.deadline() / STANDS_BY {
+                supervised = false;
+                self.break_off(&format!(
+                    "its supervisor has given no sign of life for {silent:.1?}, and without one nobody would answer for a worker that hangs"
+                ));
             }
         }
     }

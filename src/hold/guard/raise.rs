@@ -61,6 +61,6 @@ pub fn cloning_thread() -> Result<()> {
 }
 
 fn refused(error: io::Error) -> Error {
-    let hint = "run as root (CAP_SYS_NICE): while the program is not run, the guest waits";
-    Error::io(Kind::Refused, "cannot leave the low priority that the program was started with", hint, error)
+    let what = "the hold guard needs root: the process that the guest waits for cannot be given a high priority";
+    Error::io(Kind::Refused, what, "run as root (CAP_SYS_ADMIN for the watch, CAP_SYS_NICE for the priority)", error)
 }

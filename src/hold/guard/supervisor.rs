@@ -4,20 +4,30 @@
 //! pass unseen), and answers them itself, by their numbers in the worker. It has a session of its own, takes no signal that
 //! can be blocked, and waits for nothing but the worker. The order of `release` is the one that was measured to work
 //! (KERNEL.md): closing a duplicate alone releases nothing while a hung process has another.
+//!
+//! One that is stopped is of no use, and nobody is told. So it gives signs of life, without which the worker makes nobody wait;
+//! and where the worker dies before it has missed them, who has inherited the supervisor ends it ([`outlived`]): with the last
+//! descriptor of the group everybody goes on.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_name;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::setsid;
 
 use super::table::{self, Table};
 use super::{link, raise};
+use crate::children;
 use crate::sys::fanotify::Group;
 use crate::sys::process;
+
+/// What the process calls itself: by that who inherits it knows it.
+pub const NAME: &CStr = c"img-supervisor";
 
 /// Looks at the table so often in a deadline.
 const LOOKS: u32 = 20;
@@ -46,6 +56,7 @@ pub fn supervise(mut socket: UnixStream) -> io::Result<Ended> {
     SigSet::all().thread_block()?;
     // A session of its own: neither Ctrl-Z nor a signal to the process group of the worker reaches it.
     let _ = setsid();
+    set_name(NAME)?;
     raise::process().and_then(|_| raise::answering_thread()).map_err(io::Error::other)?;
     let Some(charge) = link::take_charge(&socket)? else { return Ok(Ended::WithTheWorker) };
     let (group, table) = (Group::received(charge.group), Table::map(charge.table)?);
@@ -68,6 +79,7 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
     // Since when the worker has left events unread, and its last sign of life then.
     let mut unread: Option<(Duration, Duration)> = None;
     loop {
+        table.stand_by();
         if readable(worker, timeout)? {
             return Ok(table.is_watching().then(|| "its worker has died".into()));
         }
@@ -93,6 +105,34 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
             return Ok(Some(format!("its worker stood still, with accesses to the image waiting for {deadline:?}")));
         }
     }
+}
+
+/// What has become of the supervisor of a worker that has died.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outlived {
+    /// It has let everybody go on, or there was none any more.
+    Ended,
+    /// It did not end by itself and was killed: everybody goes on.
+    Killed,
+    /// It does not end, and accesses may be waiting.
+    Hangs(i32),
+}
+
+/// Waits until nobody can be waiting any more for a worker that has died, whose supervisor this process has inherited
+/// ([`children::inherit`]); a supervisor that has not ended within this time is killed. That harms nobody: only who holds the
+/// group keeps accesses waiting.
+pub fn outlived(limit: Duration) -> Outlived {
+    let name = NAME.to_string_lossy();
+    let supervisors = children::all().into_iter().filter(|child| child.name == name).map(|child| child.pid);
+    let mut became = supervisors.map(|pid| match children::ended(pid, limit) {
+        Ok(None) => match children::end(pid, DEATH) {
+            Ok(None) => Outlived::Hangs(pid.as_raw()),
+            _ => Outlived::Killed,
+        },
+        _ => Outlived::Ended,
+    });
+    // One at most is alive.
+    became.find(|became| *became != Outlived::Ended).unwrap_or(Outlived::Ended)
 }
 
 /// Lets everybody go on, whatever the worker does or does not do.

@@ -1,8 +1,8 @@
-//! The table that a job's worker shares with its supervisor: which accesses the worker holds, and that it is alive.
+//! The table that a job's worker shares with its supervisor: which accesses the worker holds, and that both are alive.
 //!
 //! The worker may stop at any instruction. It enters an access before it does anything else with it, and strikes it out
-//! after the kernel was told to let it go on; the supervisor only reads, but for the one word that says that it has taken
-//! over. Whoever may open the worker's descriptors can read the table as well: `status` does.
+//! after the kernel was told to let it go on; the supervisor only reads, but for the words that say that it is alive and that it
+//! has taken over. Whoever may open the worker's descriptors can read the table as well: `status` does.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ pub const NAME: &std::ffi::CStr = c"reflink-img-job";
 pub const SLOTS: usize = 4096;
 
 /// "rflkimg" and the version of the layout.
-const MAGIC: u64 = u64::from_be_bytes(*b"rflkimg\x02");
+const MAGIC: u64 = u64::from_be_bytes(*b"rflkimg\x03");
 
 // The words of the table, by number.
 const MAGIC_AT: usize = 0;
@@ -30,6 +30,7 @@ const HEARTBEAT: usize = 2;
 const DEADLINE: usize = 3;
 const NUMBERS: usize = 4;
 const HIGHEST: usize = 5;
+const STANDS_BY: usize = 6;
 const FIGURES: usize = 8;
 const FIGURES_COUNT: usize = 10;
 /// Two words a slot: since when (0 is free), and the descriptor's number.
@@ -143,6 +144,16 @@ impl Table {
     /// When it was last known to be.
     pub fn last_beat(&self) -> Duration {
         Duration::from_nanos(self.word(HEARTBEAT).load(Acquire))
+    }
+
+    /// The supervisor is alive.
+    pub fn stand_by(&self) {
+        self.word(STANDS_BY).store(nanos(now()), Release);
+    }
+
+    /// When it was last known to be.
+    pub fn last_stood_by(&self) -> Duration {
+        Duration::from_nanos(self.word(STANDS_BY).load(Acquire))
     }
 
     /// Enters an access, by the number of its event's descriptor; `None` where the table is full. One thread enters.

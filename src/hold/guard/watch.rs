@@ -214,11 +214,12 @@ impl Drop for Watch {
         }
         // Nobody can be waiting: the marks are gone, and the thread has answered what was queued.
         self.shared.table.rest();
-        // It ends because the thread has closed the socket; one that hangs is left to whoever inherits it.
+        // It ends because the thread has closed the socket; one that is stopped does not.
         let until = table::now() + SUPERVISOR_ENDS;
         while matches!(self.supervisor.try_wait(), Ok(None)) && table::now() < until {
             thread::sleep(Duration::from_millis(1));
         }
+        let _ = self.supervisor.kill();
     }
 }
 

@@ -29,6 +29,14 @@ pub(super) use process::comm;
 /// Where QEMU holds a read lock while it has the write permission (`RAW_LOCK_PERM_BASE` + 1, QEMU's `block/file-posix.c`).
 pub(super) const QEMU_WRITES: u64 = 101;
 
+/// init, which some kernels let nobody look into, and which has no images open.
+const FIRST_PROCESS: u32 = 1;
+
+/// Those of the processes that could not be looked into that may have an image open.
+pub fn that_count(hidden: &[u32]) -> Vec<u32> {
+    hidden.iter().copied().filter(|pid| *pid != FIRST_PROCESS).collect()
+}
+
 /// How somebody holds an image.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Holding {

@@ -1,0 +1,82 @@
+//! Processes of a job that are stopped, which nobody is told of: the guest goes on, or the job says how long it may have
+//! waited. On real XFS and Btrfs.
+
+mod support;
+
+use std::fs;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::{Armed, Ended, Family, Guest, Sandbox, on_both, rounds, slowly, until};
+
+fn send(pid: Pid, signal: Signal) {
+    kill(pid, signal).unwrap_or_else(|e| panic!("{signal} to {pid}: {e}"));
+}
+
+/// Makes a fault while a guest uses the image and a job clones it, and looks at how that ended. `deadline` is the guest's.
+fn fault(deadline: &str, act: impl Fn(&Family, &Guest), check: impl Fn(&Sandbox, &Ended)) {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        support::noise(&s.path("vm.img"), 32 << 20);
+        let guest = Guest::start(&s.path("vm.img"));
+        for round in 0..rounds(10) {
+            let what = format!("{:?} round {round}", s.fs);
+            let args = ["snapshot", "vm.img", "vm.snap", "--guest-deadline", deadline];
+            let mut job = s.start(&slowly(&args));
+            assert!(job.wait_for("started"), "{what}: {}", job.end().stderr);
+            let family = Family::of(&job);
+            guest.runs_on();
+            act(&family, &guest);
+            let ended = job.end();
+            // Nobody of the job is left to wake what was stopped.
+            guest.runs_on();
+            assert!(until(|| family.is_gone()), "{what}: processes are left");
+            check(s, &ended);
+            s.run(&["abort", "-q", "vm.snap"]);
+            let _ = fs::remove_file(s.path("vm.snap"));
+        }
+        let felt = guest.stop();
+        println!("{:?}: {} accesses, errors {:?}, longest {:?}", s.fs, felt.accesses, felt.errors, felt.longest);
+        assert_eq!(felt.errors, [""; 0]);
+    });
+}
+
+fn broken(says: &str) -> impl Fn(&Sandbox, &Ended) {
+    move |s, ended| {
+        assert_eq!(ended.code, Some(6), "{:?}: {}", s.fs, ended.stderr);
+        assert!(ended.stderr.contains(says), "{:?}: no {says:?} in {}", s.fs, ended.stderr);
+        assert!(!s.path("vm.snap").exists(), "{:?}: a snapshot is in place", s.fs);
+    }
+}
+
+#[test]
+fn the_supervisor_is_stopped() {
+    // Without somebody who would let it go on no guest is made to wait.
+    let act = |f: &Family, _: &Guest| send(f.supervisor, Signal::SIGSTOP);
+    fault("500ms", act, broken("its supervisor"));
+}
+
+#[test]
+fn the_supervisor_is_stopped_and_the_worker_killed() {
+    let act = |f: &Family, guest: &Guest| {
+        send(f.supervisor, Signal::SIGSTOP);
+        send(f.worker, Signal::SIGKILL);
+        guest.runs_on();
+    };
+    fault("1s", act, broken("went on"));
+}
+
+fn both(f: &Family, signal: Signal) {
+    send(f.supervisor, signal);
+    send(f.worker, signal);
+}
+
+#[test]
+fn worker_and_supervisor_are_killed_while_they_are_stopped() {
+    let act = |f: &Family, guest: &Guest| {
+        both(f, Signal::SIGSTOP);
+        both(f, Signal::SIGKILL);
+        guest.runs_on();
+    };
+    fault("1s", act, broken("went on"));
+}
