@@ -110,6 +110,13 @@ impl<A, W: Word> Accesses<A, W> {
         None
     }
 
+    /// An access that arrives went on at once, and may have waited since this time before anybody was there.
+    pub fn went_on(&mut self, since: Duration, now: Duration) {
+        if !matches!(self.phase, Phase::Passing | Phase::Over) {
+            self.tally.longest = self.tally.longest.max(now.saturating_sub(since));
+        }
+    }
+
     /// What has to be cloned first: the image, and the range of the access that waits longest for clusters that are not done.
     pub fn wanted(&self) -> Option<(usize, ByteRange)> {
         if self.phase != Phase::Watching {

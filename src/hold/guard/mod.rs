@@ -4,13 +4,14 @@
 //! then it goes on. [`watch`] is the group and [`answer`] the thread that answers, on the pure machine of [`crate::cbw`];
 //! [`preflight`] finds out who escapes it, and [`monitors`] mends that for a QEMU; [`supervisor`] is the process that
 //! answers when this one cannot, [`table`] and [`link`] are what the two share, and [`show`] what others see of it; [`raise`]
-//! makes a process fit to be waited for.
+//! makes a process fit to be waited for, and [`pulse`] tells whether it was run all the time.
 
 pub mod access;
 pub mod answer;
 pub mod link;
 pub mod monitors;
 pub mod preflight;
+pub mod pulse;
 pub mod raise;
 pub mod show;
 pub mod supervisor;
