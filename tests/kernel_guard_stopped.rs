@@ -4,6 +4,8 @@
 mod support;
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -71,6 +73,17 @@ fn both(f: &Family, signal: Signal) {
     send(f.worker, signal);
 }
 
+/// As a frozen control group does it: nobody is there who could let the guest go on, and it is told afterwards.
+#[test]
+fn worker_and_supervisor_are_stopped_for_longer_than_a_guest_may_wait() {
+    let act = |f: &Family, _: &Guest| {
+        both(f, Signal::SIGSTOP);
+        thread::sleep(Duration::from_millis(1500));
+        both(f, Signal::SIGCONT);
+    };
+    fault("500ms", act, broken("was stopped for "));
+}
+
 #[test]
 fn worker_and_supervisor_are_killed_while_they_are_stopped() {
     let act = |f: &Family, guest: &Guest| {
@@ -79,4 +92,22 @@ fn worker_and_supervisor_are_killed_while_they_are_stopped() {
         guest.runs_on();
     };
     fault("1s", act, broken("went on"));
+}
+
+/// A shorter stop breaks nothing, and is not left out of what the guest waited.
+#[test]
+fn worker_and_supervisor_are_stopped_for_a_moment() {
+    let stop = Duration::from_millis(400);
+    let act = |f: &Family, _: &Guest| {
+        both(f, Signal::SIGSTOP);
+        thread::sleep(stop);
+        both(f, Signal::SIGCONT);
+    };
+    fault("30s", act, |s, ended| {
+        assert_eq!(ended.code, Some(0), "{:?}: {}", s.fs, ended.stderr);
+        let finished = ended.events.last().expect("finished");
+        let longest = finished["longest_guest_wait_ms"].as_f64().expect("a number");
+        // The guest never rests for longer than a fraction of a millisecond, so that one access waited nearly all the time.
+        assert!(longest > stop.as_secs_f64() * 1000.0 / 2.0, "{:?}: {finished}", s.fs);
+    });
 }

@@ -112,6 +112,13 @@ impl<A, W: Word> Accesses<A, W> {
         None
     }
 
+    /// An access that arrives went on at once, and may have waited since this time before anybody was there.
+    pub fn went_on(&mut self, since: Duration, now: Duration) {
+        if !matches!(self.phase, Phase::Passing | Phase::Over) {
+            self.tally.longest = self.tally.longest.max(now.saturating_sub(since));
+        }
+    }
+
     /// Whether anything has to be cloned because somebody waits for it.
     pub fn is_wanted(&self) -> bool {
         self.phase == Phase::Watching

@@ -13,6 +13,7 @@ use nix::sys::eventfd::EventFd;
 use nix::sys::stat::fstat;
 
 use super::access::Access;
+use super::pulse::Pulse;
 use super::table::{self, Table};
 use crate::cbw::Accesses;
 use crate::range::ByteRange;
@@ -77,10 +78,10 @@ impl Shared {
     pub(super) fn answer(&self, supervisor: &UnixStream) {
         let _broken_by_a_panic = BreaksInAPanic(self);
         let mut supervised = true;
-        let began = table::now();
+        let mut pulse = Pulse::new(BEAT, table::now());
         loop {
             self.table.beat();
-            if self.read_all().is_err() {
+            if self.read_all(&mut pulse).is_err() {
                 return; // Told by `break_off`; the supervisor takes over from a thread that gives no sign of life.
             }
             // What was cloned in the background lets accesses go on as well, whatever the cloning thread does after it.
@@ -98,12 +99,13 @@ impl Shared {
             ];
             // A socket whose other end is gone is always ready: this thread would never sleep again.
             let _ = poll(if supervised { &mut fds } else { &mut fds[..2] }, timeout);
+            pulse.beat(table::now());
             let gone = supervised && fds[2].revents().is_some_and(|events| !events.is_empty());
             if gone && !self.stop.load(Ordering::Acquire) {
                 supervised = false;
                 self.break_off("its supervisor has died, and without one nobody would answer for a worker that hangs");
             }
-            let silent = table::now().saturating_sub(self.table.last_stood_by().max(began));
+            let silent = table::now().saturating_sub(self.table.last_stood_by().max(pulse.resumed()));
             if supervised && silent > self.table.deadline() / STANDS_BY {
                 supervised = false;
                 self.break_off(&format!(
@@ -113,11 +115,23 @@ impl Shared {
         }
     }
 
-    fn read_all(&self) -> std::result::Result<(), ()> {
+    fn read_all(&self, pulse: &mut Pulse) -> std::result::Result<(), ()> {
+        // What was read already has waited in the table, and what comes now in the queue.
+        let mut waited = pulse.stopped().is_some() && self.lock().waiting() > 0;
         loop {
+            let asked = table::now();
             match self.group.read() {
-                Ok(Some(event)) => self.take(event),
-                Ok(None) => return Ok(()),
+                Ok(Some(event)) => {
+                    waited = true;
+                    self.take(event, pulse.since());
+                }
+                Ok(None) => {
+                    if let Some(stopped) = pulse.stopped().filter(|_| waited) {
+                        self.was_stopped(stopped);
+                    }
+                    pulse.emptied(asked);
+                    return Ok(());
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
                     self.break_off(&format!("the kernel's events cannot be read: {e}"));
@@ -125,10 +139,18 @@ impl Shared {
                 }
             }
             self.table.beat();
+            pulse.beat(table::now());
         }
     }
 
-    fn take(&self, event: Event) {
+    /// Somebody waits, or has, and nobody was there: what was promised was not kept if that took as long.
+    fn was_stopped(&self, time: Duration) {
+        if time > self.table.deadline() {
+            self.break_off(&format!("the program was stopped for {time:.1?}, and the guest may have waited as long"));
+        }
+    }
+
+    fn take(&self, event: Event, since: Option<Duration>) {
         let Event { file, pid, range, .. } = event;
         let access = Access::new(file, &self.group, &self.table);
         let pid = u32::try_from(pid).unwrap_or(0);
@@ -156,8 +178,11 @@ impl Shared {
         if !access.is_entered() {
             machine.break_off("more accesses to the image waited at once than can be looked after");
         }
-        let passes = machine.arrive(access, image, range, table::now());
+        let passes = machine.arrive(access, image, range, since.unwrap_or_else(table::now));
         let waits = passes.is_none();
+        if let Some(since) = since.filter(|_| !waits) {
+            machine.went_on(since, table::now());
+        }
         let broken = machine.broken().is_some();
         drop(machine);
         drop(passes);

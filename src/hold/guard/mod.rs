@@ -4,7 +4,8 @@
 //! then it goes on. [`watch`] is the group and [`answer`] the thread that answers, on the pure machine of [`crate::cbw`];
 //! [`preflight`] finds out who escapes it, [`closings`] who may have done so and has gone, and [`monitors`] mends that for a
 //! QEMU; [`supervisor`] is the process that answers when this one cannot, [`table`] and [`link`] are what the two share, and
-//! [`show`] what others see of it; [`raise`] makes a process fit to be waited for.
+//! [`show`] what others see of it; [`raise`] makes a process fit to be waited for, and [`pulse`] tells whether it was run all
+//! the time.
 
 pub mod access;
 pub mod answer;
@@ -12,6 +13,7 @@ pub mod closings;
 pub mod link;
 pub mod monitors;
 pub mod preflight;
+pub mod pulse;
 pub mod raise;
 pub mod show;
 pub mod supervisor;

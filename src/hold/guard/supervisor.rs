@@ -20,6 +20,7 @@ use nix::sys::prctl::set_name;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::setsid;
 
+use super::pulse::Pulse;
 use super::table::{self, Table};
 use super::{link, raise};
 use crate::children;
@@ -78,19 +79,31 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
     let timeout = PollTimeout::try_from(look).unwrap_or(PollTimeout::ZERO);
     // Since when the worker has left events unread, and its last sign of life then.
     let mut unread: Option<(Duration, Duration)> = None;
+    let mut pulse = Pulse::new(look, table::now());
     loop {
         table.stand_by();
+        pulse.beat(table::now());
         if readable(worker, timeout)? {
             return Ok(table.is_watching().then(|| "its worker has died".into()));
         }
         if !table.is_watching() {
             unread = None;
+            pulse.emptied(table::now());
             if readable(socket, PollTimeout::ZERO)? {
                 return Ok(None);
             }
             continue;
         }
         let now = table::now();
+        // The worker was stopped as well, or it would not be watching any more.
+        let stopped = pulse.stopped().filter(|time| *time > deadline);
+        let waits = || Ok::<_, io::Error>(table.held().next().is_some() || readable(group, PollTimeout::ZERO)?);
+        if let Some(time) = stopped
+            && waits()?
+        {
+            return Ok(Some(format!("the program was stopped for {time:.1?}, with accesses to the image waiting")));
+        }
+        pulse.emptied(now);
         if table.held().any(|(since, _)| now.saturating_sub(since) >= deadline * 9 / 10) {
             return Ok(Some(format!("its worker left an access to the image unanswered for {deadline:?}")));
         }
