@@ -276,7 +276,7 @@ fn a_service_manager_is_told_how_it_stands() {
     command.env("NOTIFY_SOCKET", s.outside("notify")).env("WATCHDOG_USEC", "20000").env_remove("WATCHDOG_PID");
     let mut service = Other::start(&mut command, "started");
     let name = s.path("later.img").display().to_string();
-    assert_eq!(next(), format!("READY=1\nSTATUS=1 of 2 paths is armed; {name} is not there\n"));
+    assert_eq!(next(), format!("READY=1\nSTATUS=1 of 2 paths armed; {name} is not there\n"));
     let mut message = [0; 4096];
     let length = manager.recv(&mut message).expect("a sign of life");
     assert_eq!(&message[..length], b"WATCHDOG=1\n");
@@ -284,9 +284,9 @@ fn a_service_manager_is_told_how_it_stands() {
     kill(pid, Signal::SIGHUP).expect("a signal");
     let reloading = next();
     assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
-    assert!(next().starts_with("READY=1\nSTATUS=1 of 2 paths is armed"));
+    assert!(next().starts_with("READY=1\nSTATUS=1 of 2 paths armed"));
     drop(image(&s.path("later.img")));
-    assert_eq!(next(), "STATUS=2 of 2 paths are armed\n");
+    assert_eq!(next(), "STATUS=2 of 2 paths armed\n");
     kill(pid, Signal::SIGINT).expect("a signal");
     assert_eq!(next(), "STOPPING=1\n");
     // Nobody reads what it writes to standard output by now.
@@ -310,7 +310,7 @@ fn people_are_told_what_is_armed_and_what_to_do() {
         [
             format!("{dir}/vm.img: armed"),
             format!("{dir}: armed: the files in this directory, and those that it will have"),
-            "2 of 2 paths are armed; what was opened before is not, until it is opened again".into(),
+            "2 of 2 paths armed; what was opened before is not, until it is opened again".into(),
             "next: leave this running, and restart or migrate the VMs that run already".into(),
             "stopped; what is open stays armed, what is opened from now on is not".into(),
             "next: start it again before a VM is started".into(),

@@ -58,7 +58,7 @@ fn the_device_fails_under_a_clone_call() {
 
 #[test]
 fn the_kernel_has_no_memory_for_a_clone_call() {
-    fault_inside("ENOMEM", 6, "the point in time is lost");
+    fault_inside("ENOMEM", 6, "its point in time is lost");
 }
 
 /// What cannot be shared for want of space is copied, and the guest waits no longer for it than it may.

@@ -241,6 +241,24 @@ fn too_little_free_space_is_refused_before_and_ends_a_job_that_meets_it() {
     });
 }
 
+/// All chunks of a Btrfs are taken; those for data are nearly empty, and a part of those for metadata is not.
+#[test]
+fn too_little_space_for_the_metadata_of_a_btrfs_is_refused() {
+    let Some(s) = Sandbox::sized(Fs::Btrfs, 512 << 20, "loop,max_inline=2048") else { return };
+    noise(&s.path("a.img"), 8 * MIB);
+    let takes = |name: String, size: &str| {
+        let mut command = Command::new("fallocate");
+        command.args(["-l", size]).arg(s.path(&name)).stderr(Stdio::null()).status().expect("fallocate").success()
+    };
+    // What is small keeps its chunk when what is large is gone.
+    let taken = (0..100).take_while(|n| takes(format!("small{n}"), "64K") && takes(format!("large{n}"), "16M")).count();
+    (0..taken).for_each(|n| fs::remove_file(s.path(&format!("large{n}"))).expect("removed"));
+    (0..4000).for_each(|n| fs::write(s.path(&format!("inline{n}")), [7; 2000]).expect("written"));
+    nix::unistd::sync();
+    refused(&s, "for metadata free", &["snapshot", "--min-free", "70%", "a.img", "a.snap"]);
+    s.exits(0, &["snapshot", "-q", "--min-free", "40%", "a.img", "a.snap"]);
+}
+
 /// The program under a shell, which limits it; words and exit code.
 fn limited(s: &Sandbox, script: &str) -> (Option<i32>, String) {
     let mut command = Command::new("bash");

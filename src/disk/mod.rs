@@ -56,6 +56,9 @@ pub struct Space {
     pub total: u64,
     /// What an unprivileged user may still allocate.
     pub free: u64,
+    /// The same of what is kept for metadata, where the file system tells that apart: all of it, and what is free. Guests'
+    /// writes need it as much as the clones do.
+    pub metadata: Option<(u64, u64)>,
 }
 
 impl FsKind {

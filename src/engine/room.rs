@@ -1,7 +1,9 @@
 //! Whether a job can be done here at all: the space that is left to the guests, and one block cloned for a trial.
 
+use bytesize::ByteSize;
+
 use super::job::{Job, MinFree, Now, cannot_look};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Space};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ByteRange, Geometry};
 
@@ -11,19 +13,28 @@ use crate::range::{ByteRange, Geometry};
 /// Refused, with the figures.
 pub fn enough_space<D: Disk>(job: &Job<'_, D>) -> Result<()> {
     let space = job.disk.space().map_err(|e| cannot_look("the free space", e))?;
-    let wanted = match job.options.min_free {
-        MinFree::Bytes(bytes) => bytes,
-        MinFree::Percent(percent) => (space.total as f64 * percent / 100.0) as u64,
+    leaves(space, job.options.min_free)
+}
+
+/// Whether this much is left of this.
+fn leaves(space: Space, min_free: MinFree) -> Result<()> {
+    let part = match min_free {
+        MinFree::Bytes(bytes) => bytes as f64 / space.total.max(1) as f64,
+        MinFree::Percent(percent) => percent / 100.0,
     };
-    if space.free >= wanted {
-        return Ok(());
-    }
-    let what = format!(
-        "the file system has {} free, and {} are to be left to the guests (--min-free)",
-        bytesize::ByteSize(space.free),
-        bytesize::ByteSize(wanted)
-    );
-    Err(Error::new(Kind::Refused, what, "free space or delete old snapshots first"))
+    let enough = |(total, free): (u64, u64), of: &str, hint: &str| {
+        let wanted = (total as f64 * part) as u64;
+        if free >= wanted {
+            return Ok(());
+        }
+        let (free, wanted) = (ByteSize(free), ByteSize(wanted));
+        let what = format!("the file system has {free} {of}free, and {wanted} are to be left to the guests (--min-free)");
+        Err(Error::new(Kind::Refused, what, hint))
+    };
+    enough((space.total, space.free), "", "free space or delete old snapshots first")?;
+    // The same part of it: a guest's write needs both.
+    let hint = "delete old snapshots, or give metadata more room: 'btrfs balance start -dusage=50 MOUNTPOINT'";
+    space.metadata.map_or(Ok(()), |metadata| enough(metadata, "for metadata ", hint))
 }
 
 /// Clones the first block into a file without a name: what the file system refuses it refuses here, with nothing left.
@@ -67,5 +78,27 @@ fn hint_for(error: &std::io::Error) -> &'static str {
             "image and directory differ in DAX or realtime, or the image has not the file system's block size"
         }
         _ => "check the directory and the kernel's log",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_are_left_their_part_of_the_space_and_of_what_is_for_metadata() {
+        let space = |free, metadata| Space { total: 1000 << 30, free, metadata };
+        let refused = |space, min_free| leaves(space, min_free).err().map(|e| e.what).unwrap_or_default();
+        let percent = MinFree::Percent(5.0);
+        assert_eq!(refused(space(50 << 30, None), percent), "");
+        assert!(refused(space((50 << 30) - 1, None), percent).contains("50.0 GiB are to be left"));
+        assert!(refused(space(1 << 30, None), MinFree::Bytes(2 << 30)).contains("has 1.0 GiB free, and 2.0 GiB"));
+        assert_eq!(refused(space(2 << 30, None), MinFree::Bytes(2 << 30)), "");
+        assert_eq!(refused(space(50 << 30, Some((10 << 30, 512 << 20))), percent), "");
+        let short = refused(space(50 << 30, Some((10 << 30, 511 << 20))), percent);
+        assert!(short.contains("has 511.0 MiB for metadata free, and 512.0 MiB"), "{short}");
+        let short = refused(space(50 << 30, Some((10 << 30, 10 << 20))), MinFree::Bytes(2 << 30));
+        assert!(short.contains("has 10.0 MiB for metadata free, and 20.5 MiB"), "{short}");
+        assert_eq!(refused(space(0, Some((10 << 30, 0))), MinFree::Bytes(0)), "");
     }
 }

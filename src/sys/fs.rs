@@ -5,7 +5,7 @@ use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
@@ -27,6 +27,9 @@ pub struct FsFacts {
     /// have lost what was not synced, so a T0 is never kept across mounts.
     pub mount_instance: u64,
 }
+
+/// What the kernel's numbers of sectors count, whatever the device's own are (`SECTOR_SIZE` in include/linux/blk_types.h).
+const SECTOR: u64 = 512;
 
 /// File systems with known costs (KERNEL.md, FICLONERANGE).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -126,6 +129,40 @@ pub fn relocating(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let directory = instance_directory(fd, FsKind::Btrfs, uuid);
     let operation = directory.and_then(|d| fs::read_to_string(d.join("exclusive_operation")).ok());
     Ok(operation.is_none_or(|operation| !MOVES_NOTHING.contains(&operation.trim())))
+}
+
+/// What Btrfs has for metadata in bytes, all of it and what is free; `None` on other file systems, and where sysfs does not
+/// tell. statvfs(3) is silent about it until 4 MiB are left (`btrfs_statfs` in fs/btrfs/super.c), and then nobody can write any
+/// more. What no chunk has taken yet counts as well, for as many copies as metadata has; the reserve that only Btrfs itself may
+/// use does not, and what is freed by the next commit counts as free.
+///
+/// # Errors
+/// What fstatfs(2) says.
+pub fn metadata_space(fd: BorrowedFd<'_>) -> io::Result<Option<(u64, u64)>> {
+    if fstatfs(fd)?.filesystem_type() != BTRFS_SUPER_MAGIC {
+        return Ok(None);
+    }
+    let (_, uuid) = btrfs(fd)?;
+    Ok(instance_directory(fd, FsKind::Btrfs, uuid).and_then(|directory| btrfs_metadata(&directory)))
+}
+
+/// The same, of the directory that a mounted Btrfs has in sysfs.
+fn btrfs_metadata(directory: &Path) -> Option<(u64, u64)> {
+    let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let allocation = directory.join("allocation");
+    let of_metadata = |name: &str| number(allocation.join("metadata").join(name));
+    let total = of_metadata("total_bytes").filter(|total| *total > 0)?;
+    let taken = ["bytes_used", "bytes_reserved", "bytes_readonly", "bytes_zone_unusable"];
+    // Kernels know fewer of them the older they are.
+    let taken: u64 = taken.iter().filter_map(|name| of_metadata(name)).sum();
+    let reserve = number(allocation.join("global_rsv_size"))?;
+    let sectors = fs::read_dir(directory.join("devices")).ok()?.flatten().map(|device| number(device.path().join("size")));
+    let devices = sectors.sum::<Option<u64>>()? * SECTOR;
+    let chunks = ["data", "metadata", "system"].map(|kind| number(allocation.join(kind).join("disk_total")).unwrap_or(0));
+    let unallocated = devices.saturating_sub(chunks.iter().sum());
+    let copies = (chunks[1] / total).max(1);
+    let room = unallocated / copies;
+    Some((total + room, (total + room).saturating_sub(taken + reserve)))
 }
 
 fn xfs(fd: BorrowedFd<'_>) -> io::Result<(u64, [u8; 16])> {

@@ -125,7 +125,8 @@ impl Disk for RealDisk {
     fn space(&self) -> io::Result<Space> {
         let stat = fstatvfs(&self.dir)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
-        Ok(Space { total: bytes(stat.blocks()), free: bytes(stat.blocks_available()) })
+        let metadata = crate::sys::fs::metadata_space(self.dir.as_fd())?;
+        Ok(Space { total: bytes(stat.blocks()), free: bytes(stat.blocks_available()), metadata })
     }
 
     fn fs_uuid(&self) -> io::Result<[u8; 16]> {

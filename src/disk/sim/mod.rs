@@ -136,12 +136,6 @@ impl SimDisk {
         self.world.borrow_mut().now_ns = now.as_nanosecond();
     }
 
-    /// Sets what [`super::Disk::space`] says; nothing else comes of it.
-    pub fn set_space(&self, space: Space) {
-        assert!(space.free <= space.total);
-        self.world.borrow_mut().space = space;
-    }
-
     /// Says whether another job has the file system's turn.
     pub fn others_have_the_turn(&self, have: bool) {
         self.world.borrow_mut().others_turn = Some(have);

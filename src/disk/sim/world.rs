@@ -11,7 +11,7 @@ use super::faults::Faults;
 use super::inode::{BlockKind, Inode, Mapped, Op, Times};
 use super::rng::Rng;
 use super::store::Store;
-use crate::disk::{FsKind, Space, Stat};
+use crate::disk::{FsKind, Stat};
 
 /// The error of the operation that the machine stopped at, and of every one after it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,7 +95,6 @@ pub(super) struct World {
     pub(super) now_ns: i128,
     /// The file times' clock: every change of a file has a later one.
     pub(super) tick: i128,
-    pub(super) space: Space,
     /// Whether another job has the turn; where nobody said so it has at the first question of each three.
     pub(super) others_turn: Option<bool>,
     pub(super) turn_questions: u64,
@@ -128,7 +127,6 @@ impl World {
             pid: 1000,
             now_ns: START_NS,
             tick: START_NS,
-            space: Space { total: 1 << 40, free: 1 << 39 },
             steps: 0,
             stop_at: None,
             stopped: false,

@@ -82,8 +82,9 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
     let mut pulse = Pulse::new(look, table::now());
     loop {
         table.stand_by();
+        let ended = readable(worker, timeout)?;
         pulse.beat(table::now());
-        if readable(worker, timeout)? {
+        if ended {
             return Ok(table.is_watching().then(|| "its worker has died".into()));
         }
         if !table.is_watching() {

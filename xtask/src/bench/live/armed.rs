@@ -2,9 +2,12 @@
 //!
 //! A real job clones an image as slowly as it can be told to. Meanwhile one block at the image's start, long in the snapshot, is
 //! read through two descriptors in turn: one that was opened before the service was there, which makes no events, and one that
-//! was opened under it. A second thread keeps the responder busy, or does not.
+//! was opened under it. A second thread keeps the responder busy, or does not. A yardstick goes with it: a byte to another thread
+//! of the responder's priority and back, which is what two wake-ups cost on this machine in the same moments. No responder can
+//! take less.
 
 use std::fs::File;
+use std::io::{self, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -12,7 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use rclone_img::hold::guard::raise;
 
 use crate::bench::figures::Spread;
 use crate::image::BLOCK;
@@ -36,6 +40,8 @@ pub struct Cost {
     pub unarmed: f64,
     /// Watched.
     pub armed: f64,
+    /// A byte to a thread that waits for it, and back.
+    pub handed_over: f64,
 }
 
 /// The cost with a responder that is busy with somebody else, and with one that has to be woken.
@@ -63,7 +69,7 @@ pub fn measure(program: &Program, guest: &Path, folder: &Path) -> Result<Armed> 
         if program::share_done(&image, &target).is_none_or(|done| done < 0.05) {
             return ControlFlow::Continue(());
         }
-        let asleep = cost([&unarmed, &armed]);
+        let asleep = cost(&unarmed, &armed);
         let stop = AtomicBool::new(false);
         let busy = thread::scope(|scope| {
             scope.spawn(|| {
@@ -71,7 +77,7 @@ pub fn measure(program: &Program, guest: &Path, folder: &Path) -> Result<Armed> 
                     let _ = read(&other);
                 }
             });
-            let busy = cost([&unarmed, &armed]);
+            let busy = cost(&unarmed, &armed);
             stop.store(true, Ordering::Relaxed);
             busy
         });
@@ -87,21 +93,44 @@ pub fn measure(program: &Program, guest: &Path, folder: &Path) -> Result<Armed> 
     Ok(Armed { busy: busy?, asleep: asleep? })
 }
 
-/// Both descriptors in turn.
-fn cost(files: [&File; 2]) -> Result<Cost> {
-    let mut took = [Vec::new(), Vec::new()];
+/// Both descriptors and the yardstick in turn.
+fn cost(unarmed: &File, armed: &File) -> Result<Cost> {
+    let (answered, mut answer) = io::pipe().context("a pipe")?;
+    let (mut asked, ask) = io::pipe().context("a pipe")?;
+    thread::scope(|scope| {
+        // Ends when the other end is closed.
+        let answering = scope.spawn(move || -> Result<()> {
+            raise::answering_thread().map_err(|e| anyhow!("{e}"))?;
+            let mut byte = [0];
+            while asked.read(&mut byte)? == 1 {
+                answer.write_all(&byte)?;
+            }
+            Ok(())
+        });
+        let cost = in_turn([&|| read(unarmed), &|| read(armed), &|| {
+            (&ask).write_all(&[0])?;
+            Ok((&answered).read_exact(&mut [0])?)
+        }]);
+        drop((ask, answered));
+        answering.join().map_err(|_| anyhow!("the thread that answers has panicked"))??;
+        cost
+    })
+}
+
+fn in_turn(ways: [&dyn Fn() -> Result<()>; 3]) -> Result<Cost> {
+    let mut took = [const { Vec::new() }; 3];
     let began = Instant::now();
     while began.elapsed() < TIME {
-        for (file, took) in files.iter().zip(&mut took) {
+        for (way, took) in ways.iter().zip(&mut took) {
             for _ in 0..TURN {
                 let access = Instant::now();
-                read(file)?;
+                way()?;
                 took.push(access.elapsed().as_nanos() as f64);
             }
         }
     }
-    let [unarmed, armed] = took.map(|took| Spread::of(&took).median);
-    Ok(Cost { unarmed, armed })
+    let [unarmed, armed, handed_over] = took.map(|took| Spread::of(&took).median);
+    Ok(Cost { unarmed, armed, handed_over })
 }
 
 fn read(file: &File) -> Result<()> {

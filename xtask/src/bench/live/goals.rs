@@ -138,6 +138,8 @@ impl Figures {
         }
         let watched = self.armed.map(|it| more(it.busy));
         goal("a watched access costs more, responder busy".to_owned(), "us", watched, WATCHED);
+        let beyond = self.armed.map(|it| more(it.busy) - it.busy.handed_over / 1e3);
+        goal("the same less a byte to a thread and back".to_owned(), "us", beyond, WATCHED);
         goals
     }
 
@@ -216,8 +218,8 @@ impl Figures {
             "file_system": self.file_system, "bytes": self.bytes, "extents": self.extents, "unquiet": self.unquiet, "made_again": self.again,
             "goals": goals.collect::<Vec<_>>(), "runs": runs.collect::<Vec<_>>(), "quiet_cp_seconds": quiet.collect::<Vec<_>>(),
             "watched_ns": self.armed.map(|it| json!({
-                "busy": {"unarmed": it.busy.unarmed, "armed": it.busy.armed},
-                "asleep": {"unarmed": it.asleep.unarmed, "armed": it.asleep.armed},
+                "busy": {"unarmed": it.busy.unarmed, "armed": it.busy.armed, "handed_over": it.busy.handed_over},
+                "asleep": {"unarmed": it.asleep.unarmed, "armed": it.asleep.armed, "handed_over": it.asleep.handed_over},
             })),
         })
     }
@@ -256,7 +258,11 @@ fn more(cost: armed::Cost) -> f64 {
 /// What an access costs more, in words.
 pub fn told(armed: Armed) -> String {
     let part = |what, cost: armed::Cost| {
-        format!("{what} {:.1} us more ({:.1} instead of {:.1})", more(cost), cost.armed / 1e3, cost.unarmed / 1e3)
+        let [armed, unarmed, handed_over] = [cost.armed, cost.unarmed, cost.handed_over].map(|ns| ns / 1e3);
+        format!(
+            "{what} {:.1} us more ({armed:.1} instead of {unarmed:.1}; a byte to a thread and back {handed_over:.1})",
+            more(cost)
+        )
     };
     format!(
         "a watched access costs, median: {}, {}\n",
