@@ -131,10 +131,10 @@ pub struct Output {
 /// What `snapshot` and `resume` have in common.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct JobArgs {
-    /// What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 2ms where a guest may be running, else 100ms; 5ms for that single call]
+    /// What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 1ms where a guest may be running, 5ms on Btrfs; else 100ms; 5ms for that single call]
     #[arg(long, value_name = "TIME", value_parser = values::latency)]
     pub latency: Option<Duration>,
-    /// Free space below which no job starts and a running one stops: 0% to 99%, or a size
+    /// Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well
     #[arg(long, value_name = "FREE", default_value = "5%", value_parser = values::min_free)]
     pub min_free: MinFree,
     /// How long to wait for another job on the image or on DST, 0s to 24h

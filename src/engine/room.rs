@@ -28,7 +28,8 @@ fn leaves(space: Space, min_free: MinFree) -> Result<()> {
             return Ok(());
         }
         let (free, wanted) = (ByteSize(free), ByteSize(wanted));
-        let what = format!("the file system has {free} {of}free, and {wanted} are to be left to the guests (--min-free)");
+        let what =
+            format!("the file system has {free} {of}free, and {wanted} are to be left to the guests (--min-free)");
         Err(Error::new(Kind::Refused, what, hint))
     };
     enough((space.total, space.free), "", "free space or delete old snapshots first")?;

@@ -156,9 +156,11 @@ fn btrfs_metadata(directory: &Path) -> Option<(u64, u64)> {
     // Kernels know fewer of them the older they are.
     let taken: u64 = taken.iter().filter_map(|name| of_metadata(name)).sum();
     let reserve = number(allocation.join("global_rsv_size"))?;
-    let sectors = fs::read_dir(directory.join("devices")).ok()?.flatten().map(|device| number(device.path().join("size")));
+    let sectors =
+        fs::read_dir(directory.join("devices")).ok()?.flatten().map(|device| number(device.path().join("size")));
     let devices = sectors.sum::<Option<u64>>()? * SECTOR;
-    let chunks = ["data", "metadata", "system"].map(|kind| number(allocation.join(kind).join("disk_total")).unwrap_or(0));
+    let chunks =
+        ["data", "metadata", "system"].map(|kind| number(allocation.join(kind).join("disk_total")).unwrap_or(0));
     let unallocated = devices.saturating_sub(chunks.iter().sum());
     let copies = (chunks[1] / total).max(1);
     let room = unallocated / copies;

@@ -56,7 +56,7 @@ pub use self::faults::Faults;
 pub use self::file::SimFile;
 pub use self::world::SimCrash;
 use self::world::World;
-use super::{FsKind, Space};
+use super::FsKind;
 
 /// The name of the image that [`SimDisk::add_image`] makes.
 pub const IMAGE: &str = "image";

@@ -105,7 +105,7 @@ impl<'a, D: Disk> Target<'a, D> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image's file system", hint, e);
         let fs = job.image.fs().map_err(cannot)?;
         let guests = kind.has_guests();
-        let default = if guests { job::LATENCY_GUESTS } else { job::LATENCY_FROZEN };
+        let default = if guests { job::latency_beside_guests(fs.kind) } else { job::LATENCY_FROZEN };
         let latency = job.options.latency.unwrap_or(default);
         let resumed = clusters.done_bytes() > 0;
         let flusher = (job.make_flusher)(Arc::clone(&job.image), Arc::clone(&partial));
