@@ -34,7 +34,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and in which what a guest waits for is cloned; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and in which what a guest waits for is cloned; a power of two from 4K to 64M, at most --chunk [default: 64K; 16K under guard, more where the image is larger than 1 TiB]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
 frozen\t''
 guard\t''

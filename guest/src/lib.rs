@@ -12,7 +12,7 @@
 //! - [`verify`]: the judge.
 //! - [`latency`]: what a guest feels meanwhile.
 //! - [`clock`], [`random`], [`bits`], [`image`], [`pages`], [`percentiles`], [`stop`]: what these share.
-//! - [`sys`]: mapped memory, libaio and io_uring; the only module with `unsafe`.
+//! - [`sys`]: mapped memory, libaio, io_uring and reads that do not wait; the only module with `unsafe`.
 
 pub mod bits;
 pub mod clock;

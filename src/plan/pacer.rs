@@ -27,6 +27,10 @@ const GUEST_PART: f64 = 0.5;
 /// measurement).
 const GUEST_PAUSE: Duration = Duration::from_millis(1);
 
+/// What a promotion of a cluster takes, with what goes on around it: a window of 256 MiB on XFS with three writers, 5.2 s, had 8,600
+/// promotions and 6,100 other calls (BENCHMARKS.md).
+const PROMOTION: Duration = Duration::from_micros(250);
+
 /// Wall time above this many times the CPU time is a log or a device that is behind.
 const BEHIND: u32 = 3;
 
@@ -51,6 +55,11 @@ impl Pacer {
         // Twice the usual cost to begin with: the first calls are rather too small than too large.
         let per_extent_ns = per_extent.as_nanos() as f64 * 2.0;
         Self { latency, guests, per_extent_ns, last: (Duration::ZERO, Duration::ZERO), worked: Duration::ZERO }
+    }
+
+    /// How many promotions in a row take about as long as one call may; at least one.
+    pub fn promotions(&self) -> u32 {
+        u32::try_from(self.latency.as_nanos() / PROMOTION.as_nanos()).unwrap_or(u32::MAX).max(1)
     }
 
     /// How many extents the next call may have; at least one.
@@ -172,6 +181,12 @@ mod tests {
         let mut alone = Pacer::new(Duration::from_millis(5), XFS, false);
         alone.observe(Some(100), 100, us(1_000), us(90_000));
         assert_eq!(alone.pause(), Duration::ZERO);
+    }
+
+    #[test]
+    fn promotions_in_a_row_take_no_longer_than_a_call() {
+        let promotions = |ms| Pacer::new(Duration::from_millis(ms), XFS, true).promotions();
+        assert_eq!((promotions(0), promotions(1), promotions(5), promotions(50)), (1, 4, 20, 200));
     }
 
     #[test]

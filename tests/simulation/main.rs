@@ -7,6 +7,7 @@
 //! A seed that fails is printed with the command that replays it. `REFLINK_IMG_SEED` is the first seed (default: the
 //! date), `REFLINK_IMG_SEEDS` how many (default 400, with `REFLINK_IMG_SOAK` set 2000).
 
+mod greedy;
 mod group;
 mod guard;
 mod harness;

@@ -13,17 +13,23 @@ use crate::range::ByteRange;
 const PROMOTE: u64 = 256 << 10;
 
 impl<D: Disk> Window<'_, D> {
-    /// Meets every demand that there is now; whether something was cloned for it.
+    /// Meets the demands that there are, and those that come meanwhile, for about as long as one call of the background may take: where guests
+    /// ask without end it has its turn as well, for it clones ten times as much in the same time, after which they ask less. Whether
+    /// something was cloned for them.
     pub(super) fn meet_demands(&mut self) -> Result<bool> {
-        let mut promoted = false;
-        loop {
+        let most = self.targets[0].pacer.promotions();
+        let mut promoted = 0;
+        while promoted < most {
             match self.hold.demand() {
-                Demand::Nothing => return Ok(promoted),
+                Demand::Nothing => break,
                 Demand::Promote(image, range) => {
                     self.promote(image, range)?;
-                    promoted = true;
+                    promoted += 1;
                 }
-                Demand::Leave(within) => return self.leave(within).map(|()| promoted),
+                Demand::Leave(within) => {
+                    self.leave(within)?;
+                    break;
+                }
                 Demand::Broken(why) => {
                     return Err(Error::new(
                         Kind::Broken,
@@ -33,6 +39,7 @@ impl<D: Disk> Window<'_, D> {
                 }
             }
         }
+        Ok(promoted > 0)
     }
 
     fn promote(&mut self, image: usize, range: ByteRange) -> Result<()> {

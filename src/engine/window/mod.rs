@@ -25,10 +25,6 @@ const COMPARE: u64 = 64 << 20;
 /// The same where guests may wait: two walks of at most 1024 extents, about a microsecond each (KERNEL.md).
 const COMPARE_GUESTS: u64 = 4 << 20;
 
-/// After somebody was let go the image is his for this time, or until the next one comes: the next call of the background would keep him waiting for the
-/// image's lock, right after he has waited for his own clone.
-const GRACE: Duration = Duration::from_micros(100);
-
 /// How often progress is told and the free space is looked at.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -179,10 +175,7 @@ impl<'a, D: Disk> Window<'a, D> {
     /// Between two calls: what the hold demands, whether to stop, now and then the news, and whose turn it is.
     fn step(&mut self) -> Result<()> {
         loop {
-            if self.meet_demands()? {
-                self.idle(GRACE);
-                self.meet_demands()?;
-            }
+            self.meet_demands()?;
             if (self.job().stop)() {
                 return Err(demands::interrupted("the job was told to stop"));
             }
