@@ -181,7 +181,7 @@ impl<A, W: Word> Accesses<A, W> {
             // Four fifths of what the user asked for: the rest is the supervisor's, to act in.
             self.break_off(&format!(
                 "an access of the guest was about to wait for longer than --guest-deadline allows ({deadline:?} of it are the \
-                 job's own), and was let go"
+                 job's own), and was let go; if that happens often, raise it or choose a quieter hour"
             ));
         }
     }

@@ -7,11 +7,11 @@ use crate::range::PowerOfTwo;
 const CLUSTER: u64 = 64 << 10;
 
 /// The cluster where accesses wait for theirs. An access may have to wait for the call that runs, for another one's clone and
-/// for its own; with 32 and 64 KiB that is longer than 2 ms for more than one in a hundred. With 8 KiB it is no shorter, and the
-/// window of three writers took half as long again: what is cloned for them leaves the background short runs (BENCHMARKS.md).
-const CLUSTER_WAITED_FOR: u64 = 16 << 10;
+/// for its own: in images of 262,144 extents 99 in a hundred took 2.0 to 2.5 ms with 8 KiB, and 3.7 with 16. With 4 KiB it was no
+/// less, and took longer in all (BENCHMARKS.md).
+const CLUSTER_WAITED_FOR: u64 = 8 << 10;
 
-/// The most memory that the states of that many clusters may take, in bytes: those of 1 TiB.
+/// The most memory that the states of that many clusters may take, in bytes: those of 512 GiB.
 const STATES_WAITED_FOR: u64 = 16 << 20;
 
 /// The cluster that is used unless another one is asked for, for an image of `size` bytes; `waited_for` where accesses wait
@@ -32,7 +32,7 @@ mod tests {
     fn the_cluster_is_small_where_somebody_waits_for_it_and_the_states_stay_so() {
         const TIB: u64 = 1 << 40;
         assert_eq!(cluster(false, 16 * TIB).get(), 64 << 10);
-        for (tib, kib) in [(0, 16), (1, 16), (2, 32), (4, 64), (64, 64)] {
+        for (tib, kib) in [(0, 8), (1, 16), (2, 32), (4, 64), (64, 64)] {
             assert_eq!(cluster(true, tib * TIB).get(), kib << 10, "{tib} TiB");
         }
     }

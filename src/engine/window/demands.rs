@@ -82,8 +82,7 @@ impl<D: Disk> Window<'_, D> {
     }
 }
 
-/// The job stops here, and can go on.
+/// The job stops here. Whether it can go on, and how, [`crate::engine::ended`] says.
 pub(super) fn interrupted(why: &str) -> Error {
-    let hint = "'rclone-img resume' goes on from the checkpoint";
-    Error::new(Kind::Interrupted, format!("stopped with a checkpoint: {why}"), hint)
+    Error::new(Kind::Interrupted, why, "")
 }

@@ -209,6 +209,6 @@ impl<'a, D: Disk> Window<'a, D> {
             return Ok(());
         }
         let space = self.targets.iter().try_for_each(|target| room::enough_space(target.job));
-        space.map_err(|e| Error { kind: Kind::Interrupted, ..e })
+        space.map_err(|e| Error { kind: Kind::Interrupted, hint: format!("{}; then ", e.hint), ..e })
     }
 }
