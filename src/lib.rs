@@ -1,8 +1,9 @@
 //! `rclone-img` snapshots a VM's raw disk image on XFS or Btrfs by reflink, in bounded steps that can be interrupted and
-//! resumed. `docs/DESIGN.md` has the plan, of which the holds for running VMs are still to come.
+//! resumed. `docs/DESIGN.md` has the design; what it marks (later) is not built.
 //!
 //! The modules, in reading order; `docs/ARCHITECTURE.md` has the bird's eye view and the invariants.
 //!
+//! - [`error`]: what went wrong, for people and scripts.
 //! - [`range`]: byte offsets and ranges as types. Pure.
 //! - [`extent`]: block maps and their comparison. Pure.
 //! - [`plan`]: chunks and pacing. Pure.
@@ -11,6 +12,7 @@
 //! - [`record`]: what a finished snapshot carries about itself. Pure.
 //! - [`disk`]: what the engine asks of files; the kernel's, and a simulated one.
 //! - [`sys`]: system calls; the only `unsafe`.
+//! - [`children`]: processes to wait for, inherited ones as well.
 //! - [`qemu`]: QEMU's monitor and its guest agent.
 //! - [`quiesce`]: freezing what writes to an image, and thawing it whatever happens.
 //! - [`hold`]: how every byte not yet cloned stays as it was at T0.

@@ -310,3 +310,29 @@ fn a_thaw_that_failed_is_the_last_word_and_in_every_report() {
         ends_well(guest);
     });
 }
+
+/// Nobody is left of the job who could say so, and it is said all the same.
+#[test]
+fn a_thaw_that_failed_is_in_every_report_also_when_the_worker_was_killed() {
+    on_both(|s| {
+        let (_armed, guest) = running(s);
+        let metrics = s.outside("vm.prom");
+        // The shell's parent is the freezer, and that one's the worker.
+        let kills = "kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)";
+        for freeze in [kills.to_owned(), format!("{kills}; exit 1")] {
+            let args = ["snapshot", "--json", "--consistency", "guard", "--metrics", &text(&metrics), "--freeze"];
+            let more = [&freeze[..], "--thaw", "exit 3", "vm.img", "vm.snap"];
+            let out = s.run(&args.into_iter().chain(more).collect::<Vec<_>>());
+            let stderr = String::from_utf8_lossy(&out.stderr);
+            assert_eq!(out.status.code(), Some(6), "{:?}: {stderr}", s.fs);
+            assert!(stderr.lines().any(|line| line.starts_with("WARNING: ")), "{:?}: {stderr}", s.fs);
+            let events = support::events(&String::from_utf8_lossy(&out.stdout));
+            let failed = events.last().expect("failed");
+            assert_eq!((&failed["event"], &failed["thawed"]), (&"failed".into(), &false.into()), "{failed}");
+            let told = fs::read_to_string(&metrics).expect("the metrics");
+            let failed = told.lines().find(|line| line.starts_with("reflink_img_thaw_failed"));
+            assert!(failed.is_some_and(|line| line.ends_with(" 1")), "{told}");
+        }
+        ends_well(guest);
+    });
+}

@@ -16,7 +16,7 @@ const NOT_LONG: Duration = Duration::from_secs(3);
 
 /// The freeze fails, and the guest is thawed by then.
 fn fails(agent: &Agent, limit: Duration, needle: &str) {
-    let error = Freeze::begin(&agent.method(), limit, BOUND).expect_err("no freeze");
+    let error = Freeze::begin(&agent.method(), limit, BOUND).expect_err("no freeze").error;
     told(&error, Kind::Failed, needle);
     assert_eq!(agent.read().last(), Some(&"thaw"));
     assert!(agent.guest(|guest| !guest.frozen && !guest.later));
@@ -90,7 +90,7 @@ fn a_dead_agent_is_not_asked_to_freeze() {
     let agent = Agent::new(|_, _| Does::Nothing);
     let method = agent.method();
     let limit = Duration::from_millis(300);
-    let error = Freeze::begin(&method, limit, limit).expect_err("no answer");
+    let error = Freeze::begin(&method, limit, limit).expect_err("no answer").error;
     told(&error, Kind::Refused, "does not answer within 0.3 s");
     assert_eq!(agent.read(), Vec::<&str>::new(), "nothing that it would find when it wakes");
     // It is told to thaw all the same where somebody wants that, and it is said that it did not answer.
@@ -104,7 +104,7 @@ fn a_dead_agent_is_not_asked_to_freeze() {
 fn a_guest_that_somebody_else_froze_is_left_frozen() {
     let agent = Agent::new(well);
     agent.guest(|guest| guest.frozen = true);
-    let error = Freeze::begin(&agent.method(), BOUND, BOUND).expect_err("frozen");
+    let error = Freeze::begin(&agent.method(), BOUND, BOUND).expect_err("frozen").error;
     told(&error, Kind::Refused, "is frozen already");
     assert_eq!(agent.read(), ["status"]);
     assert!(agent.guest(|guest| guest.frozen));
@@ -132,10 +132,10 @@ fn an_agent_that_refuses_to_thaw_is_believed_in_the_end() {
     // A freeze that failed, and cannot be thawed either: both are told.
     let agent = Agent::new(|name, _| if name == "status" { Does::Well } else { Does::Refuses });
     agent.guest(|guest| guest.read.clear());
-    let error = Freeze::begin(&agent.method(), NOT_LONG, NOT_LONG).expect_err("not even greeted");
+    let error = Freeze::begin(&agent.method(), NOT_LONG, NOT_LONG).expect_err("not even greeted").error;
     told(&error, Kind::Refused, "does not answer");
     let refuses = |name: &str, _| if matches!(name, "freeze" | "thaw") { Does::Refuses } else { Does::Well };
-    let error = Freeze::begin(&Agent::new(refuses).method(), BOUND, BOUND).expect_err("neither");
+    let error = Freeze::begin(&Agent::new(refuses).method(), BOUND, BOUND).expect_err("neither").error;
     told(&error, Kind::Failed, "did not thaw: no, thanks, after the guest agent at");
 }
 

@@ -37,7 +37,7 @@ impl Place {
     /// Freezing fails, and `thawed` is there; the error.
     fn fails(&self, freeze: &str, limit: Duration) -> Error {
         let method = self.method(freeze, "touch thawed");
-        let error = Freeze::begin(&method, limit, BOUND).expect_err("no freeze");
+        let error = Freeze::begin(&method, limit, BOUND).expect_err("no freeze").error;
         assert_eq!(error.kind, Kind::Failed, "{error}");
         assert!(self.has("thawed"), "{error}");
         error
@@ -136,7 +136,7 @@ fn thawing_is_tried_again() {
     told(&error, "the thaw command (cd ");
     told(&error, ") failed with exit status: 1; it said: stuck");
     assert!(error.hint.contains("may be frozen"));
-    let error = Freeze::begin(&place.method("false", "false"), BOUND, BOUND).expect_err("neither");
+    let error = Freeze::begin(&place.method("false", "false"), BOUND, BOUND).expect_err("neither").error;
     told(&error, "; it said nothing, after the freeze command (cd ");
 }
 

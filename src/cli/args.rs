@@ -23,7 +23,7 @@ Exit codes:
   1  failed; the hint says what is left and how to go on
   2  usage
   3  refused, nothing was touched
-  4  interrupted, can be resumed
+  4  interrupted; the same command goes on
   5  another job has the image or the snapshot (--wait waits)
   6  broken, or the point in time is lost: there is no snapshot
 
@@ -53,8 +53,9 @@ Examples:
   rclone-img status --json /var/lib/libvirt/images/vm.snap";
 
 const ABORT_EXAMPLES: &str = "\
-A job that is running is stopped first. A finished snapshot is never touched; a refresh that has
-cloned nothing yet is put back as it was. A job of several images is taken back whole, whichever
+A job that is running is stopped first. A finished snapshot is never touched. A refresh that has
+cloned nothing yet is put back as it was; where it has begun to clone, the old snapshot is gone
+with it. A job of several images is taken back whole, whichever
 of its snapshots is named; once all of them are complete it is not, and resume puts all into place.
 
 Example:
@@ -131,7 +132,7 @@ pub struct Output {
 /// What `snapshot` and `resume` have in common.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct JobArgs {
-    /// What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: 1ms where a guest may be running, 5ms on Btrfs; else 100ms; 5ms for that single call]
+    /// What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, else 1ms, on Btrfs 5ms; for that single call 5ms]
     #[arg(long, value_name = "TIME", value_parser = values::latency)]
     pub latency: Option<Duration>,
     /// Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well

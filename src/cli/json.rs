@@ -118,6 +118,8 @@ struct FailedBody<'a> {
     exit: u8,
     error: &'a str,
     hint: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thawed: Option<bool>,
 }
 
 impl StartedBody {
@@ -222,7 +224,10 @@ impl<W: Write> Watcher for Json<W> {
                 self.job = Some(job_id(finished.started.job));
                 self.line("finished", FinishedBody::new(names, finished, self.still_frozen));
             }
-            End::Failed { exit, error, hint } => self.line("failed", FailedBody { exit: *exit, error, hint }),
+            End::Failed { exit, error, hint } => {
+                let thawed = self.still_frozen.then_some(false);
+                self.line("failed", FailedBody { exit: *exit, error, hint, thawed });
+            }
         }
     }
 }
@@ -274,9 +279,11 @@ mod tests {
         let mut json = Json::new(&mut out);
         json.event(&names, Duration::ZERO, &Event::StillFrozen("FROZEN".into()));
         json.end(&names, &End::Finished(Box::new(samples::finished())));
+        json.end(&names, &End::Failed { exit: 6, error: "broken".into(), hint: "again".into() });
         let text = String::from_utf8(out).expect("UTF-8");
         assert!(text.contains(r#""event":"warning","message":"FROZEN"}"#), "{text}");
         assert!(text.contains(r#""thawed":false,"#), "{text}");
+        assert!(text.contains(r#""exit":6,"error":"broken","hint":"again","thawed":false}"#), "{text}");
     }
 
     #[test]

@@ -44,6 +44,7 @@ const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
 /// Runs the program: `args` with its name first. The exit code (DESIGN section 8).
 pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
     signals::survive_file_size_limit();
+    signals::children_keep_their_numbers();
     let args: Vec<OsString> = args.collect();
     if args.get(1).is_some_and(|verb| verb == SUPERVISOR) {
         return supervisor::run();

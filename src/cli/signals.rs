@@ -33,6 +33,13 @@ pub fn survive_file_size_limit() {
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
 }
 
+/// A child that has ended is to keep its number until it is waited for: where SIGCHLD is ignored, which whoever has started this
+/// program may have handed on, it does not.
+pub fn children_keep_their_numbers() {
+    // Any handler will do, as above; what is started gets the default action.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGCHLD, Arc::default());
+}
+
 impl Stop {
     /// Starts to listen for signals, in a thread of its own that lasts as long as the process.
     ///

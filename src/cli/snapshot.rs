@@ -30,7 +30,7 @@ use crate::hold::quiesced::{Quiesced, Told};
 use crate::journal::file as journal_file;
 use crate::journal::format::{Header, State};
 use crate::plan::cluster::cluster;
-use crate::quiesce::freezer::Order;
+use crate::quiesce::order::Order;
 use crate::range::PowerOfTwo;
 
 /// How often a job that waits for another one tries again.
@@ -52,7 +52,7 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
 /// # Errors
 /// What kept the snapshots from being made.
 pub fn here(args: &SnapshotArgs) -> Result<u8> {
-    under_watch(&args.job, &names(args), |stop, reporter, _| {
+    under_watch(&args.job, &names(args), Instant::now(), |stop, reporter, _| {
         let places = places(args)?;
         let mut warned = false;
         attempts(&args.job, stop, || {
@@ -139,7 +139,7 @@ fn twice<T>(all: &[T], path: impl Fn(&T) -> PathBuf) -> Option<PathBuf> {
 /// What kept the job from its end; broken where its point in time is lost.
 pub fn resume(args: &ResumeArgs) -> Result<u8> {
     let names = [Names { src: None, dst: args.dst.clone() }];
-    under_watch(&args.job, &names, |stop, reporter, found| {
+    under_watch(&args.job, &names, Instant::now(), |stop, reporter, found| {
         let place = place::place(&args.dst)?;
         let header = header(&place)?;
         let src = PathBuf::from(std::ffi::OsString::from_vec(header.image_path.clone()));
@@ -180,22 +180,22 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
 pub fn under_watch(
     args: &JobArgs,
     names: &[Names],
+    began: Instant,
     work: impl FnOnce(&Stop, &Reporter, &std::cell::RefCell<Option<PathBuf>>) -> Result<Vec<Finished>>,
 ) -> Result<u8> {
-    let began = Instant::now();
     let found = std::cell::RefCell::new(names[0].src.clone());
-    if let Some(file) = &args.metrics {
-        metrics::refuse_foreign(file)?;
-    }
+    let file = args.metrics.as_deref();
+    let ours = file.map_or(Ok(()), metrics::refuse_foreign);
+    let file = file.filter(|_| ours.is_ok());
     let stop = Stop::on_signals()?;
     let dsts: Vec<&Path> = names.iter().map(|names| names.dst.as_path()).collect();
     let mut still_frozen = None;
     let result = Reporter::watch(args.output, names, |reporter| {
-        let result = work(&stop, reporter, &found).map_err(|error| place::on_one_of(&dsts, error));
+        let result = ours.and_then(|()| work(&stop, reporter, &found).map_err(|error| place::on_one_of(&dsts, error)));
         still_frozen = reporter.still_frozen();
         result
     });
-    if let Some(file) = &args.metrics {
+    if let Some(file) = file {
         let found = found.into_inner().unwrap_or_default();
         let run = |(index, names): (usize, &'_ Names)| metrics::Run {
             src: names.src.clone().unwrap_or_else(|| found.clone()),

@@ -19,10 +19,10 @@ use crate::error::{Error, Kind, Result};
 use crate::journal::format::Header;
 use crate::record::{Record, Verdict};
 
-/// Runs `status`: for one path 0, 4 or 6; for several the worst of them.
+/// Runs `status`: for one path 0, 4 or 6, or 3 where there is nothing; for several the worst of them.
 ///
 /// # Errors
-/// Refused where a path is not there, or a directory cannot be read.
+/// Refused where a directory cannot be read.
 pub fn run(args: &StatusArgs) -> Result<u8> {
     let here = [PathBuf::from(".")];
     let paths = if args.paths.is_empty() { &here[..] } else { &args.paths };
@@ -37,13 +37,15 @@ pub fn run(args: &StatusArgs) -> Result<u8> {
     let mut worst = 0;
     let mut out = std::io::stdout().lock();
     for path in &snapshots {
-        let place = place::place(path)?;
-        let condition = inspect(&place.disk, &place.names).map_err(|e| place::on(path, e))?;
-        let condition = with_image(condition, &place);
-        if let Condition::Nothing = condition {
-            let hint = "check the path; 'rclone-img status DIR' lists the jobs of a directory";
-            return Err(Error::new(Kind::Refused, format!("{}: no job and no snapshot", words::name(path)), hint));
-        }
+        let condition = match condition(path) {
+            Ok(condition) => condition,
+            // The others are looked at all the same.
+            Err(error) => {
+                worst = worst.max(error.kind.exit_code());
+                super::last_words(super::error_lines(&error));
+                continue;
+            }
+        };
         worst = worst.max(exit_code(&condition));
         let text = if args.json { format!("{}\n", object(path, &condition)) } else { person(path, &condition) };
         super::written(out.write_all(text.as_bytes()))?;
@@ -52,6 +54,17 @@ pub fn run(args: &StatusArgs) -> Result<u8> {
         super::written(out.write_all(b"no jobs here; 'rclone-img status DST' looks at one snapshot\n"))?;
     }
     Ok(worst)
+}
+
+/// How the job or snapshot of this name stands.
+fn condition(path: &Path) -> Result<Condition> {
+    let place = place::place(path)?;
+    let condition = inspect(&place.disk, &place.names).map_err(|e| place::on(path, e))?;
+    if let Condition::Nothing = condition {
+        let hint = "check the path; 'rclone-img status DIR' lists the jobs of a directory";
+        return Err(Error::new(Kind::Refused, format!("{}: no job and no snapshot", words::name(path)), hint));
+    }
+    Ok(with_image(condition, &place))
 }
 
 /// The condition, given the image as it is now: what `resume` would say.

@@ -8,11 +8,13 @@
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getppid, setsid};
 
 use super::args::{Consistency, SnapshotArgs};
@@ -51,21 +53,25 @@ pub fn is_needed(args: &SnapshotArgs) -> bool {
 /// # Errors
 /// Broken where the worker was killed; its other errors it has told itself.
 pub fn run(args: &SnapshotArgs) -> Result<u8> {
+    let began = Instant::now();
     let cannot = |e| Error::io(Kind::Refused, "cannot start the job's process", "check the limit of processes", e);
     let stop = Stop::on_signals()?;
     children::inherit().map_err(cannot)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg(WORKER).args(std::env::args_os().skip(2)).stdin(Stdio::null());
-    let mut worker = command.spawn().map_err(cannot)?;
-    hand_on_signals(&worker, stop);
+    let mut worker = children::spawn(&mut command).map_err(cannot)?;
+    let has_ended = hand_on_signals(&worker, stop);
+    // Its number is its own until it is waited for.
+    let _ = waitid(Id::Pid(Pid::from_raw(worker.id() as i32)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+    *has_ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
     let status = worker.wait().map_err(cannot)?;
     match status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code <= Kind::HIGHEST) {
         Some(code) => Ok(code),
         None => {
             let supervisor = supervisor::outlived(args.guest_deadline / OUTLIVES);
             let thawed = heir::see_to_the_thaw(&snapshot::order(args));
-            snapshot::under_watch(&args.job, &snapshot::names(args), |_, reporter, _| {
-                thawed.into_iter().for_each(|thawed| reporter.on(Event::Warning(told(thawed))));
+            snapshot::under_watch(&args.job, &snapshot::names(args), began, |_, reporter, _| {
+                thawed.into_iter().for_each(|thawed| reporter.on(told(thawed)));
                 Err(killed(status, supervisor))
             })
         }
@@ -73,22 +79,29 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
 }
 
 /// What became of a freeze whose process was gone as well.
-fn told(thawed: Result<()>) -> String {
+fn told(thawed: Result<()>) -> Event {
     match thawed {
-        Ok(()) => {
-            "the process that freezes and thaws the guest was ended as well; the guest was thawed all the same".into()
-        }
-        Err(error) => format!("the guest may still be FROZEN: {error} ({})", error.hint),
+        Ok(()) => Event::Warning(
+            "the process that freezes and thaws the guest was ended as well; the guest was thawed all the same".into(),
+        ),
+        Err(error) => Event::StillFrozen(format!("the guest may still be FROZEN: {error} ({})", error.hint)),
     }
 }
 
-fn hand_on_signals(worker: &Child, stop: Stop) {
+/// Hands signals on to the worker, until what this returns is set.
+fn hand_on_signals(worker: &Child, stop: Stop) -> Arc<Mutex<bool>> {
     let worker = Pid::from_raw(worker.id() as i32);
+    let has_ended = Arc::new(Mutex::new(false));
+    let ended = Arc::clone(&has_ended);
     let hand_on = move || {
         while !stop.wait(LONG) {}
-        let _ = kill(worker, Signal::SIGTERM);
+        let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*ended {
+            let _ = kill(worker, Signal::SIGTERM);
+        }
     };
     drop(thread::Builder::new().name("signals on".into()).spawn(hand_on));
+    has_ended
 }
 
 fn killed(status: ExitStatus, supervisor: Outlived) -> Error {
@@ -100,9 +113,10 @@ fn killed(status: ExitStatus, supervisor: Outlived) -> Error {
     let again = "run the same command again: it takes a new point in time and keeps the finished work";
     let (became, hint) = match supervisor {
         Outlived::Ended => ("the guest's accesses went on".to_owned(), again.to_owned()),
-        Outlived::Killed => {
-            ("the guest's accesses went on when its supervisor, which did nothing, was killed".into(), again.into())
-        }
+        Outlived::Killed => (
+            "the guest's accesses went on when its supervisor, which did not end in time, was killed".into(),
+            again.into(),
+        ),
         Outlived::Hangs(pid) => (
             format!("its supervisor, process {pid}, does not end, and the GUEST MAY BE WAITING"),
             format!("see what process {pid} waits for (/proc/{pid}/stack): when it is gone, the guest goes on"),

@@ -1,8 +1,8 @@
 //! `frozen`: nobody has the image open for writing, and nobody can open it so while the job runs.
 //!
 //! A read lease (F_SETLEASE) succeeds only where no descriptor is open for writing, and makes a later opener wait while
-//! the holder is told. QEMU's image-lock bytes are taken as well, so that a QEMU that starts meanwhile says what is wrong
-//! instead of waiting. The lease proves T0 to the last clone: as long as F_GETLEASE says F_RDLCK nobody has written, and
+//! the holder is told. QEMU's image-lock bytes are taken as well, for a QEMU that gets at the image past the lease; one that
+//! opens it for writing waits for the lease, and finds the bytes free. The lease proves T0 to the last clone: as long as F_GETLEASE says F_RDLCK nobody has written, and
 //! when it no longer does, openers wait for `/proc/sys/fs/lease-break-time` seconds before the kernel lets them in.
 
 use std::os::fd::AsFd;

@@ -62,7 +62,7 @@ impl HoldKind {
         self == Self::Guard
     }
 
-    /// Whether a guest may be using the image while the job runs: decides the default of `--latency`.
+    /// Whether a guest may be using the image while the job runs: decides the default of `--latency` and the pacing.
     pub fn has_guests(self) -> bool {
         self != Self::Frozen
     }

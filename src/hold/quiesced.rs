@@ -11,7 +11,9 @@ use std::time::Duration;
 use super::{Demand, Hold, HoldKind, T0};
 use crate::cbw::{Clusters, Tally};
 use crate::error::{Error, Kind, Result};
-use crate::quiesce::freezer::{Freezer, Order, Quiescence, THAW};
+use crate::quiesce::NotFrozen;
+use crate::quiesce::freezer::{Freezer, Quiescence, THAW};
+use crate::quiesce::order::Order;
 use crate::range::ByteRange;
 
 /// What the user must hear, and what keeps no job from its end.
@@ -50,25 +52,34 @@ impl<'a> Quiesced<'a> {
             ));
             return Ok(());
         }
-        let frozen = Freezer::start(self.order.clone()).and_then(|mut freezer| match freezer.frozen() {
-            Ok(()) => Ok(freezer),
-            Err(error) => {
-                self.failed = Some(freezer);
-                Err(error)
+        let started = Freezer::start(self.order.clone());
+        let frozen = started.map_err(|error| NotFrozen { error, still_frozen: false }).and_then(|mut freezer| {
+            match freezer.frozen() {
+                Ok(()) => Ok(freezer),
+                Err(not) => {
+                    self.failed = Some(freezer);
+                    Err(not)
+                }
             }
         });
-        match frozen {
-            Ok(freezer) => self.freezer = Some(freezer),
-            Err(error) if self.required => {
-                let hint = format!("{}; without --require-freeze the snapshot is made all the same", error.hint);
-                return Err(Error { kind: Kind::Refused, hint, ..error });
+        let NotFrozen { error, still_frozen: may_be_frozen } = match frozen {
+            Ok(freezer) => {
+                self.freezer = Some(freezer);
+                return Ok(());
             }
-            // The thaw after a freeze that failed has failed as well: its hint is the error's then.
-            Err(error) if error.hint.contains("may be frozen") => (self.tell)(Told::StillFrozen(still_frozen(&error))),
-            Err(error) => {
-                let why = format!("the guest is not frozen for the snapshot: {error} ({})", error.hint);
-                (self.tell)(Told::Warning(why));
-            }
+            Err(not) => not,
+        };
+        if may_be_frozen {
+            (self.tell)(Told::StillFrozen(still_frozen(&error)));
+        }
+        if self.required {
+            let kind = if may_be_frozen { Kind::Broken } else { Kind::Refused };
+            let hint = format!("{}; without --require-freeze the snapshot is made all the same", error.hint);
+            return Err(Error { kind, hint, ..error });
+        }
+        if !may_be_frozen {
+            let why = format!("the guest is not frozen for the snapshot: {error} ({})", error.hint);
+            (self.tell)(Told::Warning(why));
         }
         Ok(())
     }

@@ -9,7 +9,6 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs;
 use std::io::{self, ErrorKind, PipeReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -39,12 +38,9 @@ const DYING: Duration = Duration::from_secs(10);
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The variable with which a command that freezes is found, whatever it has made of its arguments: its own number is in it,
-/// which what it starts inherits and is not.
-const MARK: &str = "REFLINK_IMG_FREEZES";
-
-/// What a shell does before the command that freezes: it waits until somebody waits for it, and has marked itself by then.
-const GATE: &str = "export REFLINK_IMG_FREEZES=$$ && read -r go && exec /bin/sh -c \"$0\" </dev/null";
+/// What a shell does before the command that freezes: it waits until somebody waits for it. By then it leads its group, in the
+/// session of who has started it, and the leader of a group cannot leave that: so it is found ([`end_freezes`]).
+const GATE: &str = "read -r go && exec /bin/sh -c \"$0\" </dev/null";
 
 /// Why a command did not do what it should.
 #[derive(Debug)]
@@ -182,7 +178,7 @@ impl Running {
         let flags = OFlag::from_bits_retain(fcntl(&output, FcntlArg::F_GETFL)?);
         fcntl(&output, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         shell.process_group(0).stdout(input.try_clone()?).stderr(input);
-        Ok(Self { child: shell.spawn()?, output: Some(output), said: Vec::new() })
+        Ok(Self { child: children::spawn(shell)?, output: Some(output), said: Vec::new() })
     }
 
     fn id(&self) -> Pid {
@@ -265,15 +261,18 @@ fn kill_group(leader: Pid) -> bool {
     ended
 }
 
-/// Ends the commands that freeze, with all that they have started, whom this process has inherited from one that has died
-/// ([`children::inherit`]): none of them freezes after this. What one that succeeded has left running is left alone.
+/// Ends the commands, with all that they have started, whom this process has inherited from one that has died, which had this
+/// session ([`children::inherit`]): none of them freezes after this. What one that succeeded has left running is left alone. One that was
+/// thawing is ended as well, since it looks the same: a thaw has to follow in any case.
 ///
 /// # Errors
 /// Failed where something of one does not die.
-pub fn end_freezes() -> crate::error::Result<()> {
+pub fn end_freezes(session: Pid) -> crate::error::Result<()> {
     // All are told, whatever one of them does.
-    let stuck = children::all().into_iter().filter(is_open).map(|child| child.pid).filter(|pid| !kill_group(*pid));
-    match stuck.collect::<Vec<_>>().first() {
+    let open = children::all().into_iter().filter(|child| child.session == session && is_open(child));
+    let stuck: Vec<_> = open.map(|child| child.pid).filter(|pid| !kill_group(*pid)).collect();
+    children::reap_inherited();
+    match stuck.first() {
         None => Ok(()),
         Some(pid) => {
             let what =
@@ -284,30 +283,8 @@ pub fn end_freezes() -> crate::error::Result<()> {
     }
 }
 
-/// Whether a child is a command that freezes and has not succeeded.
+/// Whether a child is a command that has not succeeded.
 fn is_open(child: &children::Child) -> bool {
-    if child.group != child.pid {
-        return false;
-    }
-    match children::ended(child.pid, Duration::ZERO) {
-        Ok(None) => {}
-        // What it was cannot be asked any more; of its group only what has not succeeded is ended.
-        Ok(Some(status)) => return !matches!(status, WaitStatus::Exited(_, 0)),
-        Err(_) => return false,
-    }
-    // In this order: a shell behind the gate has another command line, and the mark.
-    let read = |name: &str| fs::read(format!("/proc/{}/{name}", child.pid));
-    let begins = read("cmdline").is_ok_and(|line| line.split(|b| *b == 0).nth(2) == Some(GATE.as_bytes()));
-    let mark = format!("{MARK}={}", child.pid);
-    begins || read("environ").is_ok_and(|all| all.split(|b| *b == 0).any(|variable| variable == mark.as_bytes()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{GATE, MARK};
-
-    #[test]
-    fn the_gate_sets_the_mark() {
-        assert!(GATE.contains(&format!("export {MARK}=$$ ")));
-    }
+    let ended = || children::ended(child.pid, Duration::ZERO);
+    child.group == child.pid && matches!(ended(), Ok(status) if !matches!(status, Some(WaitStatus::Exited(_, 0))))
 }

@@ -5,25 +5,26 @@
 //! thaws. It is not the supervisor of the hold `guard`, which must be free to let accesses go on at any moment and waits
 //! for nobody; and a job of another hold has none.
 //!
-//! Over the socket go an [`Order`], its numbers little-endian, and the answers, one JSON object a line.
+//! Over the socket go an [`Order`] and the answers, one JSON object a line.
 
 use std::ffi::CStr;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl::set_name;
-use nix::sys::signal::SigSet;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, setsid};
 use serde::{Deserialize, Serialize};
 
-use super::{Freeze, LONGEST, Method, command};
+use super::order::Order;
+use super::{Freeze, Method, NotFrozen, command};
 use crate::children;
 use crate::error::{Error, Kind, Result};
 
@@ -37,22 +38,36 @@ pub const NAME: &CStr = c"img-freezer";
 pub const THAW: Duration = Duration::from_secs(60);
 
 /// What may be late beside what is waited for: the starting of processes on a busy machine.
-const SLACK: Duration = Duration::from_secs(5);
+pub(super) const SLACK: Duration = Duration::from_secs(5);
 
-/// The most guests that one job freezes.
-pub const MOST: usize = 64;
+/// The signals by which a process is ended or stopped from outside, but for those that nobody can keep off. They get a handler that
+/// does nothing: what is blocked stays blocked in the user's commands, and one that means to end another could not.
+const SURVIVED: [i32; 18] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGABRT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGSTKFLT,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+];
+
+/// How often it is looked whether the process is stopped, while it is waited for.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The job says that T0 is set.
 const T0_IS_SET: u8 = b'T';
-
-/// What to freeze.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Order {
-    /// Each is frozen in this order, and thawed in the other.
-    pub methods: Vec<Method>,
-    /// How long a freeze may take, and how long it may last until T0 is set.
-    pub limit: Duration,
-}
 
 /// How a freeze ended that was confirmed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -67,12 +82,13 @@ pub struct Quiescence {
 enum Answer {
     Frozen,
     Thawed(Quiescence),
-    Error { refused: bool, what: String, hint: String },
+    Error { refused: bool, still_frozen: bool, what: String, hint: String },
 }
 
 impl Answer {
-    fn error(error: &Error) -> Self {
-        Answer::Error { refused: error.kind == Kind::Refused, what: error.to_string(), hint: error.hint.clone() }
+    fn error(error: &Error, still_frozen: bool) -> Self {
+        let refused = error.kind == Kind::Refused;
+        Answer::Error { refused, still_frozen, what: error.to_string(), hint: error.hint.clone() }
     }
 }
 
@@ -80,12 +96,15 @@ impl Answer {
 pub struct Freezer {
     order: Order,
     child: Child,
+    started: Instant,
     /// None once the other end is known to be gone.
     socket: Option<BufReader<UnixStream>>,
     /// Whether a freeze was asked for that nobody has confirmed to be over.
     open: bool,
     /// Whether the process was gone before it said that everything is frozen.
     early: bool,
+    /// The thaw of this process, where the other one is gone.
+    thaws: Option<JoinHandle<Result<()>>>,
 }
 
 impl Freezer {
@@ -104,31 +123,36 @@ impl Freezer {
         let (mut ours, theirs) = UnixStream::pair().map_err(cannot)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(FREEZER).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-        let child = command.spawn().map_err(cannot)?;
+        let child = children::spawn(&mut command).map_err(cannot)?;
         // The command has the other end of the socket.
         drop(command);
         ours.write_all(&bytes).map_err(cannot)?;
-        Ok(Self { order, child, socket: Some(BufReader::new(ours)), open: true, early: false })
+        let (socket, started) = (Some(BufReader::new(ours)), Instant::now());
+        Ok(Self { order, child, started, socket, open: true, early: false, thaws: None })
     }
 
     /// Waits until everything is frozen.
     ///
     /// # Errors
-    /// Refused or failed with the reason; what was frozen is thawed by then, or the error says so.
-    pub fn frozen(&mut self) -> Result<()> {
+    /// Refused or failed with the reason; what was frozen is thawed by then, or may still be frozen, as it says.
+    pub fn frozen(&mut self) -> std::result::Result<(), NotFrozen> {
         match self.answer(self.order.longest()) {
             Some(Answer::Frozen) => Ok(()),
-            Some(Answer::Error { refused, what, hint }) => {
+            Some(Answer::Error { refused, still_frozen, what, hint }) => {
                 self.open = false;
-                Err(Error::new(if refused { Kind::Refused } else { Kind::Failed }, what, hint))
+                let error = Error::new(if refused { Kind::Refused } else { Kind::Failed }, what, hint);
+                Err(NotFrozen { error, still_frozen })
             }
             Some(Answer::Thawed(_)) | None => {
-                let ended = self.lost();
                 self.early = true;
-                self.thaw_here()?;
-                ended?;
-                let hint = "find out who ends processes here; the guest is thawed";
-                Err(Error::new(Kind::Failed, "the process that froze is gone", hint))
+                Err(match self.thaw_here() {
+                    Err(error) => NotFrozen { error, still_frozen: true },
+                    Ok(()) => {
+                        let hint = "find out who ends or stops processes here; the guest is thawed";
+                        let error = Error::new(Kind::Failed, "the process that froze is gone", hint);
+                        NotFrozen { error, still_frozen: false }
+                    }
+                })
             }
         }
     }
@@ -136,12 +160,8 @@ impl Freezer {
     /// Asks for the thaw, and waits for nothing: a guest that thaws may have to write first, and wait for the caller.
     pub fn thaw(&mut self) {
         let told = self.socket.as_mut().map(|socket| socket.get_mut().write_all(&[T0_IS_SET]));
-        if !matches!(told, Some(Ok(()))) {
-            // What it froze is frozen: no freeze command of it runs any more.
-            let _ = self.lost();
-            let methods = self.order.methods.clone();
-            // `thawed` tries again where this cannot be had.
-            let _ = thread::Builder::new().name("thaws".into()).spawn(move || thaw_all(&methods));
+        if !matches!(told, Some(Ok(()))) || self.is_stopped() {
+            self.begin_to_thaw();
         }
     }
 
@@ -158,20 +178,36 @@ impl Freezer {
             Some(Answer::Thawed(known)) => Ok(known),
             Some(Answer::Error { what, hint, .. }) => Err(Error::new(Kind::Failed, what, hint)),
             Some(Answer::Frozen) | None => {
-                let ended = self.lost();
-                self.thaw_here().and(ended).map(|()| Quiescence { quiesced: false, frozen_ms: 0 })
+                self.begin_to_thaw();
+                // The caller may be the one whom the guest waits for in the midst of its thaw.
+                if limit < THAW && self.thaws.as_ref().is_some_and(|thaws| !thaws.is_finished()) {
+                    return None;
+                }
+                let frozen_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.thaw_here().map(|()| Quiescence { quiesced: false, frozen_ms })
             }
         };
         self.open = false;
         Some(known)
     }
 
-    /// The next answer, if it comes in time.
+    /// The next answer, if it comes in time. There is none from a process that is stopped: nobody might tell it to go on.
     fn answer(&mut self, limit: Duration) -> Option<Answer> {
-        let socket = self.socket.as_mut()?;
-        if socket.buffer().is_empty() && !readable(socket.get_ref(), limit) {
-            return None;
+        let until = Instant::now() + limit;
+        while self.socket.as_ref().is_some_and(|socket| socket.buffer().is_empty()) {
+            if self.is_stopped() {
+                self.socket = None;
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if self.socket.as_ref().is_some_and(|socket| readable(socket.get_ref(), left.min(LOOK))) {
+                break;
+            }
+            if left.is_zero() {
+                return None;
+            }
         }
+        let socket = self.socket.as_mut()?;
         // An answer is a short line, written at once.
         let _ = socket.get_ref().set_read_timeout(Some(SLACK));
         let mut line = String::new();
@@ -183,18 +219,39 @@ impl Freezer {
         answer
     }
 
-    /// The process is of no use any more: neither it nor a command that it has begun must freeze after the thaw.
-    fn lost(&mut self) -> Result<()> {
+    fn pid(&self) -> Pid {
+        // The kernel gives no pid that does not fit.
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    fn is_stopped(&self) -> bool {
+        children::is_stopped(self.pid())
+    }
+
+    /// The process is of no use any more: neither it nor a command that it has begun must freeze after the thaw, which is this
+    /// process's from here on. It waits for nothing but for their ends.
+    fn begin_to_thaw(&mut self) {
+        if self.thaws.is_some() {
+            return;
+        }
         self.socket = None;
         let _ = self.child.kill();
         // It is left to be waited for: should this process die before it has thawed, its heir sees what has happened.
-        let _ = waitid(Id::Pid(Pid::from_raw(self.child.id() as i32)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
-        command::end_freezes()
+        let _ = waitid(Id::Pid(self.pid()), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+        let ended = command::end_freezes(self.pid());
+        let methods = self.order.methods.clone();
+        let thaw = move || thaw_all(&methods).and(ended);
+        // Without a thread `thaw_here` does it.
+        self.thaws = thread::Builder::new().name("thaws".into()).spawn(thaw).ok();
     }
 
     fn thaw_here(&mut self) -> Result<()> {
+        self.begin_to_thaw();
         self.open = false;
-        thaw_all(&self.order.methods)?;
+        match self.thaws.take().map(JoinHandle::join) {
+            Some(Ok(thawed)) => thawed?,
+            _ => thaw_all(&self.order.methods)?,
+        }
         let _ = self.child.wait();
         Ok(())
     }
@@ -236,21 +293,29 @@ pub(super) fn thaw_all(methods: &[Method]) -> Result<()> {
 /// What kept it from being of use, nothing was frozen then; failed where a guest may still be frozen.
 pub fn serve(socket: UnixStream) -> Result<()> {
     let cannot = |e: io::Error| Error::io(Kind::Failed, "cannot freeze", "run the same command again", e);
-    SigSet::all().thread_block().map_err(|e| cannot(e.into()))?;
+    for signal in SURVIVED {
+        signal_hook::flag::register(signal, Arc::default()).map_err(cannot)?;
+    }
     // A session of its own: a shell that goes away takes it not along.
     let _ = setsid();
     set_name(NAME).map_err(|e| cannot(e.into()))?;
+    // What a freeze leaves running may be waited for by the thaw.
+    children::inherit().map_err(cannot)?;
+    children::reap_inherited();
     let Some(order) = Order::read(&mut &socket).map_err(cannot)? else { return Ok(()) };
     let began = Instant::now();
     let mut frozen = Vec::new();
     for method in &order.methods {
         match Freeze::begin(method, order.limit, THAW) {
             Ok(freeze) => frozen.push(freeze),
-            Err(error) => {
-                let answer = Answer::error(&error);
+            Err(NotFrozen { error, still_frozen }) => {
                 let thawed = end_all(frozen).map(drop);
-                tell(&socket, &thawed.as_ref().map_or_else(Answer::error, |()| answer));
-                return thawed;
+                let (error, still_frozen) = match thawed {
+                    Err(others) if !still_frozen => (others, true),
+                    _ => (error, still_frozen),
+                };
+                tell(&socket, &Answer::error(&error, still_frozen));
+                return if still_frozen { Err(error) } else { Ok(()) };
             }
         }
     }
@@ -260,7 +325,7 @@ pub fn serve(socket: UnixStream) -> Result<()> {
         quiesced: asked && all_were,
         frozen_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     });
-    tell(&socket, &thawed.as_ref().map_or_else(Answer::error, |known| Answer::Thawed(*known)));
+    tell(&socket, &thawed.as_ref().map_or_else(|e| Answer::error(e, true), |known| Answer::Thawed(*known)));
     thawed.map(drop)
 }
 
@@ -288,72 +353,5 @@ fn readable(fd: &impl AsFd, limit: Duration) -> bool {
             Ok(0) if left > Duration::ZERO => {}
             other => return other.is_ok_and(|ready| ready > 0),
         }
-    }
-}
-
-impl Order {
-    /// How long a freezer may take from the beginning to its last answer.
-    pub fn longest(&self) -> Duration {
-        let guests = u32::try_from(self.methods.len()).unwrap_or(u32::MAX);
-        (self.limit + THAW) * guests + SLACK
-    }
-
-    /// The limit in milliseconds (8 bytes), the number of methods (4), and each with its length (4).
-    fn to_bytes(&self) -> Result<Vec<u8>> {
-        if self.methods.len() > MOST {
-            let what = format!("more than {MOST} guests cannot be frozen for one job");
-            return Err(Error::new(Kind::Usage, what, "use --freeze with a command that freezes them all"));
-        }
-        let mut bytes = u64::try_from(self.limit.as_millis()).unwrap_or(u64::MAX).to_le_bytes().to_vec();
-        bytes.extend((self.methods.len() as u32).to_le_bytes());
-        for method in &self.methods {
-            let method = method.to_bytes()?;
-            bytes.extend((method.len() as u32).to_le_bytes());
-            bytes.extend(method);
-        }
-        Ok(bytes)
-    }
-
-    /// `None` where the other end is closed before the first byte.
-    fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
-        let malformed = || io::Error::from(io::ErrorKind::InvalidData);
-        let mut limit = [0; 8];
-        match from.read_exact(&mut limit) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            other => other?,
-        }
-        let number = |from: &mut dyn Read, most: usize| {
-            let mut bytes = [0; 4];
-            from.read_exact(&mut bytes)?;
-            let number = u32::from_le_bytes(bytes) as usize;
-            if number <= most { Ok(number) } else { Err(malformed()) }
-        };
-        let mut methods = Vec::new();
-        for _ in 0..number(from, MOST)? {
-            let length = number(from, LONGEST)?;
-            let mut bytes = vec![0; length];
-            from.read_exact(&mut bytes)?;
-            methods.push(Method::from_bytes(&bytes).map_err(|_| malformed())?);
-        }
-        Ok(Some(Self { methods, limit: Duration::from_millis(u64::from_le_bytes(limit)) }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Duration, Method, Order};
-
-    #[test]
-    fn an_order_comes_back_as_it_was_given() {
-        let commands = Method::Commands { freeze: "true".into(), thaw: "echo thawed".into() };
-        let order =
-            Order { methods: vec![Method::Agent("/run/a".into()), commands], limit: Duration::from_millis(1500) };
-        let bytes = order.to_bytes().expect("short");
-        assert_eq!(Order::read(&mut &bytes[..]).expect("whole"), Some(order));
-        assert_eq!(Order::read(&mut &bytes[..0]).expect("nothing"), None);
-        for cut in 8..bytes.len() {
-            assert!(Order::read(&mut &bytes[..cut]).is_err(), "{cut} bytes of it");
-        }
-        assert!(Order { methods: vec![Method::Agent("a".into()); 65], limit: Duration::ZERO }.to_bytes().is_err());
     }
 }

@@ -16,6 +16,7 @@ mod bytes;
 mod command;
 pub mod freezer;
 pub mod heir;
+pub mod order;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -146,6 +147,15 @@ pub struct Freeze<'a> {
     ended: bool,
 }
 
+/// A freeze that there is not.
+#[derive(Debug)]
+pub struct NotFrozen {
+    /// Why.
+    pub error: Error,
+    /// The thaw after it has failed as well, which the error says: **the guest may be frozen**.
+    pub still_frozen: bool,
+}
+
 /// A freeze that was ended in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ended {
@@ -159,19 +169,21 @@ impl<'a> Freeze<'a> {
     /// Freezes within one time, to be thawed within another. What was begun and failed is thawed before this returns.
     ///
     /// # Errors
-    /// As [`Method::freeze`]; where the thaw after it failed as well, the words say so.
-    pub fn begin(method: &'a Method, limit: Duration, thaw_limit: Duration) -> Result<Self> {
+    /// As [`Method::freeze`], and whether the thaw after it failed as well.
+    pub fn begin(method: &'a Method, limit: Duration, thaw_limit: Duration) -> std::result::Result<Self, NotFrozen> {
         let mut freeze = Self { method, thaw_limit, since: Instant::now(), ended: false };
-        let Err(mut error) = method.freeze(limit) else { return Ok(freeze) };
+        let Err(error) = method.freeze(limit) else { return Ok(freeze) };
         freeze.ended = true;
-        if error.kind != Kind::Refused
-            && let Err(thaw) = method.thaw(thaw_limit)
-        {
-            error.what = format!("{thaw}, after {error}");
-            error.hint = thaw.hint;
-            error.source = None;
+        if error.kind == Kind::Refused {
+            return Err(NotFrozen { error, still_frozen: false });
         }
-        Err(error)
+        Err(match method.thaw(thaw_limit) {
+            Ok(_) => NotFrozen { error, still_frozen: false },
+            Err(thaw) => {
+                let error = Error::new(error.kind, format!("{thaw}, after {error}"), thaw.hint);
+                NotFrozen { error, still_frozen: true }
+            }
+        })
     }
 
     /// How long it has lasted, in milliseconds.

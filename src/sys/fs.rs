@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::stat::{fstat, major, minor};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, fstatfs};
 use uuid::Uuid;
@@ -27,9 +28,6 @@ pub struct FsFacts {
     /// have lost what was not synced, so a T0 is never kept across mounts.
     pub mount_instance: u64,
 }
-
-/// What the kernel's numbers of sectors count, whatever the device's own are (`SECTOR_SIZE` in include/linux/blk_types.h).
-const SECTOR: u64 = 512;
 
 /// File systems with known costs (KERNEL.md, FICLONERANGE).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +72,20 @@ const _: () = assert!(size_of::<BtrfsInfo>() == 1024);
 const _: () = assert!(offset_of!(BtrfsInfo, fsid) == 16);
 const _: () = assert!(offset_of!(BtrfsInfo, clone_alignment) == 40);
 
+/// `struct btrfs_ioctl_dev_info_args` of `linux/btrfs.h`.
+#[derive(FromZeros)]
+#[repr(C)]
+struct BtrfsDevice {
+    devid: u64,
+    uuid: [u8; 16],
+    bytes_used: u64,
+    total_bytes: u64,
+    rest: [u64; 507],
+}
+
+const _: () = assert!(size_of::<BtrfsDevice>() == 4096);
+const _: () = assert!(offset_of!(BtrfsDevice, total_bytes) == 32);
+
 /// `struct fsuuid2` of `linux/fs.h`.
 #[derive(FromZeros)]
 #[repr(C)]
@@ -87,6 +99,7 @@ const _: () = assert!(size_of::<FsUuid>() == 17);
 mod raw {
     nix::ioctl_read!(xfs_geometry_v1, b'X', 100, super::XfsGeometry);
     nix::ioctl_read!(btrfs_fs_info, 0x94, 31, super::BtrfsInfo);
+    nix::ioctl_readwrite!(btrfs_dev_info, 0x94, 30, super::BtrfsDevice);
     nix::ioctl_read!(getfsuuid, 0x15, 0, super::FsUuid);
 }
 
@@ -133,7 +146,7 @@ pub fn relocating(fd: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// What Btrfs has for metadata in bytes, all of it and what is free; `None` on other file systems, and where sysfs does not
 /// tell. statvfs(3) is silent about it until 4 MiB are left (`btrfs_statfs` in fs/btrfs/super.c), and then nobody can write any
-/// more. What no chunk has taken yet counts as well, for as many copies as metadata has; the reserve that only Btrfs itself may
+/// more. What no chunk has taken yet counts as well, as far as it does for all copies that metadata has; the reserve that only Btrfs itself may
 /// use does not, and what is freed by the next commit counts as free.
 ///
 /// # Errors
@@ -143,11 +156,13 @@ pub fn metadata_space(fd: BorrowedFd<'_>) -> io::Result<Option<(u64, u64)>> {
         return Ok(None);
     }
     let (_, uuid) = btrfs(fd)?;
-    Ok(instance_directory(fd, FsKind::Btrfs, uuid).and_then(|directory| btrfs_metadata(&directory)))
+    let Some(directory) = instance_directory(fd, FsKind::Btrfs, uuid) else { return Ok(None) };
+    let unallocated = unallocated(fd)?;
+    Ok(btrfs_metadata(&directory, unallocated))
 }
 
-/// The same, of the directory that a mounted Btrfs has in sysfs.
-fn btrfs_metadata(directory: &Path) -> Option<(u64, u64)> {
+/// The same, of the directory that a mounted Btrfs has in sysfs, and of what no chunk has taken, device by device.
+fn btrfs_metadata(directory: &Path, unallocated: Vec<u64>) -> Option<(u64, u64)> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let allocation = directory.join("allocation");
     let of_metadata = |name: &str| number(allocation.join("metadata").join(name));
@@ -156,15 +171,34 @@ fn btrfs_metadata(directory: &Path) -> Option<(u64, u64)> {
     // Kernels know fewer of them the older they are.
     let taken: u64 = taken.iter().filter_map(|name| of_metadata(name)).sum();
     let reserve = number(allocation.join("global_rsv_size"))?;
-    let sectors =
-        fs::read_dir(directory.join("devices")).ok()?.flatten().map(|device| number(device.path().join("size")));
-    let devices = sectors.sum::<Option<u64>>()? * SECTOR;
-    let chunks =
-        ["data", "metadata", "system"].map(|kind| number(allocation.join(kind).join("disk_total")).unwrap_or(0));
-    let unallocated = devices.saturating_sub(chunks.iter().sum());
-    let copies = (chunks[1] / total).max(1);
-    let room = unallocated / copies;
+    let copies = usize::try_from(of_metadata("disk_total")? / total).unwrap_or(1).max(1);
+    let room = room(unallocated, copies, allocation.join("metadata/dup").is_dir());
     Some((total + room, (total + room).saturating_sub(taken + reserve)))
+}
+
+/// What no chunk has taken, of each device.
+fn unallocated(fd: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+    let info = btrfs_info(fd)?;
+    let mut free = Vec::new();
+    for devid in 1..=info.max_id {
+        let mut device = BtrfsDevice { devid, ..BtrfsDevice::new_zeroed() };
+        // SAFETY: BTRFS_IOC_DEV_INFO reads and writes one 4096-byte struct and keeps no pointer.
+        match unsafe { raw::btrfs_dev_info(fd.as_raw_fd(), &raw mut device) } {
+            Ok(_) => free.push(device.total_bytes.saturating_sub(device.bytes_used)),
+            Err(Errno::ENODEV) => {} // It was removed: its number is not given to another.
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(free)
+}
+
+/// How much can be stored in so many copies, each on another device unless `together`.
+fn room(mut free: Vec<u64>, copies: usize, together: bool) -> u64 {
+    free.sort_unstable_by(|a, b| b.cmp(a));
+    let apart = if together { 1 } else { copies };
+    // Of the larger devices only as much is of use as fits on the others.
+    let bounds = (0..apart).map(|k| free.iter().skip(k).sum::<u64>() / (copies - k) as u64);
+    bounds.min().unwrap_or(0)
 }
 
 fn xfs(fd: BorrowedFd<'_>) -> io::Result<(u64, [u8; 16])> {
@@ -175,10 +209,15 @@ fn xfs(fd: BorrowedFd<'_>) -> io::Result<(u64, [u8; 16])> {
 }
 
 fn btrfs(fd: BorrowedFd<'_>) -> io::Result<(u64, [u8; 16])> {
+    let info = btrfs_info(fd)?;
+    Ok((u64::from(info.clone_alignment), info.fsid))
+}
+
+fn btrfs_info(fd: BorrowedFd<'_>) -> io::Result<BtrfsInfo> {
     let mut info = BtrfsInfo::new_zeroed();
     // SAFETY: BTRFS_IOC_FS_INFO reads and writes one 1024-byte struct and keeps no pointer.
     unsafe { raw::btrfs_fs_info(fd.as_raw_fd(), &raw mut info) }?;
-    Ok((u64::from(info.clone_alignment), info.fsid))
+    Ok(info)
 }
 
 /// FS_IOC_GETFSUUID (Linux 6.9+); zeros where there is no answer.
@@ -223,7 +262,16 @@ mod tests {
     use std::fs::File;
     use std::os::fd::AsFd;
 
-    use super::{FsKind, facts};
+    use super::{FsKind, facts, room};
+
+    #[test]
+    fn copies_need_room_on_as_many_devices() {
+        assert_eq!(room(vec![10], 1, false), 10);
+        assert_eq!(room(vec![10], 2, true), 5);
+        assert_eq!((room(vec![10], 2, false), room(vec![], 2, false)), (0, 0));
+        assert_eq!((room(vec![4, 10], 2, false), room(vec![4, 4, 10], 2, false)), (4, 8));
+        assert_eq!((room(vec![4, 4, 4], 2, false), room(vec![9, 9, 2], 3, false)), (6, 2));
+    }
 
     #[test]
     fn a_file_system_without_clones_is_other_and_has_no_instance() {

@@ -87,9 +87,20 @@ fn page(command: &Command, title: &str, program: &str, files: &mut BTreeMap<Path
         .source(program.trim_end())
         .render(&mut page)
         .with_context(|| format!("write the page of {title}"))?;
-    let page = headings(&String::from_utf8(page)?) + &ending(title, command.get_name());
+    let page = headings(&synopsis(&String::from_utf8(page)?, command))
+        .replace("rclone\\-img\\-guard(1)", &format!("rclone\\-img\\-guard({})", section("guard")))
+        + &ending(title, command.get_name());
     files.insert(PathBuf::from("man").join(format!("{title}.{}", section(command.get_name()))), page.into_bytes());
     Ok(())
+}
+
+/// The page with the usage that the help has: clap_mangen's has no values and no dots.
+fn synopsis(page: &str, command: &Command) -> String {
+    let usage = command.clone().render_usage().to_string();
+    let Some((before, rest)) = page.split_once(".SH SYNOPSIS\n") else { return page.to_owned() };
+    let after = rest.split_once('\n').map_or("", |(_, after)| after);
+    let lines = usage.trim_start_matches("Usage:").lines().map(|line| line.trim().replace('-', "\\-"));
+    format!("{before}.SH SYNOPSIS\n{}\n{after}", lines.collect::<Vec<_>>().join("\n.br\n"))
 }
 
 /// The manual's section of a verb: a service is for administrators.

@@ -20,6 +20,7 @@ use super::answer::{ANSWERS_NO_MORE, Shared, USERS, watched};
 use super::table::{self, Figures, SLOTS, Table};
 use super::{link, preflight, raise};
 use crate::cbw::{Accesses, Clusters, Limits};
+use crate::children;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
@@ -242,7 +243,7 @@ fn supervised(group: &Group, table: &Table) -> Result<(Child, UnixStream)> {
     let (mut ours, theirs) = UnixStream::pair().map_err(cannot)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg(SUPERVISOR).stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
-    let child = command.spawn().map_err(cannot)?;
+    let child = children::spawn(&mut command).map_err(cannot)?;
     drop(command);
     link::hand_over(&mut ours, group.as_fd(), table.as_fd()).map_err(cannot)?;
     Ok((child, ours))
