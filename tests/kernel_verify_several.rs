@@ -53,7 +53,7 @@ fn snapshots_of_several_images_are_of_one_instant() {
                 );
                 guest.goes_on(50);
                 together(s, &what, &["--latency", "1ms", "--cluster", "16K"], names);
-                together(s, &format!("{what}, refreshed"), &["--refresh"], names);
+                together(s, &format!("{what}, refreshed"), &["--refresh", "--latency", "1ms"], names);
                 guest.stop();
                 names.iter().for_each(|name| fs::remove_file(s.path(format!("{name}.snap"))).expect("the snapshot"));
             }

@@ -189,6 +189,9 @@ pub trait Disk {
     /// Waits.
     fn wait(&self, time: Duration);
 
+    /// The time by a clock that does not go back: what a job does by it is the same whenever it is simulated again.
+    fn clock(&self) -> Duration;
+
     /// Takes the file system's turn, which one job has at a time; false where another has it, and then this one is in the
     /// queue. Does not wait. True where there is nothing to take turns by.
     fn take_turn(&self) -> bool;

@@ -18,8 +18,8 @@ use rclone_img::error::{Error, Kind, Result};
 use rclone_img::hold::{Demand, Hold, HoldKind, T0};
 use rclone_img::range::{ByteRange, PowerOfTwo};
 
-/// More often than this nobody is asked for an image of 64 blocks, even in the pauses.
-const OFTEN: u32 = 1_000_000;
+/// More often than this nobody is asked for an image of 64 blocks.
+const OFTEN: u32 = 1000;
 
 /// There is always somebody who waits for the first block.
 struct Greedy {

@@ -14,7 +14,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::errno::Errno;
@@ -161,6 +162,11 @@ impl Disk for RealDisk {
 
     fn wait(&self, time: Duration) {
         std::thread::sleep(time);
+    }
+
+    fn clock(&self) -> Duration {
+        static BEGAN: OnceLock<Instant> = OnceLock::new();
+        BEGAN.get_or_init(Instant::now).elapsed()
     }
 
     fn take_turn(&self) -> bool {

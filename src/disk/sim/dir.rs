@@ -81,7 +81,13 @@ impl Disk for SimDisk {
         attach(&self.world, ino, Access::Write)
     }
 
-    fn wait(&self, _: Duration) {}
+    fn wait(&self, time: Duration) {
+        self.world.borrow_mut().clock += time;
+    }
+
+    fn clock(&self) -> Duration {
+        self.world.borrow().clock
+    }
 
     /// Without chance: how often a job asks depends on the clock, and must not change what happens to it.
     fn take_turn(&self) -> bool {

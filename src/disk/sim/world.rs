@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::Setup;
 use super::faults::Faults;
@@ -93,6 +94,8 @@ pub(super) struct World {
     pub(super) pid: u32,
     /// The wall clock; may be set at will.
     pub(super) now_ns: i128,
+    /// What has been waited in all.
+    pub(super) clock: Duration,
     /// The file times' clock: every change of a file has a later one.
     pub(super) tick: i128,
     /// Whether another job has the turn; where nobody said so it has at the first question of each three.
@@ -127,6 +130,7 @@ impl World {
             pid: 1000,
             now_ns: START_NS,
             tick: START_NS,
+            clock: Duration::ZERO,
             steps: 0,
             stop_at: None,
             stopped: false,

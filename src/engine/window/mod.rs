@@ -34,7 +34,8 @@ pub struct Window<'a, D: Disk> {
     pub hold: &'a mut dyn Hold,
     targets: Vec<Target<'a, D>>,
     began: Instant,
-    ticked: Instant,
+    /// By the disk's clock.
+    ticked: Duration,
     leave_by: Option<Instant>,
     turns: Turns,
 }
@@ -45,7 +46,8 @@ pub type Done<D> = (Work, Box<dyn Claims<<D as Disk>::File>>);
 impl<'a, D: Disk> Window<'a, D> {
     /// A window over these images, at least one, in the order in which the hold counts them.
     pub fn new(targets: Vec<Target<'a, D>>, hold: &'a mut dyn Hold, began: Instant) -> Self {
-        Self { hold, targets, began, ticked: began, leave_by: None, turns: Turns::default() }
+        let ticked = targets[0].job.disk.clock();
+        Self { hold, targets, began, ticked, leave_by: None, turns: Turns::default() }
     }
 
     /// Clones until nothing is pending.
@@ -155,14 +157,15 @@ impl<'a, D: Disk> Window<'a, D> {
     /// Leaves the image to the guests for this time, in which what they wait for is cloned. A pause that ended with the first of
     /// them would be none: with the next call it would be the second one's turn to wait.
     fn rest(&mut self, time: Duration) -> Result<()> {
-        let until = Instant::now() + time;
+        let disk = self.job().disk;
+        let until = disk.clock() + time;
         let mut left = time;
         while !left.is_zero() {
             self.idle(left);
             if !self.meet_demands()? {
                 break; // Nobody came: it has lasted to its end.
             }
-            left = until.saturating_duration_since(Instant::now());
+            left = until.saturating_sub(disk.clock());
         }
         Ok(())
     }
@@ -192,10 +195,11 @@ impl<'a, D: Disk> Window<'a, D> {
     }
 
     fn tick(&mut self, last: bool) -> Result<()> {
-        if !last && self.ticked.elapsed() < TICK {
+        let now = self.job().disk.clock();
+        if !last && now.saturating_sub(self.ticked) < TICK {
             return Ok(());
         }
-        self.ticked = Instant::now();
+        self.ticked = now;
         let mut progress = Progress { elapsed: self.began.elapsed(), ..Progress::default() };
         for target in &self.targets {
             progress.done_bytes += target.clusters.done_bytes();
