@@ -168,45 +168,36 @@ fn the_freezer_is_stopped_while_its_command_freezes() {
     fault("slow", |_, freezer| send(freezer, Signal::SIGSTOP), goes_on_unfrozen);
 }
 
-/// A job whose commands run in the directory of `slow`.
-fn with_commands(s: &Sandbox, slow: &Slow<'_>, freeze: &str, thaw: &str) -> Ended {
-    let cd = format!("cd '{}'", slow.dir.display());
-    let (freeze, thaw) = (format!("{cd}; {freeze}"), format!("{cd}; {thaw}"));
-    let args = ["snapshot", "vm.img", "vm.snap", "--consistency", "guard", "--freeze", &freeze, "--thaw", &thaw];
-    let ended = s.start(&args).end();
-    assert_eq!(ended.code, Some(0), "{:?}: {}", s.fs, ended.stderr);
-    assert_eq!(slow.read("state"), "thawed", "{:?}: {:?}", s.fs, ended.events);
-    let _ = fs::remove_file(s.path("vm.snap"));
-    ended
+/// A job with these commands, which run in one directory: the guest is thawed, and this is told of the freeze.
+fn thaws(freeze: &str, thaw: &str, quiesced: bool) {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        support::noise(&s.path("vm.img"), 16 << 20);
+        let guest = Guest::start(&s.path("vm.img"));
+        let slow = Slow::new(s);
+        let cd = format!("cd '{}'", slow.dir.display());
+        let (freeze, thaw) = (format!("{cd}; {freeze}"), format!("{cd}; {thaw}"));
+        let args = ["snapshot", "vm.img", "vm.snap", "--consistency", "guard", "--freeze", &freeze, "--thaw", &thaw];
+        let ended = s.start(&args).end();
+        assert_eq!(ended.code, Some(0), "{:?}: {}", s.fs, ended.stderr);
+        assert_eq!(slow.read("state"), "thawed", "{:?}: {:?}", s.fs, ended.events);
+        let finished = ended.events.last().expect("finished");
+        assert_eq!((&finished["quiesced"], &finished["thawed"]), (&quiesced.into(), &true.into()), "{finished}");
+        assert_eq!(guest.stop().errors, [""; 0]);
+    });
 }
 
 /// Nobody else tells the freezer to go on, and it thaws no more.
 #[test]
 fn the_freezer_is_stopped_while_it_thaws() {
-    on_both(|s| {
-        let _armed = Armed::directory(&s.dir());
-        support::noise(&s.path("vm.img"), 16 << 20);
-        let guest = Guest::start(&s.path("vm.img"));
-        let stops = "if [ ! -e stopped ]; then touch stopped; kill -STOP $PPID; exit; fi; echo thawed > state";
-        let ended = with_commands(s, &Slow::new(s), "echo FROZEN > state", stops);
-        let finished = ended.events.last().expect("finished");
-        assert_eq!((&finished["quiesced"], &finished["thawed"]), (&false.into(), &true.into()), "{finished}");
-        assert_eq!(guest.stop().errors, [""; 0]);
-    });
+    let stops = "if [ ! -e stopped ]; then touch stopped; kill -STOP $PPID; exit; fi; echo thawed > state";
+    thaws("echo FROZEN > state", stops, false);
 }
 
 /// As a thaw does that ends a session which holds a lock.
 #[test]
 fn a_thaw_waits_until_what_the_freeze_left_running_is_gone() {
-    on_both(|s| {
-        let _armed = Armed::directory(&s.dir());
-        support::noise(&s.path("vm.img"), 16 << 20);
-        let guest = Guest::start(&s.path("vm.img"));
-        let leave = "sleep 1000 > /dev/null 2>&1 & echo $! > one; setsid sleep 1000 > /dev/null 2>&1 & echo $! > two";
-        let wait = "for n in one two; do kill $(cat $n); while kill -0 $(cat $n); do sleep 0.05; done; done";
-        let ended = with_commands(s, &Slow::new(s), leave, &format!("{wait}; echo thawed > state"));
-        let finished = ended.events.last().expect("finished");
-        assert_eq!((&finished["quiesced"], &finished["thawed"]), (&true.into(), &true.into()), "{finished}");
-        assert_eq!(guest.stop().errors, [""; 0]);
-    });
+    let leave = "sleep 1000 > /dev/null 2>&1 & echo $! > one; setsid sleep 1000 > /dev/null 2>&1 & echo $! > two";
+    let wait = "for n in one two; do kill $(cat $n); while kill -0 $(cat $n); do sleep 0.05; done; done";
+    thaws(leave, &format!("{wait}; echo thawed > state"), true);
 }

@@ -25,6 +25,7 @@ use crate::engine::report::{Event, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose;
 use crate::hold::guard::supervisor::{self, Outlived};
+use crate::hold::quiesced::still_frozen;
 use crate::quiesce::heir;
 
 /// The verb, not for users, that makes this program a worker; what follows is as for `snapshot`.
@@ -84,7 +85,7 @@ fn told(thawed: Result<()>) -> Event {
         Ok(()) => Event::Warning(
             "the process that freezes and thaws the guest was ended as well; the guest was thawed all the same".into(),
         ),
-        Err(error) => Event::StillFrozen(format!("the guest may still be FROZEN: {error} ({})", error.hint)),
+        Err(error) => Event::StillFrozen(still_frozen(&error)),
     }
 }
 

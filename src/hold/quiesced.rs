@@ -128,7 +128,8 @@ impl<'a> Quiesced<'a> {
     }
 }
 
-fn still_frozen(error: &Error) -> String {
+/// What the user must hear of a thaw that has failed.
+pub fn still_frozen(error: &Error) -> String {
     format!("the guest may still be FROZEN: {error} ({})", error.hint)
 }
 

@@ -155,9 +155,9 @@ pub fn metadata_space(fd: BorrowedFd<'_>) -> io::Result<Option<(u64, u64)>> {
     if fstatfs(fd)?.filesystem_type() != BTRFS_SUPER_MAGIC {
         return Ok(None);
     }
-    let (_, uuid) = btrfs(fd)?;
-    let Some(directory) = instance_directory(fd, FsKind::Btrfs, uuid) else { return Ok(None) };
-    let unallocated = unallocated(fd)?;
+    let info = btrfs_info(fd)?;
+    let Some(directory) = instance_directory(fd, FsKind::Btrfs, info.fsid) else { return Ok(None) };
+    let unallocated = unallocated(fd, info.max_id)?;
     Ok(btrfs_metadata(&directory, unallocated))
 }
 
@@ -176,11 +176,10 @@ fn btrfs_metadata(directory: &Path, unallocated: Vec<u64>) -> Option<(u64, u64)>
     Some((total + room, (total + room).saturating_sub(taken + reserve)))
 }
 
-/// What no chunk has taken, of each device.
-fn unallocated(fd: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
-    let info = btrfs_info(fd)?;
+/// What no chunk has taken, of each device; none has a greater number than `max_id`.
+fn unallocated(fd: BorrowedFd<'_>, max_id: u64) -> io::Result<Vec<u64>> {
     let mut free = Vec::new();
-    for devid in 1..=info.max_id {
+    for devid in 1..=max_id {
         let mut device = BtrfsDevice { devid, ..BtrfsDevice::new_zeroed() };
         // SAFETY: BTRFS_IOC_DEV_INFO reads and writes one 4096-byte struct and keeps no pointer.
         match unsafe { raw::btrfs_dev_info(fd.as_raw_fd(), &raw mut device) } {
