@@ -11,7 +11,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -96,20 +95,31 @@ fn a_descriptor_of_a_thread_that_shares_none_with_its_process() {
         let armed = Armed::directory(&s.dir());
         let _writer = OpenOptions::new().write(true).open(&path).expect("open");
         drop(armed);
-        let (go_on, wait) = mpsc::channel::<()>();
-        let (opened, number) = mpsc::channel();
-        let keep = thread::spawn(move || {
-            unshare(CloneFlags::CLONE_FILES).expect("a table of its own");
-            let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
-            opened.send(file.as_raw_fd()).expect("somebody waits");
-            wait.recv()
-        });
-        let number = number.recv().expect("opened");
-        escapes(s, &[&format!("pid {} (", std::process::id()), &format!("as descriptor {number}")]);
-        drop(go_on);
-        keep.join().expect("no panic").expect_err("the other end is gone");
+        // A process of its own: its table would be a copy of this one's, with what other tests have open.
+        let mut command = Command::new(std::env::current_exe().expect("this test"));
+        command.args(["--exact", "child_with_two_tables", "--nocapture"]).env(CHILD_WITH_TWO_TABLES, &path);
+        let child = Other::start(&mut command, "opened");
+        escapes(s, &[&format!("pid {} (", child.0.id()), "as descriptor", "of its thread"]);
+        drop(child);
         is_no_obstacle(s);
     });
+}
+
+/// Set for the child a thread of which has the file of this path open in a table of descriptors that is its own.
+const CHILD_WITH_TWO_TABLES: &str = "RCLIMG_TEST_CHILD_WITH_TWO_TABLES";
+
+/// Not a test: what the one above starts.
+#[test]
+fn child_with_two_tables() {
+    let Some(path) = std::env::var_os(CHILD_WITH_TWO_TABLES) else { return };
+    let has_it_open = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_FILES).expect("a table of its own");
+        let _file = OpenOptions::new().read(true).write(true).open(Path::new(&path)).expect("open");
+        println!("opened");
+        // Until the test ends it.
+        let _ = std::io::stdin().read_line(&mut String::new());
+    });
+    has_it_open.join().expect("no panic");
 }
 
 #[test]
