@@ -116,6 +116,20 @@ impl<W: Word> Clusters<W> {
         ByteRange::new(first * cluster, end * cluster)?.intersect(range)
     }
 
+    /// What is not done of the `unit`s that `asked` touches, as far as it hangs together with `asked`: whole clusters, none of which is
+    /// done, as those of `asked` are.
+    pub fn open_around(&self, asked: ByteRange, unit: PowerOfTwo) -> ByteRange {
+        let unit = unit.max(self.cluster);
+        let index = |offset: u64| offset / self.cluster.get();
+        let (lowest, end) = (index(unit.align_down(asked.start())), unit.align_up(asked.end()).min(self.size));
+        let first = (lowest..index(asked.start())).rev().take_while(|&i| self.get(i) != DONE).last();
+        let last =
+            (index(asked.end() - 1) + 1..end.div_ceil(self.cluster.get())).take_while(|&i| self.get(i) != DONE).last();
+        let start = first.map_or(asked.start(), |i| self.bytes(i).start());
+        let end = last.map_or(asked.end(), |i| self.bytes(i).end());
+        ByteRange::new(start, end).expect("not less than what was asked for")
+    }
+
     /// Bytes of the image that are done.
     pub fn done_bytes(&self) -> u64 {
         self.done_bytes.load(Ordering::Relaxed)
@@ -224,6 +238,22 @@ mod tests {
         assert_eq!(c.open_part(range(5000, 20000)), Some(range(5000, 8192)));
         assert_eq!(c.open_part(range(8192, 12288)), None);
         assert_eq!(c.open_part(range(8192, 12289)), Some(range(12288, 12289)));
+    }
+
+    #[test]
+    fn open_around_is_what_hangs_together_within_the_unit() {
+        let c = clusters(4096 * 20 + 10);
+        let (asked, unit) = (range(4096 * 5, 4096 * 6), |clusters: u64| PowerOfTwo::at_most(4096 * clusters));
+        assert_eq!(c.open_around(asked, unit(8)), range(0, 4096 * 8));
+        assert_eq!(c.open_around(asked, unit(2)), range(4096 * 4, 4096 * 6));
+        assert_eq!(c.open_around(asked, PowerOfTwo::at_most(512)), asked);
+        c.begin(range(4096 * 6, 4096 * 7));
+        c.finish(range(4096 * 2, 4096 * 3));
+        c.finish(range(4096 * 7, 4096 * 8));
+        assert_eq!(c.open_around(asked, unit(8)), range(4096 * 3, 4096 * 7));
+        let to_the_end = range(4096 * 20, 4096 * 20 + 10);
+        assert_eq!(c.open_around(to_the_end, unit(4)), to_the_end);
+        assert_eq!(c.open_around(range(4096 * 17, 4096 * 18), unit(64)), range(4096 * 8, 4096 * 20 + 10));
     }
 
     #[test]

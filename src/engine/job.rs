@@ -14,7 +14,7 @@ use super::start::{self, Locked};
 use super::window::{Target, Window, Work};
 use super::{commit, group, inspect, members, room};
 use crate::cbw::Clusters;
-use crate::disk::{Access, Disk, DiskFile, FsFacts, FsKind, HostFacts, Stat};
+use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result, each};
 use crate::hold::Hold;
 use crate::journal::file as journal_file;
@@ -48,14 +48,8 @@ pub struct Options {
 }
 
 /// What one call may take where guests use the image (DESIGN section 6). A guest waits for the call that runs and for its own, and
-/// 99 in a hundred of its accesses are to take 2 ms at most. On Btrfs an idle guest's writes take longer than that; there 1 ms
-/// took three times as long as 5 ms and spared nobody anything, for each call has to flush and to wait (BENCHMARKS.md).
-pub const fn latency_beside_guests(kind: FsKind) -> Duration {
-    match kind {
-        FsKind::Xfs | FsKind::Other => Duration::from_millis(1),
-        FsKind::Btrfs => Duration::from_millis(5),
-    }
-}
+/// 99 in a hundred of its accesses are to take 2 ms at most.
+pub const LATENCY_GUESTS: Duration = Duration::from_millis(1);
 
 /// What a single call for the whole image may take before `auto` wants to be asked: it comes once.
 pub const LATENCY_ATOMIC: Duration = Duration::from_millis(5);

@@ -27,9 +27,21 @@ const GUEST_PART: f64 = 0.5;
 /// measurement).
 const GUEST_PAUSE: Duration = Duration::from_millis(1);
 
-/// What a promotion of a cluster takes, with what goes on around it: a window of 256 MiB on XFS with three writers, 5.2 s, had 8,600
-/// promotions and 6,100 other calls (BENCHMARKS.md).
-const PROMOTION: Duration = Duration::from_micros(250);
+/// What a guest waits for is cloned with what lies beside it, as much as this part of the latency budget is worth: a call takes a
+/// lock that direct I/O has for longer than a few extents take, and what is left between single clusters would be calls of a few
+/// extents, too. With a budget of 1 ms on XFS: 2 extents at a time took a window of 8.9 s, 16 took 5.2 s, and 64 took 4.1 s with a p99
+/// beyond 2 ms (BENCHMARKS.md).
+const PROMOTION_PART: f64 = 0.35;
+
+/// The most that such a call is to take: with long budgets there are few of them.
+const LONGEST_PROMOTION: Duration = Duration::from_millis(2);
+
+/// What a call takes besides, beside a guest's direct I/O.
+const CALL: Duration = Duration::from_micros(100);
+
+/// They go on for about as long as so many calls of the background may take, if guests ask as long, before it has its turn: they get
+/// as much done.
+const PROMOTIONS_FIRST: u32 = 2;
 
 /// Wall time above this many times the CPU time is a log or a device that is behind.
 const BEHIND: u32 = 3;
@@ -57,9 +69,19 @@ impl Pacer {
         Self { latency, guests, per_extent_ns, last: (Duration::ZERO, Duration::ZERO), worked: Duration::ZERO }
     }
 
-    /// How many promotions in a row take about as long as one call may; at least one.
+    /// How many promotions there may be in a row; at least one.
     pub fn promotions(&self) -> u32 {
-        u32::try_from(self.latency.as_nanos() / PROMOTION.as_nanos()).unwrap_or(u32::MAX).max(1)
+        let one = self.promotion_time() + CALL;
+        u32::try_from((self.latency * PROMOTIONS_FIRST).as_nanos() / one.as_nanos()).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// How many extents are cloned for a guest in one call where it waits for fewer; at least one.
+    pub fn promotion(&self) -> u64 {
+        ((self.promotion_time().as_nanos() as f64 / self.per_extent_ns) as u64).max(1)
+    }
+
+    fn promotion_time(&self) -> Duration {
+        self.latency.mul_f64(PROMOTION_PART).min(LONGEST_PROMOTION)
     }
 
     /// How many extents the next call may have; at least one.
@@ -184,9 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn promotions_in_a_row_take_no_longer_than_a_call() {
+    fn promotions_in_a_row_take_about_as_long_as_two_calls() {
         let promotions = |ms| Pacer::new(Duration::from_millis(ms), XFS, true).promotions();
-        assert_eq!((promotions(0), promotions(1), promotions(5), promotions(50)), (1, 4, 20, 200));
+        assert_eq!((promotions(0), promotions(1), promotions(5), promotions(50)), (1, 4, 5, 47));
+    }
+
+    #[test]
+    fn a_promotion_takes_a_part_of_the_budget_and_never_long() {
+        let promotion = |ms| Pacer::new(Duration::from_millis(ms), XFS, true).promotion();
+        // Twice the usual cost of 11 us is believed at first.
+        assert_eq!((promotion(0), promotion(1), promotion(5), promotion(50)), (1, 15, 79, 90));
     }
 
     #[test]

@@ -13,9 +13,8 @@ use crate::range::ByteRange;
 const PROMOTE: u64 = 256 << 10;
 
 impl<D: Disk> Window<'_, D> {
-    /// Meets the demands that there are, and those that come meanwhile, for about as long as one call of the background may take: where guests
-    /// ask without end it has its turn as well, for it clones ten times as much in the same time, after which they ask less. Whether
-    /// something was cloned for them.
+    /// Meets the demands that there are, and those that come meanwhile, for about as long as two calls of the background may take: where guests
+    /// ask without end it has its turn as well. Whether something was cloned for them.
     pub(super) fn meet_demands(&mut self) -> Result<bool> {
         let most = self.targets[0].pacer.promotions();
         let mut promoted = 0;
@@ -49,6 +48,7 @@ impl<D: Disk> Window<'_, D> {
             let end = cluster.align_up(cover.bytes().end()).min(target.geometry.size);
             let at = cluster.align_down(cover.bytes().start());
             if let Some(open) = target.clusters.next_open(at, PROMOTE.min(end - at)).filter(|o| o.start() < end) {
+                let open = target.with_neighbours(open);
                 target.clone_piece(open, None)?;
                 target.done(open)?;
                 target.work.promoted += open.len().div_ceil(cluster.get());

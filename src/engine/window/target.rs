@@ -17,7 +17,7 @@ use crate::hold::{HoldKind, T0};
 use crate::plan::chunk::{Planner, Step, WALK_BATCH};
 use crate::plan::pacer::Pacer;
 use crate::quiesce::freezer::Quiescence;
-use crate::range::{ByteRange, CloneRange, Geometry};
+use crate::range::{ByteRange, CloneRange, Geometry, PowerOfTwo};
 
 /// How much is written back at a time between two looks at what the hold demands.
 const WRITE_BACK: u64 = 2 << 20;
@@ -105,7 +105,7 @@ impl<'a, D: Disk> Target<'a, D> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image's file system", hint, e);
         let fs = job.image.fs().map_err(cannot)?;
         let guests = kind.has_guests();
-        let default = if guests { job::latency_beside_guests(fs.kind) } else { job::LATENCY_FROZEN };
+        let default = if guests { job::LATENCY_GUESTS } else { job::LATENCY_FROZEN };
         let latency = job.options.latency.unwrap_or(default);
         let resumed = clusters.done_bytes() > 0;
         let flusher = (job.make_flusher)(Arc::clone(&job.image), Arc::clone(&partial));
@@ -191,6 +191,14 @@ impl<'a, D: Disk> Target<'a, D> {
             }
         }
         Ok(())
+    }
+
+    /// What is asked for, with as much of what lies beside it as a promotion may clone. What is dirty was written before T0, or to what is
+    /// done: little is left of it there.
+    pub(super) fn with_neighbours(&self, asked: ByteRange) -> ByteRange {
+        // There are at most as many extents as blocks.
+        let unit = PowerOfTwo::at_most(self.pacer.promotion() * self.geometry.block.get());
+        self.clusters.open_around(asked, unit)
     }
 
     /// Clones a range; `may_copy` what cannot be shared.

@@ -32,6 +32,7 @@ use jiff::Timestamp;
 use nix::sys::stat::fstat;
 
 use self::closings::Closings;
+use self::raise::Awake;
 use self::table::Figures;
 use self::watch::Watch;
 use super::choose::{Image, Means};
@@ -68,6 +69,8 @@ pub struct Guard {
     closings: Option<Closings>,
     armed: usize,
     began: Duration,
+    /// From T0 to the end of the window.
+    awake: Option<Awake>,
     /// The look at who escapes that is made once the image is marked.
     second_look: Option<JoinHandle<Option<String>>>,
     felt: Option<Tally>,
@@ -93,9 +96,23 @@ impl Guard {
     pub fn new(images: Vec<Image>, means: Means) -> Self {
         let (watch, clusters, second_look) = (None, Vec::new(), None);
         let (armed, known, closings) = (0, Vec::new(), None);
-        let (began, felt) = (Duration::ZERO, None);
+        let (began, awake, felt) = (Duration::ZERO, None, None);
         let (promoted, done_before) = (0, 0);
-        Self { images, means, watch, clusters, known, closings, armed, began, second_look, felt, promoted, done_before }
+        Self {
+            images,
+            means,
+            watch,
+            clusters,
+            known,
+            closings,
+            armed,
+            began,
+            awake,
+            second_look,
+            felt,
+            promoted,
+            done_before,
+        }
     }
 
     /// How many descriptors that are open for writing were found, all of which can be watched.
@@ -244,6 +261,7 @@ impl Hold for Guard {
         };
         // Before T0: whoever comes after it is told of when he goes.
         self.closings = Some(Closings::of(&self.images, &self.known).map_err(unheard)?);
+        self.awake = Awake::request();
         watch.begin(clusters, &blocks)?;
         let at = Timestamp::now();
         self.began = table::now();
@@ -304,10 +322,12 @@ impl Hold for Guard {
         if !self.watch().end() {
             return Err(broken(self.watch().broken().unwrap_or_else(|| "its supervisor has taken over".into())));
         }
+        self.awake = None;
         self.images.iter().try_for_each(|(image, path)| super::still_at(image, path))
     }
 
     fn release(&mut self) {
+        self.awake = None;
         self.closings = None;
         if let Some(watch) = self.watch.take() {
             watch.end();
