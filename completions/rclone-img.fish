@@ -34,7 +34,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and in which what a guest waits for is cloned; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
 frozen\t''
 guard\t''
@@ -46,7 +46,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l qga -
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze -d 'A command for /bin/sh that freezes what writes to the image for the moment of the point in time, with --thaw' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l thaw -d 'The command that thaws what --freeze has frozen; run whatever happens, also after a freeze that failed, and up to five times where it fails' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze-timeout -d 'How long a freeze may take, and how long it may last until the point in time is set, 1s to 10m; after that the guest is thawed, and the snapshot is as after a power cut' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, else 1ms, on Btrfs 5ms; for that single call 5ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms, none 5ms; for that single call 5ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
@@ -59,7 +59,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s h -l help -d 'Print help'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, else 1ms, on Btrfs 5ms; for that single call 5ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms, none 5ms; for that single call 5ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F

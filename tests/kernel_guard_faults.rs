@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use support::{Armed, BLOCK, Family, Guest, Sandbox, on_both, rounds, slowly, until};
+use support::{Armed, BLOCK, Family, Guest, Sandbox, on_both, refused, rounds, slowly, until};
 
 fn send(pid: Pid, signal: Signal) {
     kill(pid, signal).unwrap_or_else(|e| panic!("{signal} to {pid}: {e}"));
@@ -200,9 +200,12 @@ fn nobody_drains_the_reports() {
         let _armed = Armed::directory(&s.dir());
         image(s);
         let guest = Guest::start(&s.path("vm.img"));
-        let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "--json"]));
         let fifo = s.outside("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let metrics = fifo.to_str().expect("a plain path");
+        // What is renamed into place can be no pipe: nothing has begun when that is told.
+        refused(s, "is not a regular file", &["snapshot", "vm.img", "vm.snap", "--metrics", metrics]);
+        let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "--json"]));
         // A pipe that is full before the job has told anything.
         let (full, _keep) = full_pipe();
         command.stdout(full.try_clone().expect("dup")).stderr(full);

@@ -52,37 +52,58 @@ fn guest(s: &Sandbox, mode: &str, seed: u64) -> Stamper {
     guest
 }
 
+/// Takes a snapshot, or refreshes it, beside a guest that writes in that way, and judges it.
+fn one_instant(s: &Sandbox, run: &str, (mode, flags): (&str, &[&str]), refresh: bool, random: &Random) {
+    let (snapshot, log) = (s.path("a.snap"), s.outside("log"));
+    let image = if refresh { s.path("a.img") } else { image(s, SIZE, random.next()) };
+    let refresh: &[&str] = if refresh { &["--refresh"] } else { &[] };
+    let what = format!("{:?}, {run}, {mode} {flags:?} {refresh:?}", s.fs);
+    let guest = guest(s, mode, random.next());
+    let taken = Taken::by(s, &[flags, refresh, &["a.img", "a.snap"]].concat());
+    guest.goes_on(100);
+    guest.stop();
+    println!("{what}: {}", taken.finished[0]);
+    let verdict = assert_one_instant(&[&snapshot], &log, taken.t0.clone());
+    assert_eq!(verdict.sectors, SIZE / 512, "{what}");
+    assert_eq!(taken.finished[0]["hold"], "guard", "{what}");
+    // A job that no access has met proves nothing.
+    assert!(taken.number("promoted") > 0, "{what}");
+    assert_one_instant(&[&image], &log, ANY_TIME);
+}
+
 #[test]
 fn a_snapshot_is_of_one_instant_however_the_guest_writes() {
     let random = Random::seeded("a_snapshot_is_of_one_instant_however_the_guest_writes");
     on_both(|s| {
         let _service = guard(s);
-        let (snapshot, log) = (s.path("a.snap"), s.outside("log"));
+        let snapshot = s.path("a.snap");
         let modes = modes(&s.dir());
         for run in 0..runs(10, 100) {
             let (mode, flags) = RUNS[run as usize % RUNS.len()];
             if !modes.contains(&mode) {
                 continue;
             }
-            let refresh: &[&str] = if snapshot.exists() { &["--refresh"] } else { &[] };
-            let image = if snapshot.exists() { s.path("a.img") } else { image(s, SIZE, random.next()) };
-            let what = format!("{:?}, run {run}, {mode} {flags:?} {refresh:?}", s.fs);
-            let guest = guest(s, mode, random.next());
-            let taken = Taken::by(s, &[flags, refresh, &["a.img", "a.snap"]].concat());
-            guest.goes_on(100);
-            guest.stop();
-            println!("{what}: {}", taken.finished[0]);
-            let verdict = assert_one_instant(&[&snapshot], &log, taken.t0.clone());
-            assert_eq!(verdict.sectors, SIZE / 512, "{what}");
-            assert_eq!(taken.finished[0]["hold"], "guard", "{what}");
-            // A job that no access has met proves nothing.
-            assert!(taken.number("promoted") > 0, "{what}");
-            assert_one_instant(&[&image], &log, ANY_TIME);
-            if !refresh.is_empty() {
+            let refresh = snapshot.exists();
+            one_instant(s, &format!("run {run}"), (mode, flags), refresh, &random);
+            if refresh {
                 fs::remove_file(&snapshot).expect("the snapshot");
             }
         }
     });
+}
+
+/// A clone call takes whole blocks: no cluster and no call may be smaller.
+#[test]
+fn blocks_that_are_larger_than_a_cluster_usually_is() {
+    let random = Random::seeded("blocks_that_are_larger_than_a_cluster_usually_is");
+    let Some(s) = Sandbox::xfs_with_blocks(16 << 10) else { return };
+    let _service = guard(&s);
+    image(&s, SIZE, 1);
+    refused(&s, "smaller than the file system's blocks", &["snapshot", "--cluster", "4K", "a.img", "a.snap"]);
+    for (run, flags) in [&[][..], &["--chunk", "8K"], &["--chunk", "16K", "--cluster", "16K"]].into_iter().enumerate() {
+        one_instant(&s, &format!("run {run}"), ("direct", flags), false, &random);
+        fs::remove_file(s.path("a.snap")).expect("the snapshot");
+    }
 }
 
 #[test]

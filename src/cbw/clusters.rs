@@ -116,10 +116,12 @@ impl<W: Word> Clusters<W> {
         ByteRange::new(first * cluster, end * cluster)?.intersect(range)
     }
 
-    /// What is not done of the `unit`s that `asked` touches, as far as it hangs together with `asked`: whole clusters, none of which is
-    /// done, as those of `asked` are.
+    /// What is not done of the aligned `unit` that `asked` lies in, as far as it hangs together with `asked`: whole clusters, none of which
+    /// is done, as those of `asked` are. `asked` alone where it is in more than one unit, so that there is never more than a unit of it.
     pub fn open_around(&self, asked: ByteRange, unit: PowerOfTwo) -> ByteRange {
-        let unit = unit.max(self.cluster);
+        if unit.align_up(asked.end()) - unit.align_down(asked.start()) > unit.get() {
+            return asked;
+        }
         let index = |offset: u64| offset / self.cluster.get();
         let (lowest, end) = (index(unit.align_down(asked.start())), unit.align_up(asked.end()).min(self.size));
         let first = (lowest..index(asked.start())).rev().take_while(|&i| self.get(i) != DONE).last();
@@ -247,6 +249,8 @@ mod tests {
         assert_eq!(c.open_around(asked, unit(8)), range(0, 4096 * 8));
         assert_eq!(c.open_around(asked, unit(2)), range(4096 * 4, 4096 * 6));
         assert_eq!(c.open_around(asked, PowerOfTwo::at_most(512)), asked);
+        let in_two = range(4096 * 7, 4096 * 9);
+        assert_eq!((c.open_around(in_two, unit(8)), c.open_around(in_two, unit(16))), (in_two, range(0, 4096 * 16)));
         c.begin(range(4096 * 6, 4096 * 7));
         c.finish(range(4096 * 2, 4096 * 3));
         c.finish(range(4096 * 7, 4096 * 8));

@@ -303,9 +303,14 @@ pub(super) fn options(args: &SnapshotArgs, kind: HoldKind, images: &[Image]) -> 
             .ok_or_else(|| Error::new(Kind::Usage, "--cluster is not a power of two", "use 64K, say"))?,
         None => {
             let cannot = |e| Error::io(Kind::Refused, "cannot look at the image", "check the path", e);
-            let size = |image: &Image| Ok(image.file.stat().map_err(cannot)?.size);
-            let largest = images.iter().map(size).collect::<Result<Vec<_>>>()?.into_iter().max();
-            cluster(kind.answers_accesses(), largest.unwrap_or(0)).min(PowerOfTwo::at_most(args.chunk))
+            let mut chosen = PowerOfTwo::at_most(1);
+            for image in images {
+                let size = image.file.stat().map_err(cannot)?.size;
+                let usual = cluster(kind.answers_accesses(), size).min(PowerOfTwo::at_most(args.chunk));
+                // A call takes whole blocks, which XFS can have of up to 64 KiB.
+                chosen = chosen.max(usual).max(image.file.fs().map_err(cannot)?.block);
+            }
+            chosen
         }
     };
     let wish = Wish { same_t0_only: false, refresh: args.refresh, restart: args.restart, force: args.force };

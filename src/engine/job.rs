@@ -47,9 +47,12 @@ pub struct Options {
     pub min_free: MinFree,
 }
 
-/// What one call may take where guests use the image (DESIGN section 6). A guest waits for the call that runs and for its own, and
-/// 99 in a hundred of its accesses are to take 2 ms at most.
-pub const LATENCY_GUESTS: Duration = Duration::from_millis(1);
+/// What one call may take where what the guests ask for is cloned first (DESIGN section 6): they wait for the call that runs and for
+/// their own, and 99 in a hundred of their accesses are to take 2 ms at most.
+pub const LATENCY_WATCHED: Duration = Duration::from_millis(1);
+
+/// What one call may take where guests use the image and nobody watches them: they wait for it, and then for nothing.
+pub const LATENCY_GUESTS: Duration = Duration::from_millis(5);
 
 /// What a single call for the whole image may take before `auto` wants to be asked: it comes once.
 pub const LATENCY_ATOMIC: Duration = Duration::from_millis(5);
@@ -258,6 +261,12 @@ fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
     if here.image.size == 0 {
         let hint = "check that this is the right file";
         return Err(Error::new(Kind::Refused, "the image is empty: there is nothing to snapshot", hint));
+    }
+    if job.options.cluster < here.fs.block {
+        // A call takes whole blocks: what is cloned of a cluster would change another one that is done.
+        let [cluster, block] = [job.options.cluster, here.fs.block].map(|it| bytesize::ByteSize(it.get()));
+        let what = format!("a cluster of {cluster} is smaller than the file system's blocks of {block}");
+        return Err(Error::new(Kind::Refused, what, format!("use --cluster {} or a larger one", here.fs.block.get())));
     }
     if Clusters::memory(here.image.size, job.options.cluster) > STATES_MAX {
         let what = format!("the done map of an image of {} would not fit", bytesize::ByteSize(here.image.size));

@@ -85,6 +85,12 @@ pub trait Hold {
     /// The range of the last [`Demand::Promote`] is in the snapshot, or its first part: let those go who may.
     fn promoted(&mut self, image: usize, range: ByteRange);
 
+    /// How much of what lies beside the range of a [`Demand::Promote`] may be cloned along with it: 1 is as much as the pacing allows, 0
+    /// is nothing.
+    fn beside(&self) -> f64 {
+        1.0
+    }
+
     /// Waits for this time, with `sleep`, or less where there is something to demand.
     fn idle(&mut self, time: Duration, sleep: &dyn Fn(Duration)) {
         sleep(time);

@@ -169,6 +169,10 @@ impl Hold for Quiesced<'_> {
         self.inner.promoted(image, range);
     }
 
+    fn beside(&self) -> f64 {
+        self.inner.beside()
+    }
+
     fn idle(&mut self, time: Duration, sleep: &dyn Fn(Duration)) {
         self.inner.idle(time, sleep);
     }

@@ -39,11 +39,10 @@ impl<F: DiskFile> Journal<F> {
     pub fn create(file: F, header: Header) -> io::Result<Self> {
         let mut bytes = format::encode_slot(&header, 1);
         bytes.extend(format::encode_slot(&header, 2));
-        if file.stat()?.size > 0 {
-            // Before anything new: a torn magic in an old one's length would be somebody else's file.
-            file.set_len(0)?;
-            file.sync_data()?;
-        }
+        // Before anything new, and even where it has no length: that may be what somebody who was killed had no time to sync. A torn
+        // magic in an old one's length would be somebody else's file.
+        file.set_len(0)?;
+        file.sync_data()?;
         // The magic first, alone: a journal whose first write is torn can then be told from somebody else's file.
         file.write_at(0, &format::MAGIC)?;
         file.sync_data()?;

@@ -6,9 +6,8 @@ use crate::range::PowerOfTwo;
 /// The cluster where nobody waits for one.
 const CLUSTER: u64 = 64 << 10;
 
-/// The cluster where accesses wait for theirs. An access may have to wait for the call that runs, for another one's clone and
-/// for its own: in images of 262,144 extents 99 in a hundred took 2.0 to 2.5 ms with 8 KiB, and 3.7 with 16. With 4 KiB it was no
-/// less, and took longer in all (BENCHMARKS.md).
+/// The cluster where accesses wait for theirs: the least that is cloned for one. What lies beside it comes along where the machine is fast
+/// enough ([`crate::plan::pacer::Pacer::promotion`]). 4 KiB made nobody wait for less (BENCHMARKS.md).
 const CLUSTER_WAITED_FOR: u64 = 8 << 10;
 
 /// The most memory that the states of that many clusters may take, in bytes: those of 512 GiB.

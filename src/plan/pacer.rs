@@ -8,6 +8,10 @@ use std::time::Duration;
 /// Part of the latency budget that a call is planned to use: the rest is for what the estimate does not know.
 const AIM: f64 = 0.7;
 
+/// The same where guests are, who wait for the call that runs, for somebody else's promotion and for their own: with 0.7 of 1 ms most
+/// calls took 0.5 to 1 ms, and 99 in a hundred accesses 2.2 to 2.5.
+const AIM_GUESTS: f64 = 0.5;
+
 /// Calls with fewer extents tell more of the call than of the extents (~13 us a call against 5 to 11 us an extent).
 const LEARN_FROM: u64 = 16;
 
@@ -43,6 +47,9 @@ const CALL: Duration = Duration::from_micros(100);
 /// as much done.
 const PROMOTIONS_FIRST: u32 = 2;
 
+/// The longest that this is to take: between two rounds a job looks whether it was told to stop.
+const LONGEST_ROUND: Duration = Duration::from_millis(100);
+
 /// Wall time above this many times the CPU time is a log or a device that is behind.
 const BEHIND: u32 = 3;
 
@@ -71,13 +78,14 @@ impl Pacer {
 
     /// How many promotions there may be in a row; at least one.
     pub fn promotions(&self) -> u32 {
-        let one = self.promotion_time() + CALL;
-        u32::try_from((self.latency * PROMOTIONS_FIRST).as_nanos() / one.as_nanos()).unwrap_or(u32::MAX).max(1)
+        let all = (self.latency * PROMOTIONS_FIRST).min(LONGEST_ROUND);
+        u32::try_from(all.as_nanos() / (self.promotion_time() + CALL).as_nanos()).unwrap_or(u32::MAX).max(1)
     }
 
-    /// How many extents are cloned for a guest in one call where it waits for fewer; at least one.
-    pub fn promotion(&self) -> u64 {
-        ((self.promotion_time().as_nanos() as f64 / self.per_extent_ns) as u64).max(1)
+    /// How many extents are cloned for a guest in one call where it waits for fewer, if only `part` of the time for that may be
+    /// taken; at least one.
+    pub fn promotion(&self, part: f64) -> u64 {
+        ((self.promotion_time().as_nanos() as f64 * part / self.per_extent_ns) as u64).max(1)
     }
 
     fn promotion_time(&self) -> Duration {
@@ -86,7 +94,11 @@ impl Pacer {
 
     /// How many extents the next call may have; at least one.
     pub fn budget(&self) -> u64 {
-        ((self.latency.as_nanos() as f64 * AIM / self.per_extent_ns) as u64).max(1)
+        ((self.latency.as_nanos() as f64 * self.aim() / self.per_extent_ns) as u64).max(1)
+    }
+
+    fn aim(&self) -> f64 {
+        if self.guests { AIM_GUESTS } else { AIM }
     }
 
     /// A call of `blocks` blocks was made; `extents` of them, where known.
@@ -122,7 +134,7 @@ impl Pacer {
             self.worked = Duration::ZERO;
             return waited.min(LONGEST_PAUSE);
         }
-        if self.worked < self.latency.mul_f64(AIM) {
+        if self.worked < self.latency.mul_f64(self.aim()) {
             return Duration::ZERO;
         }
         std::mem::take(&mut self.worked).mul_f64(GUEST_PART).min(GUEST_PAUSE)
@@ -152,17 +164,17 @@ mod tests {
             pacer.observe(Some(100), 100, us(500), us(500));
         }
         assert!(pacer.budget() > first);
-        assert!((690..=700).contains(&pacer.budget()), "{}", pacer.budget());
+        assert!((490..=500).contains(&pacer.budget()), "{}", pacer.budget());
     }
 
     #[test]
     fn a_call_that_overran_shrinks_the_next_at_once() {
         let mut pacer = Pacer::new(Duration::from_millis(5), XFS, true);
         pacer.observe(Some(100), 100, us(50_000), us(50_000));
-        assert_eq!(pacer.budget(), 7);
+        assert_eq!(pacer.budget(), 5);
         let mut pacer = Pacer::new(Duration::from_millis(5), XFS, true);
         pacer.observe(None, 100, us(50_000), us(50_000));
-        assert_eq!(pacer.budget(), 7);
+        assert_eq!(pacer.budget(), 5);
     }
 
     #[test]
@@ -208,25 +220,29 @@ mod tests {
     #[test]
     fn promotions_in_a_row_take_about_as_long_as_two_calls() {
         let promotions = |ms| Pacer::new(Duration::from_millis(ms), XFS, true).promotions();
-        assert_eq!((promotions(0), promotions(1), promotions(5), promotions(50)), (1, 4, 5, 47));
+        assert_eq!(
+            (promotions(0), promotions(1), promotions(5), promotions(50), promotions(10_000)),
+            (1, 4, 5, 47, 47)
+        );
     }
 
     #[test]
     fn a_promotion_takes_a_part_of_the_budget_and_never_long() {
-        let promotion = |ms| Pacer::new(Duration::from_millis(ms), XFS, true).promotion();
+        let promotion = |ms, part| Pacer::new(Duration::from_millis(ms), XFS, true).promotion(part);
         // Twice the usual cost of 11 us is believed at first.
-        assert_eq!((promotion(0), promotion(1), promotion(5), promotion(50)), (1, 15, 79, 90));
+        assert_eq!([0, 1, 5, 50].map(|ms| promotion(ms, 1.0)), [1, 15, 79, 90]);
+        assert_eq!([0.0, 0.01, 0.5].map(|part| promotion(5, part)), [1, 1, 39]);
     }
 
     #[test]
     fn short_calls_share_a_pause() {
         let mut pacer = Pacer::new(Duration::from_millis(5), XFS, true);
-        let mut pauses = (0..10).map(|_| {
+        let mut pauses = (0..8).map(|_| {
             pacer.observe(Some(16), 16, us(1_000), us(1_000));
             pacer.pause()
         });
         let (short, none) = (GUEST_PAUSE, Duration::ZERO);
-        assert_eq!(pauses.by_ref().take(4).collect::<Vec<_>>(), [none, none, none, short]);
+        assert_eq!(pauses.by_ref().take(3).collect::<Vec<_>>(), [none, none, short]);
         assert_eq!(pauses.filter(|pause| !pause.is_zero()).count(), 1);
     }
 }

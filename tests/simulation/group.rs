@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use rclone_img::cbw::Clusters;
@@ -163,7 +162,7 @@ impl GroupWorld {
             names: (0..count).map(|w| Names::new(OsStr::new(&snapshot_name(w))).expect("short")).collect(),
             options: Options {
                 chunk: block << (2 + chance.below(4)),
-                latency: Some(Duration::from_micros(1 + chance.below(200))),
+                latency: Some(chance.latency()),
                 cluster: PowerOfTwo::new(block << chance.below(3)).expect("a power of two"),
                 wish: Wish::default(),
                 writable: false,

@@ -46,6 +46,12 @@ impl From<u64> for Chance {
 }
 
 impl Chance {
+    /// Short ones make calls of a block; with long ones what lies beside a promotion goes with it.
+    pub fn latency(&mut self) -> Duration {
+        let most = if self.below(2) == 0 { 200 } else { 5000 };
+        Duration::from_micros(1 + self.below(most))
+    }
+
     pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -193,7 +199,7 @@ impl Scenario {
             names: Names::new(OsStr::new("snap")).expect("short"),
             options: Options {
                 chunk: block << chance.below(6),
-                latency: Some(Duration::from_micros(1 + chance.below(200))),
+                latency: Some(chance.latency()),
                 cluster: PowerOfTwo::new(block << chance.below(3)).expect("a power of two"),
                 wish: Wish::default(),
                 writable: chance.below(2) == 0,

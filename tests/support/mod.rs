@@ -121,6 +121,16 @@ impl Sandbox {
 
     /// A file system of so many bytes, with mount options.
     pub fn sized(fs: Fs, bytes: u64, options: &str) -> Option<Self> {
+        Self::made(fs, &[], bytes, options)
+    }
+
+    /// An XFS with larger blocks than a page, where the kernel can have them (Linux 6.12).
+    pub fn xfs_with_blocks(bytes: u64) -> Option<Self> {
+        // The option is a default, and says that this kernel may not mount it.
+        Self::made(Fs::Xfs, &["-b", &format!("size={bytes}")], 512 << 20, "loop,rw")
+    }
+
+    fn made(fs: Fs, how: &[&str], bytes: u64, options: &str) -> Option<Self> {
         static LEFTOVERS: Once = Once::new();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mkfs: &[&str] = match fs {
@@ -141,7 +151,11 @@ impl Sandbox {
         fs::create_dir_all(root.join("mnt")).expect("a directory");
         let sandbox = Self { fs, root, options: options.to_owned() };
         File::create(sandbox.disk()).and_then(|f| f.set_len(bytes)).expect("a disk file");
-        must(mkfs[0], &[&mkfs[1], &sandbox.disk()]);
+        let disk = sandbox.disk();
+        let mut args: Vec<&dyn AsRef<OsStr>> = vec![&mkfs[1]];
+        args.extend(how.iter().map(|arg| arg as &dyn AsRef<OsStr>));
+        args.push(&disk);
+        must(mkfs[0], &args);
         if options != "loop" && !sandbox.try_mount() {
             // No set-up gives a kernel what it was built without, so this is no failure on CI either.
             eprintln!("SKIPPED: {fs:?}: this kernel does not mount it with {options}");

@@ -66,7 +66,7 @@ pub struct SnapshotArgs {
     /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
     pub chunk: u64,
-    /// The unit in which finished work is recorded, and in which what a guest waits for is cloned; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]
+    /// The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]
     #[arg(long, value_name = "SIZE", value_parser = values::cluster)]
     pub cluster: Option<u64>,
     /// How the point in time is kept: by one of the holds below

@@ -48,8 +48,8 @@ impl<D: Disk> Window<'_, D> {
             let end = cluster.align_up(cover.bytes().end()).min(target.geometry.size);
             let at = cluster.align_down(cover.bytes().start());
             if let Some(open) = target.clusters.next_open(at, PROMOTE.min(end - at)).filter(|o| o.start() < end) {
-                let open = target.with_neighbours(open);
-                target.clone_piece(open, None)?;
+                let open = target.with_neighbours(open, self.hold.beside());
+                target.clone_promoted(open)?;
                 target.done(open)?;
                 target.work.promoted += open.len().div_ceil(cluster.get());
             }

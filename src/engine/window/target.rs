@@ -105,7 +105,11 @@ impl<'a, D: Disk> Target<'a, D> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image's file system", hint, e);
         let fs = job.image.fs().map_err(cannot)?;
         let guests = kind.has_guests();
-        let default = if guests { job::LATENCY_GUESTS } else { job::LATENCY_FROZEN };
+        let default = match guests {
+            true if kind.answers_accesses() => job::LATENCY_WATCHED,
+            true => job::LATENCY_GUESTS,
+            false => job::LATENCY_FROZEN,
+        };
         let latency = job.options.latency.unwrap_or(default);
         let resumed = clusters.done_bytes() > 0;
         let flusher = (job.make_flusher)(Arc::clone(&job.image), Arc::clone(&partial));
@@ -178,12 +182,24 @@ impl<'a, D: Disk> Target<'a, D> {
         }
     }
 
+    /// Clones what somebody waits for. There is nothing to be learnt from it where nobody counts: a call of a few extents is mostly a call, and by
+    /// thousands they would make an extent seem to cost twice what it does.
+    pub(super) fn clone_promoted(&mut self, piece: ByteRange) -> Result<()> {
+        self.clone_and_learn(piece, None, false)
+    }
+
     pub(super) fn clone_piece(&mut self, piece: ByteRange, extents: Option<u64>) -> Result<()> {
+        self.clone_and_learn(piece, extents, true)
+    }
+
+    fn clone_and_learn(&mut self, piece: ByteRange, extents: Option<u64>, uncounted: bool) -> Result<()> {
         let Some(range) = self.geometry.cover(piece) else { return Ok(()) };
         let cost = self.clone(range, true)?;
         let extents = extents.or_else(|| self.count(range.bytes()));
         let blocks = range.bytes().len().div_ceil(self.geometry.block.get());
-        self.pacer.observe(extents, blocks, cost.cpu, cost.wall);
+        if uncounted || extents.is_some() {
+            self.pacer.observe(extents, blocks, cost.cpu, cost.wall);
+        }
         if !self.compare {
             match extents {
                 Some(extents) => self.work.extents += extents,
@@ -193,12 +209,12 @@ impl<'a, D: Disk> Target<'a, D> {
         Ok(())
     }
 
-    /// What is asked for, with as much of what lies beside it as a promotion may clone. What is dirty was written before T0, or to what is
-    /// done: little is left of it there.
-    pub(super) fn with_neighbours(&self, asked: ByteRange) -> ByteRange {
+    /// What is asked for, with as much of what lies beside it as a promotion may clone, or that part of it. What is dirty was written before T0,
+    /// or to what is done: little is left of it there.
+    pub(super) fn with_neighbours(&self, asked: ByteRange, part: f64) -> ByteRange {
         // There are at most as many extents as blocks.
-        let unit = PowerOfTwo::at_most(self.pacer.promotion() * self.geometry.block.get());
-        self.clusters.open_around(asked, unit)
+        let most = self.pacer.promotion(part).saturating_mul(self.geometry.block.get());
+        self.clusters.open_around(asked, PowerOfTwo::at_most(most.min(self.job.options.chunk)))
     }
 
     /// Clones a range; `may_copy` what cannot be shared.

@@ -32,7 +32,6 @@ use jiff::Timestamp;
 use nix::sys::stat::fstat;
 
 use self::closings::Closings;
-use self::raise::Awake;
 use self::table::Figures;
 use self::watch::Watch;
 use super::choose::{Image, Means};
@@ -55,6 +54,10 @@ const LATE_MAPPING: [(usize, Duration); 2] = [(20, Duration::from_millis(1)), (2
 /// A mapping that is being taken down is out of sight before the kernel tells that its file is closed.
 const LATE_CLOSING: Duration = Duration::from_millis(20);
 
+/// So many accesses may wait while what lies beside one of them is cloned as well. Where there are more it is less: the last of
+/// five hundred must not wait for five hundred times as long.
+const FEW: f64 = 4.0;
+
 /// How many rounds before T0 at most: a guest that never stops writing must not keep the job from starting.
 const ROUNDS: u32 = 8;
 
@@ -68,9 +71,9 @@ pub struct Guard {
     known: Vec<BTreeSet<u32>>,
     closings: Option<Closings>,
     armed: usize,
+    /// Whether little was left to write back when T0 was set.
+    settled: bool,
     began: Duration,
-    /// From T0 to the end of the window.
-    awake: Option<Awake>,
     /// The look at who escapes that is made once the image is marked.
     second_look: Option<JoinHandle<Option<String>>>,
     felt: Option<Tally>,
@@ -95,8 +98,8 @@ impl Guard {
     /// A hold over images, at least one, that has marked nothing yet. Their descriptors must be [`exempt`].
     pub fn new(images: Vec<Image>, means: Means) -> Self {
         let (watch, clusters, second_look) = (None, Vec::new(), None);
-        let (armed, known, closings) = (0, Vec::new(), None);
-        let (began, awake, felt) = (Duration::ZERO, None, None);
+        let (armed, settled, known, closings) = (0, true, Vec::new(), None);
+        let (began, felt) = (Duration::ZERO, None);
         let (promoted, done_before) = (0, 0);
         Self {
             images,
@@ -106,8 +109,8 @@ impl Guard {
             known,
             closings,
             armed,
+            settled,
             began,
-            awake,
             second_look,
             felt,
             promoted,
@@ -243,7 +246,8 @@ impl Hold for Guard {
                 let whole = ByteRange::new(0, image.stat().map_err(cannot)?.size);
                 whole.map_or(Ok(()), |whole| image.write_back(whole)).map_err(cannot)?;
             }
-            if table::now() - began < SHORT_ROUND {
+            self.settled = table::now() - began < SHORT_ROUND;
+            if self.settled {
                 break;
             }
         }
@@ -261,7 +265,6 @@ impl Hold for Guard {
         };
         // Before T0: whoever comes after it is told of when he goes.
         self.closings = Some(Closings::of(&self.images, &self.known).map_err(unheard)?);
-        self.awake = Awake::request();
         watch.begin(clusters, &blocks)?;
         let at = Timestamp::now();
         self.began = table::now();
@@ -294,6 +297,11 @@ impl Hold for Guard {
         self.watch().answer_ready();
     }
 
+    fn beside(&self) -> f64 {
+        // What is dirty would be written by the clone call, with the image's lock held.
+        if self.settled { FEW / FEW.max(self.watch().tally().1 as f64) } else { 0.0 }
+    }
+
     fn idle(&mut self, time: Duration, _: &dyn Fn(Duration)) {
         self.watch().idle(time);
     }
@@ -322,12 +330,10 @@ impl Hold for Guard {
         if !self.watch().end() {
             return Err(broken(self.watch().broken().unwrap_or_else(|| "its supervisor has taken over".into())));
         }
-        self.awake = None;
         self.images.iter().try_for_each(|(image, path)| super::still_at(image, path))
     }
 
     fn release(&mut self) {
-        self.awake = None;
         self.closings = None;
         if let Some(watch) = self.watch.take() {
             watch.end();

@@ -80,8 +80,12 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
     // Since when the worker has left events unread, and its last sign of life then.
     let mut unread: Option<(Duration, Duration)> = None;
     let mut pulse = Pulse::new(look, table::now());
+    // By this process, which waits for no disk: a worker that hangs or is stopped would keep them awake for as long.
+    let mut awake = None;
     loop {
         table.stand_by();
+        let alive = table::now().saturating_sub(table.last_beat()) < deadline;
+        awake = if table.is_watching() && alive { awake.or_else(raise::Awake::request) } else { None };
         let ended = readable(worker, timeout)?;
         pulse.beat(table::now());
         if ended {
