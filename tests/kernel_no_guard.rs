@@ -110,3 +110,18 @@ fn a_file_system_without_the_events_is_told() {
     let told = String::from_utf8_lossy(&object.stdout).into_owned();
     assert!(told.contains("file system sends no pre-content events"), "{told}");
 }
+
+/// Who clones and answers raises itself, or there is no such job: at cron's priority a guest would wait for whoever else wants the CPU.
+#[test]
+fn without_the_right_to_raise_itself_it_refuses() {
+    on_both(|s| {
+        fragmented(&s.path("vm.img"), 2000);
+        let _writer = writer(s, &s.path("vm.img"));
+        let before = s.listing();
+        let wrapper = ["setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice", "nice", "-n", "19"];
+        let (code, _, stderr) = told(s, &wrapper, &["snapshot", "--consistency", "guard", "vm.img", "x.snap"]);
+        assert_eq!(code, Some(3), "{:?}: {stderr}", s.fs);
+        assert!(stderr.contains("high priority") && stderr.contains("CAP_SYS_NICE"), "{:?}: {stderr}", s.fs);
+        assert_eq!(s.listing(), before, "{:?}", s.fs);
+    });
+}

@@ -11,8 +11,9 @@ use std::thread;
 use std::time::Duration;
 
 use rclone_img::qemu::qmp::Qmp;
+use reflink_img_guest::fill::fill;
 use serde_json::{Value, json};
-use support::{BOUND, Sandbox, has, noise, on_both, refused, skipped, until};
+use support::{BOUND, Sandbox, has, noise, on_both, refused, skipped, slowly, until};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// The last part of the image, which the writer writes to and the others do not.
@@ -27,7 +28,9 @@ impl Vm {
             skipped(&format!("{QEMU} is not installed"));
             return None;
         }
-        noise(&s.path("vm.img"), SIZE);
+        // One for each QEMU.
+        let _ = std::fs::remove_file(s.path("vm.img"));
+        fill(&s.path("vm.img"), SIZE, true, 1).expect("filled");
         let mut command = Command::new(QEMU);
         command.args(["-S", "-nodefaults", "-display", "none", "-machine", "q35,accel=tcg"]);
         for socket in ["ours", "theirs"] {
@@ -109,18 +112,23 @@ fn a_qemu_that_runs_is_armed_and_snapshotted_while_it_writes() {
             qemu_io(&mut Qmp::connect(&s.outside("ours"), BOUND).expect("a monitor"), "write -q -P 1 0 16M");
             let stop = Arc::new(AtomicBool::new(false));
             let writer = written_in_rounds(s, Arc::clone(&stop));
+            let mut promoted = 0;
             for round in 0..3 {
                 let args =
                     ["snapshot", "--consistency", "guard", "--qmp", theirs, "--refresh", "vm.img", "vm.snap", "--json"];
                 let args: Vec<_> = args.into_iter().filter(|arg| round > 0 || *arg != "--refresh").collect();
-                let events = s.exits(0, &args);
-                assert_eq!(events.last().expect("finished")["hold"], "guard");
+                let events = s.exits(0, &slowly(&args));
+                let finished = events.last().expect("finished");
+                assert_eq!(finished["hold"], "guard");
+                promoted += finished["promoted"].as_u64().expect("a number");
                 let bytes = std::fs::read(s.path("vm.snap")).expect("the snapshot");
                 assert_eq!((bytes.len() as u64, torn(&bytes)), (SIZE, None), "{:?} {drive}, round {round}", s.fs);
             }
             stop.store(true, Ordering::Relaxed);
             assert!(writer.join().expect("no panic") > 1);
             assert_eq!(options(s), before, "{:?} {drive}", s.fs);
+            // Jobs that no access has met prove nothing.
+            assert!(promoted > 0, "{:?} {drive}", s.fs);
             std::fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
     });

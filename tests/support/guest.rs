@@ -1,6 +1,7 @@
 //! A guest in the test's own process: an image opened under arming marks, threads that use it, and what they felt.
 
 use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -30,6 +31,15 @@ pub struct Felt {
     pub accesses: u64,
     pub errors: Vec<String>,
     pub longest: Duration,
+}
+
+impl Felt {
+    /// Not an access has failed. Tells what was felt, past the test runner, which keeps what a test prints to itself unless it fails.
+    pub fn assert_unharmed(&self, what: &str) {
+        let Self { accesses, errors, longest } = self;
+        let _ = writeln!(io::stderr(), "{what}: {accesses} accesses, {} errors, longest {longest:.1?}", errors.len());
+        assert_eq!(*errors, [""; 0], "{what}");
+    }
 }
 
 /// Threads that read and write an image: past the page cache, and one through it.

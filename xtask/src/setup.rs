@@ -55,6 +55,7 @@ pub const ALL: &[Tool] = &[
     tool("qemu-img", "qemu-utils"),
     tool("qemu-io", "qemu-utils"),
     tool("setquota", "quota"),
+    tool("strace", "strace"),
 ];
 
 /// Where programs are looked for: PATH, and the system folders that it lacks for most users on Debian.

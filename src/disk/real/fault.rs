@@ -1,12 +1,18 @@
-//! Faults of the clone calls of a debug build, for tests: `REFLINK_IMG_FAULT=KIND:N` fails the Nth call and all after it.
+//! Faults of the clone calls of a debug build, for tests: `REFLINK_IMG_FAULT=KIND:N` fails the Nth call and all after it, or has them hang.
 
 use std::io;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// More than the default of `--guest-deadline`.
+const HANGS: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy)]
 enum Fault {
     Panic,
+    /// For longer than any guest may wait.
+    Hang,
     Errno(i32),
 }
 
@@ -26,6 +32,10 @@ pub fn now() -> io::Result<()> {
     }
     match fault {
         Fault::Panic => panic!("a test has asked for this panic"),
+        Fault::Hang => {
+            std::thread::sleep(HANGS);
+            Ok(())
+        }
         Fault::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
     }
 }
@@ -35,6 +45,7 @@ fn wanted() -> Option<(Fault, u64)> {
     let (kind, from) = text.split_once(':')?;
     let fault = match kind {
         "panic" => Fault::Panic,
+        "hang" => Fault::Hang,
         "ENOSPC" => Fault::Errno(libc::ENOSPC),
         "EIO" => Fault::Errno(libc::EIO),
         "ENOMEM" => Fault::Errno(libc::ENOMEM),

@@ -1,0 +1,108 @@
+//! What the program asks of the kernel, and when, and what becomes of it where the kernel says no: by strace, which sees each
+//! call and can make it fail. On real XFS and Btrfs.
+
+mod support;
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+use support::{Armed, Guest, Other, PROGRAM, Sandbox, fragmented, has, on_both, skipped, slowly};
+
+/// The program under strace: how it ended, and its calls of these names, in the order in which they began.
+fn traced(s: &Sandbox, calls: &str, faults: &[&str], args: &[&str]) -> Option<(Output, Vec<String>)> {
+    if !has("strace") {
+        skipped("strace is not installed");
+        return None;
+    }
+    let log = s.outside("calls");
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "--seccomp-bpf", "-e", &format!("trace={calls}"), "-o"]).arg(&log);
+    for fault in faults {
+        command.args(["-e", &format!("inject={fault}")]);
+    }
+    let out = command.arg(PROGRAM).args(args).current_dir(s.dir()).stdin(Stdio::null()).output().expect("it starts");
+    let calls = fs::read_to_string(&log).expect("a log");
+    Some((out, calls.lines().map(str::to_owned).collect()))
+}
+
+fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Linux before 6.14.
+#[test]
+fn a_kernel_without_the_events() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        for (image, extents) in [("many.img", 2000), ("few.img", 3)] {
+            fragmented(&s.path(image), extents);
+        }
+        let _writers = ["many.img", "few.img"].map(|image| Other::opens("<>", &s.path(image)));
+        let without = |args: &[&str]| traced(s, "fanotify_init", &["fanotify_init:error=EINVAL"], args);
+        let before = s.listing();
+        for args in
+            [&["snapshot", "--consistency", "guard", "few.img", "x.snap"][..], &["snapshot", "many.img", "x.snap"]]
+        {
+            let Some((out, calls)) = without(args) else { return };
+            let told = stderr(&out);
+            assert_eq!(out.status.code(), Some(3), "{:?} {args:?}: {told}", s.fs);
+            assert!(told.contains("6.14") && told.contains("hint: "), "{:?} {args:?}: {told}", s.fs);
+            assert!(calls.iter().any(|call| call.contains("INJECTED")), "{calls:?}");
+            assert_eq!(s.listing(), before, "{:?} {args:?}", s.fs);
+        }
+        let Some((out, _)) = without(&["snapshot", "few.img", "x.snap"]) else { return };
+        let told = stderr(&out);
+        assert_eq!(out.status.code(), Some(0), "{:?}: {told}", s.fs);
+        assert!(told.contains("hold atomic (") && told.contains("not guard: "), "{:?}: {told}", s.fs);
+    });
+}
+
+/// The guest waits for no fsync, and for no data that the clone calls would have to write: that is done before T0, chunk by chunk in the
+/// window, and after it.
+#[test]
+fn what_is_synced_when() {
+    on_both(|s| {
+        fragmented(&s.path("vm.img"), 4096);
+        let _armed = Armed::directory(&s.dir());
+        let guest = Guest::start(&s.path("vm.img"));
+        let args = slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]);
+        let Some((out, calls)) = traced(s, "ioctl,fsync,fdatasync,syncfs,sync_file_range", &[], &args) else { return };
+        assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, stderr(&out));
+        guest.stop().assert_unharmed(&format!("{:?} traced", s.fs));
+        let clones: Vec<usize> = (0..calls.len()).filter(|&at| calls[at].contains("FICLONERANGE")).collect();
+        // The first is the attempt at a block, before anything is touched.
+        let (first, last) = (clones[1], *clones.last().expect("clones"));
+        assert!(clones.len() > 100, "{:?}: {} clones", s.fs, clones.len());
+        let within = &calls[first..=last];
+        let syncs: Vec<&String> = within.iter().filter(|c| c.contains("sync(") || c.contains("syncfs(")).collect();
+        assert!(syncs.is_empty(), "{:?}: {syncs:?}", s.fs);
+        let written_back = |calls: &[String]| calls.iter().filter(|call| call.contains("sync_file_range(")).count();
+        assert!(written_back(&calls[..first]) > 0, "{:?}: nothing is written back before T0", s.fs);
+        assert!(written_back(within) > 1, "{:?}: nothing is written back in the window", s.fs);
+        assert!(calls[last..].iter().any(|call| call.contains("fsync(")), "{:?}: no fsync at the end", s.fs);
+    });
+}
+
+/// What is dirty cannot be written: before T0, in the window, and after it. Whoever runs it again has the snapshot.
+#[test]
+fn the_device_fails_under_a_write_back() {
+    on_both(|s| {
+        fragmented(&s.path("vm.img"), 2000);
+        let _armed = Armed::directory(&s.dir());
+        let guest = Guest::start(&s.path("vm.img"));
+        for fault in
+            ["sync_file_range:error=EIO:when=1+", "sync_file_range:error=EIO:when=3+", "fsync:error=EIO:when=1+"]
+        {
+            let args = slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]);
+            let Some((out, calls)) = traced(s, "sync_file_range,fsync", &[fault], &args) else { return };
+            let told = stderr(&out);
+            assert!(calls.iter().any(|call| call.contains("INJECTED")), "{:?} {fault}: {calls:?}", s.fs);
+            assert!(matches!(out.status.code(), Some(1 | 6)), "{:?} {fault}: {told}", s.fs);
+            assert!(told.contains("hint: ") && !s.path("vm.snap").exists(), "{:?} {fault}: {told}", s.fs);
+            guest.runs_on();
+            s.exits(0, &["snapshot", "--consistency", "guard", "vm.img", "vm.snap", "--json"]);
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
+        guest.stop().assert_unharmed(&format!("{:?} write-back fails", s.fs));
+    });
+}
