@@ -240,7 +240,7 @@ fn they_are_fit_to_be_waited_for() {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
         image(s);
-        let _guest = Guest::start(&s.path("vm.img"));
+        let guest = Guest::start(&s.path("vm.img"));
         let mut job = s.start(&slowly(&["snapshot", "vm.img", "vm.snap"]));
         assert!(job.wait_for("started"), "{}", job.end().stderr);
         let f = Family::of(&job);
@@ -269,6 +269,7 @@ fn they_are_fit_to_be_waited_for() {
         }
         send(f.front, Signal::SIGINT);
         job.end();
+        guest.stop().assert_unharmed(&format!("{:?} looked at", s.fs));
     });
 }
 
