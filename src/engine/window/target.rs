@@ -105,10 +105,12 @@ impl<'a, D: Disk> Target<'a, D> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image's file system", hint, e);
         let fs = job.image.fs().map_err(cannot)?;
         let guests = kind.has_guests();
-        let default = match guests {
-            true if kind.answers_accesses() => job::LATENCY_WATCHED,
-            true => job::LATENCY_GUESTS,
-            false => job::LATENCY_FROZEN,
+        let default = if kind.answers_accesses() {
+            job::LATENCY_WATCHED
+        } else if guests {
+            job::LATENCY_GUESTS
+        } else {
+            job::LATENCY_FROZEN
         };
         let latency = job.options.latency.unwrap_or(default);
         let resumed = clusters.done_bytes() > 0;
