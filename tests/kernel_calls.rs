@@ -29,6 +29,19 @@ fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
 
+const SNAPSHOT: [&str; 5] = ["snapshot", "--consistency", "guard", "vm.img", "vm.snap"];
+
+/// A test beside a guest that uses an image of many extents, and is not harmed by it.
+fn beside_a_guest(what: &str, test: impl Fn(&Sandbox, &Guest)) {
+    on_both(|s| {
+        fragmented(&s.path("vm.img"), 4096);
+        let _armed = Armed::directory(&s.dir());
+        let guest = Guest::start(&s.path("vm.img"));
+        test(s, &guest);
+        guest.stop().assert_unharmed(&format!("{:?} {what}", s.fs));
+    });
+}
+
 /// Linux before 6.14.
 #[test]
 fn a_kernel_without_the_events() {
@@ -61,14 +74,10 @@ fn a_kernel_without_the_events() {
 /// window, and after it.
 #[test]
 fn what_is_synced_when() {
-    on_both(|s| {
-        fragmented(&s.path("vm.img"), 4096);
-        let _armed = Armed::directory(&s.dir());
-        let guest = Guest::start(&s.path("vm.img"));
-        let args = slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]);
-        let Some((out, calls)) = traced(s, "ioctl,fsync,fdatasync,syncfs,sync_file_range", &[], &args) else { return };
+    beside_a_guest("traced", |s, _| {
+        let calls = "ioctl,fsync,fdatasync,syncfs,sync_file_range";
+        let Some((out, calls)) = traced(s, calls, &[], &slowly(&SNAPSHOT)) else { return };
         assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, stderr(&out));
-        guest.stop().assert_unharmed(&format!("{:?} traced", s.fs));
         let clones: Vec<usize> = (0..calls.len()).filter(|&at| calls[at].contains("FICLONERANGE")).collect();
         // The first is the attempt at a block, before anything is touched.
         let (first, last) = (clones[1], *clones.last().expect("clones"));
@@ -86,23 +95,18 @@ fn what_is_synced_when() {
 /// What is dirty cannot be written: before T0, in the window, and after it. Whoever runs it again has the snapshot.
 #[test]
 fn the_device_fails_under_a_write_back() {
-    on_both(|s| {
-        fragmented(&s.path("vm.img"), 2000);
-        let _armed = Armed::directory(&s.dir());
-        let guest = Guest::start(&s.path("vm.img"));
+    beside_a_guest("write-back fails", |s, guest| {
         for fault in
             ["sync_file_range:error=EIO:when=1+", "sync_file_range:error=EIO:when=3+", "fsync:error=EIO:when=1+"]
         {
-            let args = slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]);
-            let Some((out, calls)) = traced(s, "sync_file_range,fsync", &[fault], &args) else { return };
+            let Some((out, calls)) = traced(s, "sync_file_range,fsync", &[fault], &slowly(&SNAPSHOT)) else { return };
             let told = stderr(&out);
             assert!(calls.iter().any(|call| call.contains("INJECTED")), "{:?} {fault}: {calls:?}", s.fs);
             assert!(matches!(out.status.code(), Some(1 | 6)), "{:?} {fault}: {told}", s.fs);
             assert!(told.contains("hint: ") && !s.path("vm.snap").exists(), "{:?} {fault}: {told}", s.fs);
             guest.runs_on();
-            s.exits(0, &["snapshot", "--consistency", "guard", "vm.img", "vm.snap", "--json"]);
+            s.exits(0, &[&SNAPSHOT[..], &["--json"]].concat());
             fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
-        guest.stop().assert_unharmed(&format!("{:?} write-back fails", s.fs));
     });
 }
