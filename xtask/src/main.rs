@@ -42,7 +42,6 @@ enum Verb {
     /// Run every test: unit, simulation, command line, kernel
     Test(test::Test),
     /// Measure against the goals of docs/BENCHMARKS.md
-    #[command(subcommand)]
     Bench(bench::Bench),
     /// Write man pages and completions from the definition of the flags, or check that they are current
     Gen(generate::Gen),
@@ -69,7 +68,7 @@ fn verb(verb: Verb) -> Result<ExitCode> {
         Verb::Setup => setup::install(setup::ALL).map(done),
         Verb::Demo(demo) => demo.run().map(done),
         Verb::Test(test) => test.run(),
-        Verb::Bench(bench) => bench.run().map(done),
+        Verb::Bench(bench) => bench.run(),
         Verb::Gen(files) => files.run().map(done),
         Verb::Tidy => tidy::run().map(done),
     }

@@ -143,6 +143,11 @@ impl Figures {
         goals
     }
 
+    /// How many goals are missed.
+    pub fn missed(&self) -> usize {
+        self.goals().iter().filter(|goal| !goal.met()).count()
+    }
+
     /// The tables.
     pub fn text(&self) -> String {
         let extents = self.extents.map(|it| format!(" in {it} extents")).unwrap_or_default();
@@ -292,6 +297,6 @@ mod tests {
         }
         let met: Vec<bool> = figures.json()["goals"].as_array().unwrap().iter().map(|it| it["met"] == true).collect();
         assert_eq!(met, [true, true, true, false]);
-        assert!(figures.text().contains("MISSED"));
+        assert!(figures.text().contains("MISSED") && figures.missed() == 1);
     }
 }

@@ -71,8 +71,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// Measures on each file system, prints the figures and draws the picture.
-    pub fn run(&self) -> Result<()> {
+    /// Measures on each file system, prints the figures and draws the picture; how many goals are missed.
+    pub fn run(&self) -> Result<usize> {
         sandbox::watch_signals()?;
         sandbox::sweep(&[]);
         setup::ensure(setup::LOOP, self.setup, "bench live")?;
@@ -97,7 +97,7 @@ impl Live {
             std::fs::write(&path, picture::draw(&all)).with_context(|| format!("write {}", path.display()))?;
             eprintln!("drawn: {}", path.display());
         }
-        Ok(())
+        Ok(all.iter().map(Figures::missed).sum())
     }
 
     /// Where the picture goes. That of a part, or of a small image, must not replace the one in the documentation.
