@@ -10,6 +10,7 @@ mod armed;
 mod family;
 mod files;
 mod guest;
+mod job;
 mod other;
 mod qemu;
 mod recording;
@@ -19,18 +20,15 @@ mod taken;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 pub use armed::armed;
@@ -39,6 +37,7 @@ pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, runs, slowly, writer,
 };
 pub use guest::{Armed, Felt, Guest};
+pub use job::{Ended, Job};
 pub use other::{LoopDevice, Other, XfsIo};
 pub use qemu::{Disk, QemuIo, Vm, Writers};
 pub use recording::{Recording, Request};
@@ -235,6 +234,11 @@ impl Sandbox {
         Job::spawn(self.command(args).arg("--json"))
     }
 
+    /// As [`Sandbox::start`], with a fault of a debug build's clone calls (`src/disk/real/fault.rs`).
+    pub fn start_with_fault(&self, fault: &str, args: &[impl AsRef<OsStr>]) -> Job {
+        Job::spawn(self.command(args).arg("--json").env("REFLINK_IMG_FAULT", fault))
+    }
+
     /// What is in the top directory: names with inode, size and mode.
     pub fn listing(&self) -> BTreeMap<Vec<u8>, (u64, u64, u32)> {
         let entries = fs::read_dir(self.dir()).expect("a directory");
@@ -315,77 +319,4 @@ fn until_within(bound: Duration, mut ready: impl FnMut() -> bool) -> bool {
 /// The JSON objects of a text, one a line.
 pub fn events(text: &str) -> Vec<Value> {
     text.lines().filter(|l| l.starts_with('{')).map(|l| serde_json::from_str(l).expect("JSON")).collect()
-}
-
-/// A program that runs. Dropped, it is killed.
-pub struct Job {
-    child: Child,
-    lines: BufReader<ChildStdout>,
-    /// What it has told.
-    pub events: Vec<Value>,
-}
-
-/// How a program ended.
-pub struct Ended {
-    pub code: Option<i32>,
-    pub events: Vec<Value>,
-    pub stderr: String,
-}
-
-impl Job {
-    /// Starts a command that tells events.
-    fn spawn(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
-        let lines = BufReader::new(child.stdout.take().expect("piped"));
-        Self { child, lines, events: Vec::new() }
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Reads on until an event of this name; false where the program ended first.
-    pub fn wait_for(&mut self, event: &str) -> bool {
-        while self.line() {
-            if self.events.last().is_some_and(|e| e["event"] == event) {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn line(&mut self) -> bool {
-        let mut line = String::new();
-        let more = self.lines.read_line(&mut line).is_ok_and(|n| n > 0);
-        self.events.extend(serde_json::from_str::<Value>(&line).ok());
-        more
-    }
-
-    pub fn signal(&self, signal: Signal) {
-        // One that has ended is a zombie until it is waited for: the id is still its own.
-        kill(Pid::from_raw(self.pid() as i32), signal).expect("a signal");
-    }
-
-    /// Waits for its end.
-    pub fn end(mut self) -> Ended {
-        while self.line() {}
-        let status = self.child.wait().expect("its end");
-        let mut stderr = String::new();
-        let _ = self.child.stderr.take().expect("piped").read_to_string(&mut stderr);
-        assert!(!stderr.contains("panicked"), "{stderr}");
-        Ended { code: status.code(), events: std::mem::take(&mut self.events), stderr }
-    }
-
-    /// Ends it at once, with SIGKILL.
-    pub fn kill(self) {
-        self.signal(Signal::SIGKILL);
-        drop(self.end());
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
