@@ -16,7 +16,7 @@ fn traced(s: &Sandbox, calls: &str, faults: &[&str], args: &[&str]) -> Option<(O
     }
     let log = s.outside("calls");
     let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "--seccomp-bpf", "-e", &format!("trace={calls}"), "-o"]).arg(&log);
+    command.args(["-f", "-y", "-qq", "--seccomp-bpf", "-e", &format!("trace={calls}"), "-o"]).arg(&log);
     for fault in faults {
         command.args(["-e", &format!("inject={fault}")]);
     }
@@ -70,15 +70,105 @@ fn a_kernel_without_the_events() {
     });
 }
 
+/// Whichever process or thread cannot be started: there is a snapshot or none, and no guest waits for who has no supervisor.
+#[test]
+fn a_process_that_cannot_be_started() {
+    beside_a_guest("no processes", |s, guest| {
+        let mut without_a_supervisor = 0;
+        for nth in 1..=6 {
+            let faults = ["clone", "clone3", "vfork"].map(|call| format!("{call}:error=EAGAIN:when={nth}"));
+            let faults = faults.each_ref().map(String::as_str);
+            let Some((out, calls)) = traced(s, "clone,clone3,vfork,fanotify_mark", &faults, &SNAPSHOT) else { return };
+            let told = stderr(&out);
+            if out.status.code() == Some(0) {
+                fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+                continue;
+            }
+            let what = format!("{:?}, the {nth}th: {told}", s.fs);
+            assert!(matches!(out.status.code(), Some(1 | 3 | 6)) && told.contains("hint: "), "{what}");
+            assert!(!s.path("vm.snap").exists(), "{what}");
+            if told.contains("cannot have a supervisor") {
+                without_a_supervisor += 1;
+                assert!(!calls.iter().any(|call| call.contains("FAN_PRE_ACCESS")), "{what}{calls:?}");
+                s.no_sidecars("vm.snap");
+            }
+            guest.runs_on();
+            s.run(&["abort", "-q", "vm.snap"]);
+        }
+        assert!(without_a_supervisor > 0, "{:?}: there always was one", s.fs);
+    });
+}
+
+/// Whichever mark the kernel refuses: who was frozen is thawed, and who waits goes on.
+#[test]
+fn a_mark_that_the_kernel_refuses() {
+    beside_a_guest("no marks", |s, guest| {
+        let log = s.outside("log");
+        let (freeze, thaw) = (format!("echo freeze >> {}", log.display()), format!("echo thaw >> {}", log.display()));
+        let mut failed_when_frozen = false;
+        for nth in 1..=6 {
+            let args = [&SNAPSHOT[..], &["--freeze", &freeze, "--thaw", &thaw]].concat();
+            let fault = format!("fanotify_mark:error=ENOSPC:when={nth}");
+            let Some((out, _)) = traced(s, "fanotify_mark", &[&fault], &args) else { return };
+            let (told, asked) = (stderr(&out), fs::read_to_string(&log).unwrap_or_default());
+            let what = format!("{:?}, the {nth}th: {told}{asked}", s.fs);
+            assert!(matches!(&asked[..], "" | "freeze\nthaw\n"), "{what}");
+            let _ = fs::remove_file(&log);
+            match out.status.code() {
+                Some(0) => fs::remove_file(s.path("vm.snap")).expect("the snapshot"),
+                Some(1 | 3 | 6) => {
+                    failed_when_frozen |= !asked.is_empty();
+                    assert!(told.contains("hint: ") && !s.path("vm.snap").exists(), "{what}");
+                }
+                other => panic!("{other:?}, {what}"),
+            }
+            guest.runs_on();
+            s.run(&["abort", "-q", "vm.snap"]);
+        }
+        assert!(failed_when_frozen, "{:?}: none failed between freeze and T0", s.fs);
+    });
+}
+
+/// As above, of a job that nobody waits for: what it had done is kept.
+#[test]
+fn a_thread_that_cannot_be_started_where_nobody_uses_the_image() {
+    on_both(|s| {
+        fragmented(&s.path("vm.img"), 4096);
+        let mut ends = std::collections::BTreeSet::new();
+        for nth in 1..=6 {
+            let fault = format!("clone3:error=EAGAIN:when={nth}");
+            let args = slowly(&["snapshot", "--consistency", "frozen", "vm.img", "vm.snap"]);
+            let Some((out, _)) = traced(s, "clone3", &[&fault], &args) else { return };
+            let (told, what) = (stderr(&out), format!("{:?}, the {nth}th", s.fs));
+            ends.insert(out.status.code());
+            if out.status.code() != Some(0) {
+                assert!(matches!(out.status.code(), Some(1 | 3 | 4)) && told.contains("hint: "), "{what}: {told}");
+                assert!(!told.contains("panicked") && !s.path("vm.snap").exists(), "{what}: {told}");
+                s.exits(0, &["snapshot", "vm.img", "vm.snap"]);
+            }
+            support::assert_same(&s.path("vm.img"), &s.path("vm.snap"));
+            s.no_sidecars("vm.snap");
+            fs::remove_file(s.path("vm.snap")).expect("the snapshot");
+        }
+        assert!(ends.contains(&Some(0)) && ends.len() > 1, "{:?}: {ends:?}", s.fs);
+    });
+}
+
 /// The guest waits for no fsync, and for no data that the clone calls would have to write: that is done before T0, chunk by chunk in the
 /// window, and after it.
 #[test]
 fn what_is_synced_when() {
     beside_a_guest("traced", |s, _| {
         let calls = "ioctl,fsync,fdatasync,syncfs,sync_file_range";
-        let Some((out, calls)) = traced(s, calls, &[], &slowly(&SNAPSHOT)) else { return };
+        // As `auto` does it, which looks whether the image can be frozen.
+        let args = slowly(&["snapshot", "vm.img", "vm.snap"]);
+        let Some((out, calls)) = traced(s, calls, &[], &args) else { return };
         assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, stderr(&out));
         let clones: Vec<usize> = (0..calls.len()).filter(|&at| calls[at].contains("FICLONERANGE")).collect();
+        let images: Vec<&String> = calls[..clones[1]].iter().filter(|call| call.contains("vm.img")).collect();
+        assert!(!images.is_empty() && !images.iter().any(|call| call.contains("sync(")), "{:?}: {images:?}", s.fs);
+        let begun = calls[..clones[0]].iter().any(|call| call.contains("sync_file_range("));
+        assert!(begun, "{:?}: the first attempt at a block writes all that is dirty", s.fs);
         // The first is the attempt at a block, before anything is touched.
         let (first, last) = (clones[1], *clones.last().expect("clones"));
         assert!(clones.len() > 100, "{:?}: {} clones", s.fs, clones.len());

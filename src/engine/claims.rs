@@ -139,14 +139,29 @@ impl<F: DiskFile> Claims<F> for Inline<F> {
 /// Syncs on a thread of its own.
 pub struct Threaded<F> {
     done: Sender<ByteRange>,
-    thread: JoinHandle<(Recorder<F>, io::Result<()>)>,
+    thread: Thread<F>,
+}
+
+enum Thread<F> {
+    Started(JoinHandle<(Recorder<F>, io::Result<()>)>),
+    /// It could not be.
+    Never(Box<Recorder<F>>, io::Error),
 }
 
 impl<F: DiskFile + Send + Sync + 'static> Threaded<F> {
     /// Starts the thread.
     pub fn new(recorder: Recorder<F>) -> Self {
         let (done, ranges) = bounded(QUEUE);
-        let thread = std::thread::spawn(move || record(recorder, &ranges));
+        // Given to it when it is there: what a thread that cannot be started was to have is gone.
+        let (give, given) = bounded(1);
+        let work = move || record(given.recv().expect("it is given at once"), &ranges);
+        let thread = match std::thread::Builder::new().name("claims".into()).spawn(work) {
+            Ok(thread) => {
+                let _ = give.send(recorder);
+                Thread::Started(thread)
+            }
+            Err(error) => Thread::Never(Box::new(recorder), error),
+        };
         Self { done, thread }
     }
 }
@@ -177,14 +192,17 @@ impl<F: DiskFile + Send + Sync + 'static> Claims<F> for Threaded<F> {
     }
 
     fn failed(&self) -> bool {
-        self.thread.is_finished()
+        match &self.thread {
+            Thread::Started(thread) => thread.is_finished(),
+            Thread::Never(..) => true,
+        }
     }
 
     fn finish(self: Box<Self>, checkpoint: bool) -> (Journal<F>, io::Result<()>) {
         drop(self.done);
-        let (mut recorder, mut result) = match self.thread.join() {
-            Ok(ended) => ended,
-            Err(panic) => std::panic::resume_unwind(panic),
+        let (mut recorder, mut result) = match self.thread {
+            Thread::Started(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Thread::Never(recorder, error) => (*recorder, Err(error)),
         };
         if checkpoint && result.is_ok() {
             result = recorder.sync();

@@ -88,7 +88,9 @@ impl Threaded {
         let files = Files { image, partial };
         let (wanted, wishes) = bounded::<Flush>(1);
         let (end, done) = bounded(1);
-        thread::spawn(move || wishes.iter().try_for_each(|what| end.send(files.flush(what))));
+        let flush = move || drop(wishes.iter().try_for_each(|what| end.send(files.flush(what))));
+        // One that cannot be started is told as one that has ended.
+        drop(thread::Builder::new().name("writes back".into()).spawn(flush));
         Self { wanted, done }
     }
 }
@@ -104,8 +106,8 @@ impl Flusher for Threaded {
             Ok(result) => result.map(|()| true),
             Err(RecvTimeoutError::Timeout) => Ok(false),
             Err(RecvTimeoutError::Disconnected) => {
-                let hint = "run the same command again";
-                Err(Error::new(Kind::Failed, "the thread that writes dirty data back has ended", hint))
+                let hint = "check the limit of processes, then run the same command again";
+                Err(Error::new(Kind::Failed, "there is no thread that writes dirty data back", hint))
             }
         }
     }
