@@ -162,6 +162,9 @@ impl Hold for SimHold {
     fn release(&mut self) {}
 }
 
+/// The simulated file system's block.
+const BLOCK: u64 = 512;
+
 /// A job and its circumstances, from a seed.
 pub struct Scenario {
     seed: u64,
@@ -183,7 +186,7 @@ impl Scenario {
     /// The world before the job.
     pub fn begin(&self) -> World {
         let mut chance = Chance(self.seed);
-        let block = 512;
+        let block = BLOCK;
         let kind = if chance.below(2) == 0 { FsKind::Xfs } else { FsKind::Btrfs };
         let disk = SimDisk::new(Setup { seed: self.seed, block, kind, faults: self.faults });
         let size = (1 + chance.below(48)) * block + if chance.below(2) == 0 { 0 } else { chance.below(block) };
@@ -317,6 +320,14 @@ impl World {
             assert!(self.disk.content(IMAGE) == before, "the job changed the image");
         }
         self.chance.below(2);
+        // A larger cluster can be equal in part.
+        if let Ok(end) = &result
+            && self.options.cluster.get() == BLOCK
+        {
+            let (size, promoted) = (end.started.bytes, end.promoted * BLOCK);
+            let twice = end.skipped_bytes + promoted > size.next_multiple_of(BLOCK);
+            assert!(!twice, "{promoted} bytes promoted and {} skipped of {size}", end.skipped_bytes);
+        }
         result
     }
 

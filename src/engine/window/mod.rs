@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crate::disk::Disk;
 use crate::engine::claims::Claims;
-use crate::engine::compare;
 use crate::engine::job::Job;
 use crate::engine::report::{Event, Progress};
 use crate::engine::room;
@@ -108,21 +107,20 @@ impl<'a, D: Disk> Window<'a, D> {
         self.targets[0].job
     }
 
-    /// Compares the maps of `open` and clones what they do not prove equal.
+    /// Compares the maps of `open` and clones what they do not prove equal. What was promoted meanwhile was cloned, and not skipped.
     fn refresh(&mut self, image: usize, open: ByteRange) -> Result<()> {
         self.step()?;
-        let target = &mut self.targets[image];
-        let compared = compare::compare(&*target.job.image, &*target.partial, open)?;
-        target.work.skipped += compared.equal_bytes;
-        match compared.extents {
-            Some(extents) => target.work.extents += extents,
-            None => target.work.every_extent_counted = false,
+        let mut rest = Some(open);
+        while let Some(part) = rest.and_then(|rest| self.targets[image].clusters.open_part(rest)) {
+            for range in self.targets[image].compared(part)? {
+                self.runs(image, range.bytes(), None)?;
+            }
+            self.targets[image].done(part)?;
+            rest = open.split(part.end()).1;
+            // Where guests have promoted every other cluster there are many parts.
+            self.step()?;
         }
-        for range in compared.differing {
-            let Some(range) = self.targets[image].geometry.cover(range) else { continue };
-            self.runs(image, range.bytes(), None)?;
-        }
-        self.targets[image].done(open)
+        Ok(())
     }
 
     /// Clones a range call by call. With `claim_from` everything from there to a call's end is done after it.

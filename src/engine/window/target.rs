@@ -169,6 +169,29 @@ impl<'a, D: Disk> Target<'a, D> {
         Ok(())
     }
 
+    /// Compares the maps of `open`, whole clusters: what has to be cloned. The clusters that are proved equal are done: whoever waits for one
+    /// waits for no clone call. They are claimed with all of `open`, as one range.
+    pub(super) fn compared(&mut self, open: ByteRange) -> Result<Vec<CloneRange>> {
+        let compared = compare::compare(&*self.job.image, &*self.partial, open)?;
+        self.work.skipped += compared.equal_bytes;
+        match compared.extents {
+            Some(extents) => self.work.extents += extents,
+            None => self.work.every_extent_counted = false,
+        }
+        let cluster = self.job.options.cluster;
+        let mut equal = open.start();
+        for range in &compared.differing {
+            if let Some(equal) = ByteRange::new(equal, cluster.align_down(range.start())) {
+                self.clusters.finish(equal);
+            }
+            equal = cluster.align_up(range.end());
+        }
+        if let Some(equal) = ByteRange::new(equal, open.end()) {
+            self.clusters.finish(equal);
+        }
+        Ok(compared.differing.into_iter().filter_map(|range| self.geometry.cover(range)).collect())
+    }
+
     /// The next call's range, a prefix of `open`, and its extents where they are known.
     pub(super) fn plan(&mut self, open: ByteRange) -> Result<(ByteRange, Option<u64>)> {
         loop {
