@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::agent::{Agent, Does};
-use support::{Armed, Family, Guest, Sandbox, on_both, rounds, slowly, until};
+use support::{Armed, Family, Fs, Guest, Job, Sandbox, on_both, rounds, slowly, until};
 
 const GUARD: [&str; 2] = ["--consistency", "guard"];
 
@@ -43,6 +43,12 @@ fn with(agent: &Agent, more: &[&str]) -> Vec<String> {
     let socket = text(&agent.path());
     let args = ["snapshot", "vm.img", "vm.snap", "--json", "--qga", &socket];
     args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+}
+
+/// Starts a job with that agent.
+fn start(s: &Sandbox, agent: &Agent, more: &[&str]) -> Job {
+    let socket = text(&agent.path());
+    s.start(&[&["snapshot", "vm.img", "vm.snap", "--qga", &socket], more].concat())
 }
 
 #[test]
@@ -171,12 +177,7 @@ fn at_each_step(victims: fn(&Family) -> Vec<Pid>, signal: Signal) {
                     }
                     Does::Well
                 });
-                let job = s.start(
-                    &with(&agent, &["--consistency", "guard", "--freeze-timeout", "2s"])[..]
-                        .iter()
-                        .filter(|arg| *arg != "--json")
-                        .collect::<Vec<_>>(),
-                );
+                let job = start(s, &agent, &["--consistency", "guard", "--freeze-timeout", "2s"]);
                 let processes = Family::of(&job);
                 *family.lock().expect("no panic") = Some(processes);
                 assert!(until(|| agent.read().contains(&step)), "{what}");
@@ -216,6 +217,11 @@ fn worker_and_supervisor_are_killed_at_once() {
 }
 
 #[test]
+fn the_supervisor_alone_is_killed() {
+    at_each_step(|family| vec![family.supervisor], Signal::SIGKILL);
+}
+
+#[test]
 fn what_the_user_started_is_killed() {
     at_each_step(|family| vec![family.front], Signal::SIGKILL);
 }
@@ -223,6 +229,53 @@ fn what_the_user_started_is_killed() {
 #[test]
 fn the_user_interrupts() {
     at_each_step(|family| vec![family.front], Signal::SIGINT);
+}
+
+/// What is waited for longest is an answer to a freeze.
+#[test]
+fn the_user_interrupts_a_freeze_that_takes_long() {
+    on_both(|s| {
+        let (_armed, guest) = running(s);
+        let agent = Agent::new(|name, _| if name == "freeze" { Does::Later } else { Does::Well });
+        let job = start(s, &agent, &["--consistency", "guard", "--freeze-timeout", "10m"]);
+        assert!(until(|| agent.read().contains(&"freeze")), "{:?}", s.fs);
+        job.signal(Signal::SIGTERM);
+        let ended = job.end();
+        assert_eq!(ended.code, Some(4), "{:?}: {}", s.fs, ended.stderr);
+        assert!(ended.stderr.contains("told to stop") && ended.stderr.contains("hint: "), "{}", ended.stderr);
+        assert!(is_thawed(&agent), "{:?}: {:?}", s.fs, agent.read());
+        s.no_sidecars("vm.snap");
+        ends_well(guest);
+    });
+}
+
+/// A guest does not stay frozen for as long as the agent of another one is tried to be reached.
+#[test]
+fn a_guest_is_thawed_whatever_the_agent_of_another_does() {
+    let one = Arc::new(Agent::new(|_, _| Does::Well));
+    let first = Arc::clone(&one);
+    // This one comes back when the other guest is thawed, which was frozen before it and is thawed after it.
+    let hangs = move |name: &str, _| if name == "thaw" && !is_thawed(&first) { Does::Nothing } else { Does::Well };
+    thawed_together(&one, &Agent::new(hangs), Some(0));
+    let one = Arc::new(Agent::new(|_, _| Does::Well));
+    let first = Arc::clone(&one);
+    let hangs = move |name: &str, _| {
+        let waits = name == "freeze" || name == "thaw" && !is_thawed(&first);
+        if waits { Does::Nothing } else { Does::Well }
+    };
+    thawed_together(&one, &Agent::new(hangs), Some(3));
+}
+
+fn thawed_together(one: &Agent, other: &Agent, code: Option<i32>) {
+    let Some(s) = Sandbox::new(Fs::Xfs) else { return };
+    let (_armed, guest) = running(&s);
+    let more = ["--qga", &text(&other.path()), "--require-freeze", "--freeze-timeout", "1s"];
+    let job = start(&s, one, &more);
+    assert!(until(|| other.read().contains(&"thaw")));
+    let ended = job.end();
+    assert_eq!(ended.code, code, "{}", ended.stderr);
+    assert!(is_thawed(one) && is_thawed(other), "{:?} {:?}", one.read(), other.read());
+    ends_well(guest);
 }
 
 /// The processes that the worker has started, the freezer among them.

@@ -348,6 +348,28 @@ impl WriteAtEnd for File {
     }
 }
 
+/// A job of several images replaces and removes none of them, whatever it was told to replace.
+#[test]
+fn an_image_where_another_ones_snapshot_is_to_be() {
+    on_both(|s| {
+        for name in ["a.img", "b.img", "x.partial", "y.journal"] {
+            noise(&s.path(name), MIB);
+        }
+        fs::hard_link(s.path("b.img"), s.path("also b")).expect("a link");
+        for pairs in [
+            ["a.img=b.img", "b.img=b.snap"],
+            ["b.img=b.snap", "a.img=b.img"],
+            ["a.img=also b", "b.img=b.snap"],
+            ["a.img=x", "x.partial=z"],
+            ["a.img=y", "y.journal=z"],
+        ] {
+            for args in [&["snapshot", "--force"][..], &["snapshot"], &["snapshot", "--restart"]] {
+                refused(s, "is where the job would put a snapshot", &[args, &pairs].concat());
+            }
+        }
+    });
+}
+
 #[test]
 fn usage_errors_touch_nothing() {
     let Some(s) = Sandbox::new(Fs::Xfs) else { return };

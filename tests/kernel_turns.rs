@@ -6,8 +6,8 @@ use std::fs::OpenOptions;
 
 use nix::sys::signal::Signal;
 use rclone_img::disk::Disk;
-use rclone_img::disk::real::RealDisk;
-use support::{Sandbox, assert_same, fragmented, on_both};
+use rclone_img::disk::real::{RealDisk, RealFile};
+use support::{Armed, Family, Guest, Sandbox, assert_same, fragmented, noise, on_both, slowly, until};
 
 /// Another job: has the turn, or waits for it.
 fn another(s: &Sandbox) -> RealDisk {
@@ -45,6 +45,29 @@ fn a_job_that_waits_clones_nothing_and_answers_signals() {
         before.end_turn();
         s.exits(0, &["resume", "-q", "a.snap"]);
         assert_same(&s.path("a.img"), &s.path("a.snap"));
+    });
+}
+
+/// It took itself for one that nobody waits for.
+#[test]
+fn a_job_that_waits_while_a_vm_is_started_gets_a_worker() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        noise(&s.path("a.img"), 16 << 20);
+        let other = RealFile::open_image(&s.path("a.img")).expect("the image");
+        assert!(other.try_flock().expect("a lock"));
+        let mut job = s.start(&slowly(&["snapshot", "--wait", "2m", "a.img", "a.snap"]));
+        assert!(until(|| job.catches(Signal::SIGTERM)), "{:?}", s.fs);
+        let guest = Guest::start(&s.path("a.img"));
+        drop(other);
+        assert!(job.wait_for("started"), "{:?}: {}", s.fs, job.end().stderr);
+        let family = Family::of(&job);
+        let session = nix::unistd::getsid(Some(family.worker)).expect("alive");
+        assert_eq!(session, family.worker, "{:?}: what guests wait for can be stopped with the terminal's job", s.fs);
+        let ended = job.end();
+        assert_eq!(ended.code, Some(0), "{:?}: {}", s.fs, ended.stderr);
+        assert_eq!(ended.events.last().expect("finished")["hold"], "guard", "{:?}", s.fs);
+        guest.stop().assert_unharmed(&format!("{:?} started meanwhile", s.fs));
     });
 }
 

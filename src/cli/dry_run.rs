@@ -17,7 +17,7 @@ use crate::error::Result;
 pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let look = || {
         let places = places(args)?;
-        let images = open_images(args)?;
+        let images = open_images(args, &places)?;
         for (image, (src, _)) in images.iter().zip(&args.pairs) {
             super::warn(place::warning(&*image.file, src).filter(|_| !args.job.output.quiet));
         }

@@ -37,6 +37,7 @@ use crate::error::{Error, Kind, Result};
 use crate::hold::guard::watch::SUPERVISOR;
 use crate::quiesce::freezer::FREEZER;
 use args::Verb;
+use worker::Process;
 
 /// How long the last words on standard error may take.
 const LAST_WORDS_LIMIT: Duration = Duration::from_secs(2);
@@ -55,7 +56,7 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
     let worker = args.get(1).is_some_and(|verb| verb == worker::WORKER);
     let args = if worker { worker::become_worker(args) } else { args };
     match args::parse(args) {
-        Ok(Verb::Snapshot(args)) if worker => ended(snapshot::here(&args)),
+        Ok(Verb::Snapshot(args)) if worker => ended(snapshot::here(&args, Process::Worker)),
         Ok(verb) => ended(dispatch(&verb)),
         // Help and version go to standard output and are no errors.
         Err(told) if !told.use_stderr() => {

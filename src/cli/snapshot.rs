@@ -13,6 +13,7 @@ use super::place::{self, Image, Place};
 use super::report::{Names, Reporter};
 use super::signals::Stop;
 use super::values::MinFree;
+use super::worker::Process;
 use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
 use crate::disk::{Access, Disk, DiskFile};
@@ -44,26 +45,30 @@ pub fn snapshot(args: &SnapshotArgs) -> Result<u8> {
     if args.dry_run {
         return dry_run::run(args);
     }
-    if worker::is_needed(args) { worker::run(args) } else { here(args) }
+    if worker::is_needed(args) { worker::run(args) } else { here(args, Process::Front) }
 }
 
 /// Runs `snapshot` in this process.
 ///
 /// # Errors
 /// What kept the snapshots from being made.
-pub fn here(args: &SnapshotArgs) -> Result<u8> {
+pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
     under_watch(&args.job, &names(args), Instant::now(), |stop, reporter, _| {
         let places = places(args)?;
         let mut warned = false;
         attempts(&args.job, stop, || {
             // Anew each time: while another job was waited for an image may have been replaced.
-            let images = open_images(args)?;
+            let images = open_images(args, &places)?;
             for (image, (src, _)) in images.iter().zip(&args.pairs).filter(|_| !warned) {
                 if let Some(text) = place::warning(&*image.file, src) {
                     reporter.on(Event::Warning(text));
                 }
             }
             let chosen = choose_hold(args, &images)?;
+            if process == Process::Front && chosen.hold.kind().answers_accesses() {
+                // A VM was started since this process took the job for one that nobody waits for.
+                return Err(worker::begin_anew());
+            }
             if !std::mem::replace(&mut warned, true) && !args.qmp.is_empty() && chosen.hold.kind() != HoldKind::Guard {
                 let hold = chosen.hold.kind().name();
                 reporter.on(Event::Warning(format!("--qmp was not used: the hold is {hold}, which needs no monitor")));
@@ -73,7 +78,8 @@ pub fn here(args: &SnapshotArgs) -> Result<u8> {
                 Told::Warning(text) => reporter.on(Event::Warning(text)),
                 Told::StillFrozen(text) => reporter.on(Event::StillFrozen(text)),
             };
-            run(&places, &images, &options, quiesced(args, chosen, &tell), stop, reporter)
+            let asked = || stop.asked();
+            run(&places, &images, &options, quiesced(args, chosen, &tell, &asked), stop, reporter)
         })
     })
 }
@@ -84,12 +90,17 @@ pub(super) fn order(args: &SnapshotArgs) -> Order {
 }
 
 /// The hold with a freeze around its T0, where that was asked for.
-fn quiesced<'a>(args: &SnapshotArgs, chosen: Chosen<'a>, tell: &'a dyn Fn(Told)) -> Chosen<'a> {
+fn quiesced<'a>(
+    args: &SnapshotArgs,
+    chosen: Chosen<'a>,
+    tell: &'a dyn Fn(Told),
+    stop: &'a dyn Fn() -> bool,
+) -> Chosen<'a> {
     let order = order(args);
     if order.methods.is_empty() {
         return chosen;
     }
-    Chosen { hold: Box::new(Quiesced::new(chosen.hold, order, args.require_freeze, tell)), ..chosen }
+    Chosen { hold: Box::new(Quiesced::new(chosen.hold, order, args.require_freeze, tell, stop)), ..chosen }
 }
 
 /// The names that reports use.
@@ -116,15 +127,41 @@ pub(super) fn places(args: &SnapshotArgs) -> Result<Vec<Place>> {
 /// The images, each locked.
 ///
 /// # Errors
-/// Refused where one cannot be opened or is named twice; busy where another job has one.
-pub(super) fn open_images(args: &SnapshotArgs) -> Result<Vec<Image>> {
+/// Refused where one cannot be opened, is named twice, or has a name that a job uses for the snapshot of another; busy where another
+/// job has one.
+pub(super) fn open_images(args: &SnapshotArgs, places: &[Place]) -> Result<Vec<Image>> {
     let images = each(&args.pairs, |(src, _)| place::open_image(src))?;
     if let Some(path) = twice(&images, |image| image.path.clone()) {
         let what = format!("the image {} is named twice", words::name(&path));
         return Err(Error::new(Kind::Refused, what, "name each image once"));
     }
+    if let Some(image) = in_the_way(&images, places)? {
+        let what = format!(
+            "the image {} is where the job would put a snapshot, or that one's partial file or journal",
+            words::name(&image.path)
+        );
+        return Err(Error::new(Kind::Refused, what, "use another name for the snapshot"));
+    }
     each(&images, place::lock_image)?;
     Ok(images)
+}
+
+/// An image that a job would replace or remove, whatever it was told to replace.
+fn in_the_way<'a>(images: &'a [Image], places: &[Place]) -> Result<Option<&'a Image>> {
+    let cannot =
+        |e| Error::io(Kind::Refused, "cannot look at the image or at the snapshot's name", "check the paths", e);
+    for place in places {
+        for name in [&place.names.dst, &place.names.partial, &place.names.journal] {
+            let Some(there) = place.disk.stat(name).map_err(cannot)? else { continue };
+            for image in images {
+                let stat = image.file.stat().map_err(cannot)?;
+                if (stat.dev, stat.ino) == (there.dev, there.ino) {
+                    return Ok(Some(image));
+                }
+            }
+        }
+    }
+    Ok(None)
 }
 
 fn twice<T>(all: &[T], path: impl Fn(&T) -> PathBuf) -> Option<PathBuf> {

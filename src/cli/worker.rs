@@ -6,7 +6,7 @@
 //! was killed leaves behind, and sees to it that the guest goes on and is thawed.
 
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -36,6 +36,28 @@ const OUTLIVES: u32 = 2;
 
 /// How often a wait for a signal is renewed.
 const LONG: Duration = Duration::from_secs(3600);
+
+/// Which of the processes of a job that may make guests wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Process {
+    /// The one that the user has started.
+    Front,
+    /// The one that guests wait for.
+    Worker,
+}
+
+/// Begins this process anew, with the arguments that it was started with: it will find that a worker is needed. What it had opened and
+/// locked is closed. Returns only where that fails.
+pub fn begin_anew() -> Error {
+    let mut args = std::env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = args.next() {
+        command.arg0(name);
+    }
+    let error = command.args(args).exec();
+    let what = "somebody has opened the image for writing meanwhile, and the job's process cannot be started";
+    Error::io(Kind::Refused, what, "run the same command again", error)
+}
 
 /// Whether the job may make guests wait.
 pub fn is_needed(args: &SnapshotArgs) -> bool {

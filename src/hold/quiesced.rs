@@ -31,6 +31,8 @@ pub struct Quiesced<'a> {
     /// Without a freeze there is no snapshot.
     required: bool,
     tell: &'a dyn Fn(Told),
+    /// Whether the job is told to stop: a freeze is waited for no longer then.
+    stop: &'a dyn Fn() -> bool,
     freezer: Option<Freezer>,
     /// One that was of no use, and is asked at the end whether to thaw once more.
     failed: Option<Freezer>,
@@ -41,8 +43,14 @@ pub struct Quiesced<'a> {
 
 impl<'a> Quiesced<'a> {
     /// Freezes for the T0 of `inner`.
-    pub fn new(inner: Box<dyn Hold + 'a>, order: Order, required: bool, tell: &'a dyn Fn(Told)) -> Self {
-        Self { inner, order, required, tell, freezer: None, failed: None, asked: false, known: None }
+    pub fn new(
+        inner: Box<dyn Hold + 'a>,
+        order: Order,
+        required: bool,
+        tell: &'a dyn Fn(Told),
+        stop: &'a dyn Fn() -> bool,
+    ) -> Self {
+        Self { inner, order, required, tell, stop, freezer: None, failed: None, asked: false, known: None }
     }
 
     fn freeze(&mut self) -> Result<()> {
@@ -52,9 +60,10 @@ impl<'a> Quiesced<'a> {
             ));
             return Ok(());
         }
+        self.not_told_to_stop()?;
         let started = Freezer::start(self.order.clone());
         let frozen = started.map_err(|error| NotFrozen { error, still_frozen: false }).and_then(|mut freezer| {
-            match freezer.frozen() {
+            match freezer.frozen(self.stop) {
                 Ok(()) => Ok(freezer),
                 Err(not) => {
                     self.failed = Some(freezer);
@@ -72,6 +81,7 @@ impl<'a> Quiesced<'a> {
         if may_be_frozen {
             (self.tell)(Told::StillFrozen(still_frozen(&error)));
         }
+        self.not_told_to_stop()?;
         if self.required {
             let kind = if may_be_frozen { Kind::Broken } else { Kind::Refused };
             let hint = format!("{}; without --require-freeze the snapshot is made all the same", error.hint);
@@ -82,6 +92,11 @@ impl<'a> Quiesced<'a> {
             (self.tell)(Told::Warning(why));
         }
         Ok(())
+    }
+
+    fn not_told_to_stop(&self) -> Result<()> {
+        let told = || Error::new(Kind::Interrupted, "the job was told to stop", "run the same command again");
+        if (self.stop)() { Err(told()) } else { Ok(()) }
     }
 
     fn thaw(&mut self) {

@@ -24,6 +24,7 @@ use nix::unistd::{Pid, setsid};
 use serde::{Deserialize, Serialize};
 
 use super::order::Order;
+use super::staggered::staggered;
 use super::{Freeze, Method, NotFrozen, command};
 use crate::children;
 use crate::error::{Error, Kind, Result};
@@ -65,6 +66,9 @@ const SURVIVED: [i32; 18] = [
 
 /// How often it is looked whether the process is stopped, while it is waited for.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether the job is told to stop, while a freeze is waited for.
+const STOPS: Duration = Duration::from_millis(500);
 
 /// The job says that T0 is set.
 const T0_IS_SET: u8 = b'T';
@@ -131,12 +135,20 @@ impl Freezer {
         Ok(Self { order, child, started, socket, open: true, early: false, thaws: None })
     }
 
-    /// Waits until everything is frozen.
+    /// Waits until everything is frozen, or the job is told to stop.
     ///
     /// # Errors
     /// Refused or failed with the reason; what was frozen is thawed by then, or may still be frozen, as it says.
-    pub fn frozen(&mut self) -> std::result::Result<(), NotFrozen> {
-        match self.answer(self.order.longest()) {
+    pub fn frozen(&mut self, stop: &dyn Fn() -> bool) -> std::result::Result<(), NotFrozen> {
+        let until = Instant::now() + self.order.longest();
+        let answer = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let answer = self.answer(left.min(STOPS));
+            if answer.is_some() || self.socket.is_none() || left.is_zero() || stop() {
+                break answer;
+            }
+        };
+        match answer {
             Some(Answer::Frozen) => Ok(()),
             Some(Answer::Error { refused, still_frozen, what, hint }) => {
                 self.open = false;
@@ -284,7 +296,8 @@ impl Drop for Freezer {
 }
 
 pub(super) fn thaw_all(methods: &[Method]) -> Result<()> {
-    methods.iter().rev().map(|method| method.thaw(THAW).map(drop)).fold(Ok(()), Result::and)
+    let thawed = staggered(methods.iter().rev().collect(), |method| method.thaw(THAW).map(drop));
+    thawed.into_iter().fold(Ok(()), Result::and)
 }
 
 /// The freezer's end: freezes and thaws as the job at the other end of the socket says, and without its word too.
@@ -306,17 +319,13 @@ pub fn serve(socket: UnixStream) -> Result<()> {
     let began = Instant::now();
     let mut frozen = Vec::new();
     for method in &order.methods {
-        match Freeze::begin(method, order.limit, THAW) {
-            Ok(freeze) => frozen.push(freeze),
-            Err(NotFrozen { error, still_frozen }) => {
-                let thawed = end_all(frozen).map(drop);
-                let (error, still_frozen) = match thawed {
-                    Err(others) if !still_frozen => (others, true),
-                    _ => (error, still_frozen),
-                };
-                tell(&socket, &Answer::error(&error, still_frozen));
-                return if still_frozen { Err(error) } else { Ok(()) };
-            }
+        let (begun, result) = Freeze::attempt(method, order.limit, THAW);
+        frozen.extend(begun);
+        if let Err(error) = result {
+            // With the others: those that are frozen do not wait for one whose agent has gone.
+            let NotFrozen { error, still_frozen } = NotFrozen::after(error, end_all(frozen).map(drop));
+            tell(&socket, &Answer::error(&error, still_frozen));
+            return if still_frozen { Err(error) } else { Ok(()) };
         }
     }
     tell(&socket, &Answer::Frozen);
@@ -331,7 +340,7 @@ pub fn serve(socket: UnixStream) -> Result<()> {
 
 /// Thaws all, whatever one of them says. Whether all are known to have been frozen.
 fn end_all(frozen: Vec<Freeze<'_>>) -> Result<bool> {
-    let ended: Vec<_> = frozen.into_iter().rev().map(Freeze::end).collect();
+    let ended = staggered(frozen.into_iter().rev().collect(), Freeze::end);
     ended.into_iter().try_fold(true, |all, one| Ok(all && one?.was_frozen))
 }
 

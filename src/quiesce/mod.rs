@@ -8,7 +8,8 @@
 //! command that it has inherited ([`heir`]).
 //!
 //! **What cannot be promised.** An agent that answers and then stops, with a freeze in its queue, and does not come
-//! back within the thaw's time: the error says so. What a freeze command hands to others to do (a process group of its
+//! back within the thaw's time: the error says so. Whoever kills all of the job's processes at once, as a service manager does that stops
+//! a unit for longer than it has patience: nobody is left to thaw. What a freeze command hands to others to do (a process group of its
 //! own, a daemon that it asks) and that freezes after the command has ended. A process that not even SIGKILL ends
 //! within ten seconds, as one that hangs in the kernel.
 
@@ -17,6 +18,7 @@ mod command;
 pub mod freezer;
 pub mod heir;
 pub mod order;
+mod staggered;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -156,6 +158,19 @@ pub struct NotFrozen {
     pub still_frozen: bool,
 }
 
+impl NotFrozen {
+    /// For this reason, and after these thaws.
+    pub fn after(error: Error, thawed: Result<()>) -> Self {
+        match thawed {
+            Ok(()) => Self { error, still_frozen: false },
+            Err(thaw) => {
+                let error = Error::new(error.kind, format!("{thaw}, after {error}"), thaw.hint);
+                Self { error, still_frozen: true }
+            }
+        }
+    }
+}
+
 /// A freeze that was ended in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ended {
@@ -171,19 +186,23 @@ impl<'a> Freeze<'a> {
     /// # Errors
     /// As [`Method::freeze`], and whether the thaw after it failed as well.
     pub fn begin(method: &'a Method, limit: Duration, thaw_limit: Duration) -> std::result::Result<Self, NotFrozen> {
-        let mut freeze = Self { method, thaw_limit, since: Instant::now(), ended: false };
-        let Err(error) = method.freeze(limit) else { return Ok(freeze) };
-        freeze.ended = true;
-        if error.kind == Kind::Refused {
-            return Err(NotFrozen { error, still_frozen: false });
-        }
-        Err(match method.thaw(thaw_limit) {
-            Ok(_) => NotFrozen { error, still_frozen: false },
-            Err(thaw) => {
-                let error = Error::new(error.kind, format!("{thaw}, after {error}"), thaw.hint);
-                NotFrozen { error, still_frozen: true }
+        let (begun, frozen) = Self::attempt(method, limit, thaw_limit);
+        match (begun, frozen) {
+            (Some(freeze), Ok(())) => Ok(freeze),
+            (begun, frozen) => {
+                let error = frozen.expect_err("what is frozen was begun");
+                Err(NotFrozen::after(error, begun.map_or(Ok(()), |freeze| freeze.end().map(drop))))
             }
-        })
+        }
+    }
+
+    /// As [`Freeze::begin`]: how it went, as [`Method::freeze`] says, and what was begun, if anything, which is the caller's to end.
+    pub fn attempt(method: &'a Method, limit: Duration, thaw_limit: Duration) -> (Option<Self>, Result<()>) {
+        let since = Instant::now();
+        let frozen = method.freeze(limit);
+        let begun = frozen.as_ref().err().is_none_or(|error| error.kind != Kind::Refused);
+        // One that was made is ended, if only by being dropped.
+        (begun.then(|| Self { method, thaw_limit, since, ended: false }), frozen)
     }
 
     /// How long it has lasted, in milliseconds.
