@@ -3,10 +3,12 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill, killpg};
@@ -22,12 +24,20 @@ fn image(s: &Sandbox) {
     support::noise(&s.path("vm.img"), 16 << 20);
 }
 
-/// The worker fails in the midst of its work, by itself.
-fn fault_inside(kind: &str, code: i32, says: &str) {
+/// A test beside a guest that uses the image, and is not harmed by it.
+fn beside_a_guest(what: &str, test: impl Fn(&Sandbox, &Guest)) {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
         image(s);
         let guest = Guest::start(&s.path("vm.img"));
+        test(s, &guest);
+        guest.stop().assert_unharmed(&format!("{:?} {what}", s.fs));
+    });
+}
+
+/// The worker fails in the midst of its work, by itself.
+fn fault_inside(kind: &str, code: i32, says: &str) {
+    beside_a_guest(kind, |s, guest| {
         for round in 0..rounds(20) {
             let what = format!("{:?} {kind}, round {round}", s.fs);
             let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap"]));
@@ -41,7 +51,6 @@ fn fault_inside(kind: &str, code: i32, says: &str) {
             assert_eq!(next.last().expect("finished")["new_t0"], true, "{what}");
             fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
-        guest.stop().assert_unharmed(&format!("{:?} {kind}", s.fs));
     });
 }
 
@@ -54,6 +63,39 @@ fn the_worker_panics() {
 #[test]
 fn a_clone_call_hangs() {
     fault_inside("hang", 6, "was about to wait for longer than --guest-deadline");
+}
+
+/// Whoever needs nothing cloned waits neither for a clone call that takes long nor for those who wait for it.
+#[test]
+fn an_access_to_what_is_done_goes_on_while_a_clone_call_hangs() {
+    on_both(|s| {
+        let _armed = Armed::directory(&s.dir());
+        image(s);
+        let (image, as_at_t0) = (s.path("vm.img"), s.outside("t0"));
+        fs::copy(&image, &as_at_t0).expect("a copy");
+        let file = File::options().read(true).write(true).open(&image).expect("open");
+        let args = slowly(&["snapshot", "vm.img", "vm.snap", "--guest-deadline", "30s"]);
+        let job = s.start_with_fault("held:100", &args);
+        assert!(until(|| s.path("held").exists()), "{:?}: {}", s.fs, job.end().stderr);
+        let waiting = || {
+            let status = s.exits(0, &["status", "--json", "vm.snap"]);
+            status[0]["live"]["waiting"].as_u64().expect("a job under watch")
+        };
+        let write = |at: u64| file.write_all_at(&[7; BLOCK as usize], at).expect("written");
+        thread::scope(|scope| {
+            let last = scope.spawn(|| write((16 << 20) - BLOCK));
+            assert!(until(|| waiting() == 1), "{:?}: nobody waits", s.fs);
+            let done = scope.spawn(|| (0..100).for_each(|_| write(0)));
+            let goes_on = until(|| done.is_finished());
+            let waits = !last.is_finished();
+            // Whatever was found: they go on, or the scope does not end.
+            fs::remove_file(s.path("held")).expect("it is held up");
+            assert!(goes_on && waits, "{:?}: done {goes_on}, not done {waits}", s.fs);
+        });
+        let end = job.end();
+        assert_eq!(end.code, Some(0), "{:?}: {}", s.fs, end.stderr);
+        support::assert_same(&as_at_t0, &s.path("vm.snap"));
+    });
 }
 
 #[test]
@@ -69,10 +111,7 @@ fn the_kernel_has_no_memory_for_a_clone_call() {
 /// What cannot be shared for want of space is copied, and the guest waits no longer for it than it may.
 #[test]
 fn the_file_system_has_no_space_to_share() {
-    on_both(|s| {
-        let _armed = Armed::directory(&s.dir());
-        image(s);
-        let guest = Guest::start(&s.path("vm.img"));
+    beside_a_guest("ENOSPC", |s, _| {
         for _ in 0..rounds(20) {
             let mut command = s.command(&["snapshot", "vm.img", "vm.snap", "--json"]);
             let out = command.env("REFLINK_IMG_FAULT", "ENOSPC:2").output().expect("it starts");
@@ -81,17 +120,13 @@ fn the_file_system_has_no_space_to_share() {
             assert!(events.last().expect("finished")["copied_bytes"].as_u64() > Some(0));
             fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
-        guest.stop().assert_unharmed(&format!("{:?} ENOSPC", s.fs));
     });
 }
 
 /// Makes a fault while a guest uses the image and a job clones it; `code` is how the job ends, `None` where nobody is left
 /// to say. The next run of the same command makes the snapshot.
 fn fault(name: &str, code: Option<i32>, act: impl Fn(Family)) {
-    on_both(|s| {
-        let _armed = Armed::directory(&s.dir());
-        image(s);
-        let guest = Guest::start(&s.path("vm.img"));
+    beside_a_guest(name, |s, guest| {
         for round in 0..rounds(20) {
             let what = format!("{:?} {name}, round {round}", s.fs);
             let mut job = s.start(&slowly(&["snapshot", "vm.img", "vm.snap", "--force"]));
@@ -118,7 +153,6 @@ fn fault(name: &str, code: Option<i32>, act: impl Fn(Family)) {
             s.no_sidecars("vm.snap");
             fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
-        guest.stop().assert_unharmed(&format!("{:?} {name}", s.fs));
     });
 }
 
@@ -171,17 +205,14 @@ fn everybody_of_that_name_is_told_to_end() {
 fn the_job_is_sent_to_the_background() {
     fault("Ctrl-Z", Some(0), |f| {
         send(f.front, Signal::SIGTSTP);
-        std::thread::sleep(Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(300));
         send(f.front, Signal::SIGCONT);
     });
 }
 
 #[test]
 fn the_process_group_is_stopped() {
-    on_both(|s| {
-        let _armed = Armed::directory(&s.dir());
-        image(s);
-        let guest = Guest::start(&s.path("vm.img"));
+    beside_a_guest("group stopped", |s, guest| {
         for _ in 0..rounds(20) {
             let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "-q"]));
             let mut front = command.process_group(0).stderr(Stdio::piped()).spawn().expect("the program starts");
@@ -195,16 +226,12 @@ fn the_process_group_is_stopped() {
             assert_eq!(front.wait().expect("its end").code(), Some(0));
             fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
-        guest.stop().assert_unharmed(&format!("{:?} group stopped", s.fs));
     });
 }
 
 #[test]
 fn nobody_drains_the_reports() {
-    on_both(|s| {
-        let _armed = Armed::directory(&s.dir());
-        image(s);
-        let guest = Guest::start(&s.path("vm.img"));
+    beside_a_guest("undrained", |s, _| {
         let fifo = s.outside("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
         let metrics = fifo.to_str().expect("a plain path");
@@ -220,7 +247,6 @@ fn nobody_drains_the_reports() {
             assert_eq!(front.wait().expect("its end").code(), Some(0));
             fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
-        guest.stop().assert_unharmed(&format!("{:?} undrained", s.fs));
     });
 }
 
@@ -237,10 +263,7 @@ fn full_pipe() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
 /// a core dump that would keep their descriptors open. The supervisor keeps the CPUs awake.
 #[test]
 fn they_are_fit_to_be_waited_for() {
-    on_both(|s| {
-        let _armed = Armed::directory(&s.dir());
-        image(s);
-        let guest = Guest::start(&s.path("vm.img"));
+    beside_a_guest("looked at", |s, _| {
         let mut job = s.start(&slowly(&["snapshot", "vm.img", "vm.snap"]));
         assert!(job.wait_for("started"), "{}", job.end().stderr);
         let f = Family::of(&job);
@@ -269,7 +292,6 @@ fn they_are_fit_to_be_waited_for() {
         }
         send(f.front, Signal::SIGINT);
         job.end();
-        guest.stop().assert_unharmed(&format!("{:?} looked at", s.fs));
     });
 }
 

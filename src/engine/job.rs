@@ -275,6 +275,8 @@ fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
     let decision = decide(job, hold, &found, &here)?;
     if decision != Start::RollForward {
         room::enough_space(job)?;
+        // A clone call writes the image's dirty data with the lock held: all of it on Btrfs, however short the call is (KERNEL.md).
+        hold.settle()?;
         room::try_cloning(job, &here)?;
     }
     Ok(decision)

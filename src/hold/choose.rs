@@ -114,10 +114,16 @@ fn candidate(kind: HoldKind, tried: Result<String>) -> Candidate {
 /// # Errors
 /// Refused where no hold that keeps one instant applies, with the reasons and the ways out.
 pub fn auto(images: &[Image], stall: Duration, means: &Means) -> Result<Chosen<'static>> {
-    let candidates = survey(images, stall, means);
-    if let Some(first) = candidates.iter().position(|c| c.applies) {
-        let chosen = &candidates[first];
-        return Ok(Chosen { hold: make(chosen.kind, images, means), why: why(chosen, &candidates[..first]) });
+    // The guard is tried only where it is needed: that raises this process above others, for good.
+    let tries: [&dyn Fn() -> Candidate; 3] = [&|| frozen(images), &|| guard(images, means), &|| atomic(images, stall)];
+    let mut candidates = Vec::new();
+    for tried in tries {
+        let candidate = tried();
+        if candidate.applies {
+            let why = why(&candidate, &candidates);
+            return Ok(Chosen { hold: make(candidate.kind, images, means), why });
+        }
+        candidates.push(candidate);
     }
     let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
     let hint = |kind: HoldKind| candidates.iter().find(|c| c.kind == kind).map(|c| c.hint.as_str());

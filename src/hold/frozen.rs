@@ -128,21 +128,12 @@ impl Hold for Frozen {
     }
 
     fn prepare(&mut self) -> Result<()> {
-        // Before the lease: a writer that opens after it waits, and should not wait for old writes to reach the disk.
+        // Who has it open for writing is not to wait for its dirty data to reach the disk, with the inode's lock held.
+        self.lease()?;
+        let _ = lease::release(self.image.as_fd());
+        // Before the lease: a writer that opens after it waits, and should not wait for old writes either.
         self.flush()?;
-        if let Err(error) = lease::take(self.image.as_fd(), lease::Lease::Read) {
-            return Err(match error.raw_os_error() {
-                Some(libc::EAGAIN) => self.in_use(),
-                Some(libc::EACCES) => {
-                    let what = format!("no lease on '{}': it belongs to another user", self.path.display());
-                    Error::io(Kind::Refused, what, "run as its owner, as root, or with CAP_LEASE", error)
-                }
-                _ => {
-                    let what = format!("no lease on '{}'", self.path.display());
-                    Error::io(Kind::Refused, what, "the file system must support leases", error)
-                }
-            });
-        }
+        self.lease()?;
         self.held = true;
         self.sure_at = Instant::now();
         self.break_time = break_time();
@@ -214,6 +205,20 @@ impl Hold for Frozen {
 }
 
 impl Frozen {
+    fn lease(&self) -> Result<()> {
+        lease::take(self.image.as_fd(), lease::Lease::Read).map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN) => self.in_use(),
+            Some(libc::EACCES) => {
+                let what = format!("no lease on '{}': it belongs to another user", self.path.display());
+                Error::io(Kind::Refused, what, "run as its owner, as root, or with CAP_LEASE", error)
+            }
+            _ => {
+                let what = format!("no lease on '{}'", self.path.display());
+                Error::io(Kind::Refused, what, "the file system must support leases", error)
+            }
+        })
+    }
+
     /// Whether the path still names the file that was cloned.
     fn still_the_image(&self) -> Result<()> {
         super::still_at(&self.image, &self.path)

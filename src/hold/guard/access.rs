@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::table::{Slot, Table};
 use crate::sys::fanotify::Group;
@@ -14,9 +15,10 @@ pub struct Access {
 }
 
 impl Access {
-    /// The access behind an event of this group, entered in the table at once; without an entry where that is full.
-    pub fn new(file: OwnedFd, group: &Arc<Group>, table: &Arc<Table>) -> Self {
-        let entry = table.enter(file.as_raw_fd()).map(|slot| (Arc::clone(table), slot));
+    /// The access behind an event of this group, which has waited since then, entered in the table at once; without an entry where that is
+    /// full.
+    pub fn new(file: OwnedFd, since: Duration, group: &Arc<Group>, table: &Arc<Table>) -> Self {
+        let entry = table.enter(file.as_raw_fd(), since).map(|slot| (Arc::clone(table), slot));
         Self { file, group: Arc::clone(group), entry }
     }
 

@@ -152,7 +152,7 @@ impl Shared {
 
     fn take(&self, event: Event, since: Option<Duration>) {
         let Event { file, pid, range, .. } = event;
-        let access = Access::new(file, &self.group, &self.table);
+        let access = Access::new(file, since.unwrap_or_else(table::now), &self.group, &self.table);
         let pid = u32::try_from(pid).unwrap_or(0);
         if pid == std::process::id() {
             self.probes.fetch_add(1, Ordering::AcqRel);
@@ -268,7 +268,7 @@ mod tests {
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC).expect("an eventfd"),
         };
-        let access = || Access::new(null(), &shared.group, &shared.table);
+        let access = || Access::new(null(), table::now(), &shared.group, &shared.table);
         let clusters = Arc::new(Clusters::new(4096, PowerOfTwo::new(4096).expect("a power of two")));
         shared.lock().gather();
         shared.lock().watch(vec![clusters], vec![]);

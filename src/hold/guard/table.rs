@@ -156,11 +156,12 @@ impl Table {
         Duration::from_nanos(self.word(STANDS_BY).load(Acquire))
     }
 
-    /// Enters an access, by the number of its event's descriptor; `None` where the table is full. One thread enters.
-    pub fn enter(&self, number: i32) -> Option<Slot> {
+    /// Enters an access that has waited since then, by the number of its event's descriptor; `None` where the table is full. One thread
+    /// enters.
+    pub fn enter(&self, number: i32, since: Duration) -> Option<Slot> {
         let slot = (0..SLOTS).find(|slot| self.word(FIRST_SLOT + 2 * slot).load(Acquire) == 0)?;
         self.word(FIRST_SLOT + 2 * slot + 1).store(number as u64, Relaxed);
-        self.word(FIRST_SLOT + 2 * slot).store(nanos(now()).max(1), Release);
+        self.word(FIRST_SLOT + 2 * slot).store(nanos(since).max(1), Release);
         self.word(HIGHEST).fetch_max(slot as u64 + 1, AcqRel);
         Some(Slot(slot))
     }
@@ -289,21 +290,24 @@ pub(super) fn alone() -> std::sync::MutexGuard<'static, ()> {
 mod tests {
     use std::time::Duration;
 
-    use super::{AsFd, Figures, Glance, SLOTS, Table, alone};
+    use super::{AsFd, Figures, Glance, SLOTS, Table, alone, now};
 
     #[test]
     fn what_one_process_enters_another_sees_until_it_is_struck_out() {
         let _alone = alone();
         let ours = Table::create(Duration::from_secs(1), 100).expect("shared memory");
         let theirs = Table::map(ours.as_fd().try_clone_to_owned().expect("dup")).expect("a table");
-        let (first, second) = (ours.enter(7).expect("room"), ours.enter(9).expect("room"));
+        let (first, second) =
+            (ours.enter(7, Duration::from_secs(5)).expect("room"), ours.enter(9, now()).expect("room"));
         assert_eq!(theirs.held().map(|(_, number)| number).collect::<Vec<_>>(), [7, 9]);
+        // By the time at which somebody began to wait, not that at which he was read.
+        assert_eq!(theirs.held().next().map(|(since, _)| since), Some(Duration::from_secs(5)));
         ours.strike(&first);
         assert_eq!(theirs.held().map(|(_, number)| number).collect::<Vec<_>>(), [9]);
         ours.strike(&second);
         assert_eq!((theirs.held().count(), theirs.deadline(), theirs.numbers()), (0, Duration::from_secs(1), 100));
-        let all: Vec<_> = (0..SLOTS).map(|n| ours.enter(n as i32).expect("room")).collect();
-        assert!(ours.enter(0).is_none(), "full");
+        let all: Vec<_> = (0..SLOTS).map(|n| ours.enter(n as i32, now()).expect("room")).collect();
+        assert!(ours.enter(0, now()).is_none(), "full");
         assert_eq!(theirs.held().count(), all.len());
     }
 
@@ -349,7 +353,7 @@ mod tests {
         let (done, of) = ((shown.figures.done_bytes, shown.figures.done), shown.figures.waiting);
         assert_eq!((done, of, shown.figures.longest), ((8, 6), 0, Duration::ZERO));
         assert!(!shown.watching && !shown.taken_over);
-        let slot = table.enter(7).expect("room");
+        let slot = table.enter(7, now()).expect("room");
         assert!(table.watch());
         let shown = glance.look();
         assert!(shown.watching && shown.figures.waiting == 1 && shown.figures.longest > Duration::ZERO);

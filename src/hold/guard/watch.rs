@@ -102,7 +102,15 @@ impl Watch {
     /// then.
     pub fn begin(&self, images: &[Arc<Clusters>], blocks: &[u64]) -> Result<()> {
         self.shared.lock().gather();
-        if let Err(error) = self.mark().and_then(|()| self.nobody_has_mapped()) {
+        // One that was broken off while guests were being frozen marks nothing again: nobody would look after that.
+        let whole = || match self.broken() {
+            None => Ok(()),
+            Some(why) => {
+                let hint = "run the same command again: it takes a new point in time";
+                Err(Error::new(Kind::Broken, format!("no point in time can be set: {why}"), hint))
+            }
+        };
+        if let Err(error) = whole().and_then(|()| self.mark()).and_then(|()| self.nobody_has_mapped()) {
             self.end();
             return Err(error);
         }
@@ -116,7 +124,9 @@ impl Watch {
         let tails = tails.collect();
         self.shared.lock().watch(images.to_vec(), tails);
         self.answer_ready();
-        Ok(())
+        whole().inspect_err(|_| {
+            self.end();
+        })
     }
 
     /// What has to be cloned next because somebody waits for it.
