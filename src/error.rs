@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The highest exit code that the program gives: 7 is an answer, "differs".
+    /// The highest exit code that the program gives; 7 is kept for an answer, "differs".
     pub const HIGHEST: u8 = 7;
 
     /// The process's exit code.

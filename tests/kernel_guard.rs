@@ -311,7 +311,7 @@ fn people_are_told_what_is_armed_and_what_to_do() {
             format!("{dir}/vm.img: armed"),
             format!("{dir}: armed: the files in this directory, and those that it will have"),
             "2 of 2 paths armed; what was opened before is not, until it is opened again".into(),
-            "next: leave this running, and restart or migrate the VMs that run already".into(),
+            "next: leave this running; shut the VMs that run already down and start them again: a reboot opens nothing anew".into(),
             "stopped; what is open stays armed, what is opened from now on is not".into(),
             "next: start it again before a VM is started".into(),
         ]

@@ -250,6 +250,29 @@ fn nobody_drains_the_reports() {
     });
 }
 
+/// It cannot say any more that the snapshot is there, and nobody says that it is not.
+#[test]
+fn the_worker_is_killed_when_all_is_done() {
+    beside_a_guest("killed when done", |s, _| {
+        let (full, read) = full_pipe();
+        let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "--json"]));
+        // It tries for some seconds to tell how it has ended.
+        let front = command.stdout(full).stderr(Stdio::piped()).spawn().expect("the program starts");
+        let family = Family::behind(front.id());
+        assert!(until(|| s.path("vm.snap").exists()), "{:?}", s.fs);
+        send(family.worker, Signal::SIGKILL);
+        drop(read);
+        let out = front.wait_with_output().expect("its end");
+        let told = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{:?}: {told}", s.fs);
+        assert!(told.contains("the snapshot is complete") && told.contains("hint: "), "{:?}: {told}", s.fs);
+        // It may have had its journal left to remove.
+        s.run(&["resume", "-q", "vm.snap"]);
+        s.exits(0, &["status", "vm.snap", "--json"]);
+        s.no_sidecars("vm.snap");
+    });
+}
+
 fn full_pipe() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
     let (read, write) = nix::unistd::pipe().expect("a pipe");
     let flags = nix::fcntl::OFlag::O_NONBLOCK;

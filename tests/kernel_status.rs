@@ -135,12 +135,12 @@ fn check_of_a_directory_lists_who_uses_its_images_unarmed() {
         let who: Vec<_> = holders(1).iter().map(|h| (h["pid"].as_u64(), h["armed"].as_bool())).collect();
         assert!(who.contains(&(Some(u64::from(both.0.id())), Some(false))), "{who:?}");
         assert!(who.contains(&(Some(u64::from(also.0.id())), Some(true))), "{who:?}");
-        assert!(all[3].1["hint"].as_str().is_some_and(|h| h.contains("restart or migrate")), "{}", all[3].1);
+        assert!(all[3].1["hint"].as_str().is_some_and(|h| h.contains("and start it again")), "{}", all[3].1);
 
         let text = String::from_utf8_lossy(&s.run(&["check", "."]).stdout).into_owned();
         let unarmed = format!("NOT ARMED  ./unarmed.img: pid {} (sh)", old.0.id());
         for words in
-            [unarmed.as_str(), "armed      ./armed.img: pid", "restart or migrate", "4 images in use; 2 of which"]
+            [unarmed.as_str(), "armed      ./armed.img: pid", "and start it again", "4 images in use; 2 of which"]
         {
             assert!(text.contains(words), "{:?}: no {words:?} in {text}", s.fs);
         }

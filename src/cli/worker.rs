@@ -7,11 +7,13 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -21,12 +23,15 @@ use super::args::{Consistency, SnapshotArgs};
 use super::signals::Stop;
 use super::{place, snapshot};
 use crate::children;
+use crate::engine::inspect::{Condition, inspect};
 use crate::engine::report::{Event, Observer};
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose;
 use crate::hold::guard::supervisor::{self, Outlived};
 use crate::hold::quiesced::still_frozen;
+use crate::journal::format::State;
 use crate::quiesce::heir;
+use crate::record::Verdict;
 
 /// The verb, not for users, that makes this program a worker; what follows is as for `snapshot`.
 pub const WORKER: &str = "__worker";
@@ -76,7 +81,7 @@ pub fn is_needed(args: &SnapshotArgs) -> bool {
 /// # Errors
 /// Broken where the worker was killed; its other errors it has told itself.
 pub fn run(args: &SnapshotArgs) -> Result<u8> {
-    let began = Instant::now();
+    let (began, since) = (Instant::now(), Timestamp::now());
     let cannot = |e| Error::io(Kind::Refused, "cannot start the job's process", "check the limit of processes", e);
     let stop = Stop::on_signals()?;
     children::inherit().map_err(cannot)?;
@@ -95,7 +100,7 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
             let thawed = heir::see_to_the_thaw(&snapshot::order(args));
             snapshot::under_watch(&args.job, &snapshot::names(args), began, |_, reporter, _| {
                 thawed.into_iter().for_each(|thawed| reporter.on(told(thawed)));
-                Err(killed(status, supervisor))
+                Err(killed(status, supervisor, is_complete(args, since)))
             })
         }
     }
@@ -127,7 +132,21 @@ fn hand_on_signals(worker: &Child, stop: Stop) -> Arc<Mutex<bool>> {
     has_ended
 }
 
-fn killed(status: ExitStatus, supervisor: Outlived) -> Error {
+/// Whether the snapshots are complete that a job has made since then: killed after that, it could not say so any more.
+fn is_complete(args: &SnapshotArgs, since: Timestamp) -> bool {
+    let complete = |dst: &Path| {
+        let place = place::place(dst).ok()?;
+        Some(match inspect(&place.disk, &place.names).ok()? {
+            Condition::Snapshot(record, Verdict::Valid) => record.t0 >= since,
+            Condition::Complete(_) => true,
+            Condition::Interrupted(job) => job.header.state == State::Complete,
+            _ => false,
+        })
+    };
+    args.pairs.iter().all(|(_, dst)| complete(dst).unwrap_or(false))
+}
+
+fn killed(status: ExitStatus, supervisor: Outlived, complete: bool) -> Error {
     let how = match status.signal().and_then(|s| Signal::try_from(s).ok()) {
         Some(Signal::SIGKILL) => "was killed (its supervisor does that when it leaves a guest waiting)".to_owned(),
         Some(signal) => format!("was ended by {signal}"),
@@ -145,6 +164,12 @@ fn killed(status: ExitStatus, supervisor: Outlived) -> Error {
             format!("see what process {pid} waits for (/proc/{pid}/stack): when it is gone, the guest goes on"),
         ),
     };
+    if complete && !matches!(supervisor, Outlived::Hangs(_)) {
+        let what = format!("the job's process {how}; {became}, and the snapshot is complete");
+        let hint =
+            "'rclone-img resume DST' puts it into place where it is not there yet; 'rclone-img status DST' tells of it";
+        return Error::new(Kind::Failed, what, hint);
+    }
     Error::new(Kind::Broken, format!("the job's process {how}; {became}, and the point in time is lost"), hint)
 }
 

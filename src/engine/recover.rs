@@ -184,7 +184,11 @@ fn trusted(found: &Found, here: &Here<'_>) -> Result<()> {
         return Ok(());
     }
     let what = "the journal or the partial file belongs to another user, or others may write to it";
-    Err(Error::new(Kind::Refused, what, "run as the user who began the job; move away what nobody of yours made"))
+    Err(Error::new(
+        Kind::Refused,
+        what,
+        "run as the user who began the job; where that was nobody of yours, move DST.partial and DST.journal away",
+    ))
 }
 
 fn without_journal(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {

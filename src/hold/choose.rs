@@ -95,7 +95,7 @@ fn guard(images: &[Image], means: &Means) -> Candidate {
         HoldKind::Guard,
         tried.map(|()| match armed {
             1 => "the one descriptor open for writing that was found can be watched".into(),
-            0 => "nobody has it open for writing now".into(),
+            0 => "nobody has it open for writing now; who opens it while rclone-img guard runs can be watched".into(),
             2 => "both descriptors open for writing that were found can be watched".into(),
             _ => format!("all {armed} descriptors open for writing that were found can be watched"),
         }),

@@ -93,7 +93,8 @@ pub fn arm(qmp: &mut Qmp, image: Inode, mut probe: impl FnMut() -> Result<bool>)
     Err(Error::new(Kind::Refused, what, HINT))
 }
 
-const HINT: &str = "start the VM when the image is guarded already: its descriptors are armed from the start";
+const HINT: &str =
+    "shut the VM down and start it again while 'rclone-img guard' runs: its descriptors are armed from the start";
 
 struct Arming<'a> {
     qmp: &'a mut Qmp,
@@ -173,7 +174,11 @@ impl<'a> Arming<'a> {
         }
         if after.options != node.options {
             let what = format!("QEMU's block node {} has other options than before", node.name);
-            let hint = format!("before: {}; now: {}", json!(node.options), json!(after.options));
+            let hint = format!(
+                "shut the VM down and start it again, or set them by blockdev-reopen; before: {}; now: {}",
+                json!(node.options),
+                json!(after.options)
+            );
             return Err(Error::new(Kind::Failed, what, hint));
         }
         match descriptors(self.pid, self.image) {

@@ -81,7 +81,7 @@ impl Method {
             Method::Agent(path) => match agent::thaw(path, deadline) {
                 Ok(thawed) => Ok(Thawed { was_frozen: thawed.count.is_some_and(|count| count > 0) }),
                 Err(fault) => {
-                    let hint = "its file systems may be frozen: thaw it with `virsh domfsthaw`, or restart it";
+                    let hint = "its file systems may be frozen: thaw it with `virsh domfsthaw`, or reset it";
                     Err(told(
                         fault,
                         Kind::Failed,

@@ -16,6 +16,11 @@ pub struct Family {
 
 impl Family {
     pub fn of(job: &Job) -> Self {
+        Self::behind(job.pid())
+    }
+
+    /// Behind the process that was started.
+    pub fn behind(front: u32) -> Self {
         let child = |of: Pid| {
             let mut found = None;
             let there = until(|| {
@@ -27,7 +32,7 @@ impl Family {
             assert!(there, "{of} has no child");
             Pid::from_raw(found.expect("found"))
         };
-        let front = Pid::from_raw(job.pid() as i32);
+        let front = Pid::from_raw(front as i32);
         let worker = child(front);
         Self { front, worker, supervisor: child(worker) }
     }

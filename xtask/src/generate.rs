@@ -136,14 +136,11 @@ fn ending(title: &str, verb: &str) -> String {
         file("DST.partial", "The work in progress."),
         file("DST.journal", "What is done of it, and the point in time: see docs/FORMAT.md."),
     );
-    let sockets =
-        file("/run/rclone\\-img", "Sockets of running jobs that have a QEMU open its image anew; for root alone.");
     let conf = file("/etc/rclone\\-img/guard.conf", "What the service rclone\\-img\\-guard arms.");
     let files = match verb {
-        "snapshot" => partial + &journal + &sockets,
-        "resume" | "status" | "abort" => partial + &journal,
+        "snapshot" | "resume" | "status" | "abort" => partial + &journal,
         "guard" => conf,
-        _ if verb == title => partial + &journal + &sockets + &conf,
+        _ if verb == title => partial + &journal + &conf,
         _ => String::new(),
     };
     let files = if files.is_empty() { files } else { format!(".SH FILES\n{files}") };

@@ -9,8 +9,8 @@ use crate::cli::args::Output;
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
 Runs until SIGTERM or SIGINT. What is open when it starts is not armed until it is opened again:
-start it before the VMs, or restart or migrate them. What was opened while it ran stays armed, also
-when it has ended. It writes nothing, and nobody who has an image open ever waits for it. Paths
+start it before the VMs, or shut those down and start them again; a reboot inside a VM opens nothing
+anew. What was opened while it ran stays armed, also when it has ended. It writes nothing, and nobody who has an image open ever waits for it. Paths
 that are not there are looked for every 10 s, and so are files that were replaced: prefer
 directories.
 Arming needs root and Linux 6.14. packaging/ has a service.

@@ -72,7 +72,9 @@ impl Teller {
         self.event(None, with(tally, "started"));
         let next = match tally.armed {
             0 => "what is started before something is armed is not: create or mount what is missing first",
-            _ => "leave this running, and restart or migrate the VMs that run already",
+            _ => {
+                "leave this running; shut the VMs that run already down and start them again: a reboot opens nothing anew"
+            }
         };
         let before = if tally.armed == 0 { "" } else { "; what was opened before is not, until it is opened again" };
         self.notice(&format!("{}{before}\nnext: {next}", counts(tally)));

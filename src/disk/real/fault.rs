@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// More than the default of `--guest-deadline`.
-const HANGS: Duration = Duration::from_secs(3);
+const HANGS: Duration = Duration::from_millis(1500);
 
 /// In the working directory.
 const HELD: &str = "held";

@@ -65,7 +65,7 @@ impl Closings {
             comm => format!("pid {pid} ({})", comm.escape_debug()),
         };
         Some(format!(
-            "somebody may have written to {path} unseen: {who} has closed what was opened for writing after the point in time"
+            "somebody may have written to {path} unseen: {who} has closed what was opened for writing after the point in time; if that comes again, keep it from the image meanwhile"
         ))
     }
 }

@@ -65,8 +65,9 @@ impl Survey {
         let mut ways = Vec::new();
         if has(|w| matches!(w, Holding::Descriptor(_))) {
             ways.push(
-                "'rclone-img guard' must be running when the image is opened: start it, then restart or migrate the VM, or \
-                 give the QMP monitor of a QEMU that runs (--qmp)",
+                "'rclone-img guard' must be running when the image is opened: start it, then shut the VM down \
+                 and start it again (a reboot inside it opens nothing anew; 'virsh managedsave' and 'virsh start' do), or give \
+                 the QMP monitor of a QEMU that runs without libvirt (--qmp)",
             );
         }
         if has(|w| matches!(w, Holding::Mapping)) {

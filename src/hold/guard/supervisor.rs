@@ -109,8 +109,9 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
             return Ok(Some(format!("the program was stopped for {time:.1?}, with accesses to the image waiting")));
         }
         pulse.emptied(now);
-        if table.held().any(|(since, _)| now.saturating_sub(since) >= deadline * 9 / 10) {
-            return Ok(Some(format!("its worker left an access to the image unanswered for {deadline:?}")));
+        let longest = table.held().map(|(since, _)| now.saturating_sub(since)).max().unwrap_or_default();
+        if longest >= deadline * 9 / 10 {
+            return Ok(Some(format!("its worker left an access to the image unanswered for {longest:.1?}")));
         }
         let beat = table.last_beat();
         unread = match unread {
@@ -119,8 +120,9 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
             _ => Some((now, beat)),
         };
         // What has not been read yet has waited for up to a look already, and letting go takes a moment as well.
-        if unread.is_some_and(|(since, _)| now.saturating_sub(since) >= deadline * 3 / 4) {
-            return Ok(Some(format!("its worker stood still, with accesses to the image waiting for {deadline:?}")));
+        let waited = unread.map_or(Duration::ZERO, |(since, _)| now.saturating_sub(since));
+        if waited >= deadline * 3 / 4 {
+            return Ok(Some(format!("its worker stood still, with accesses to the image waiting for {waited:.1?}")));
         }
     }
 }
