@@ -10,46 +10,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::agent::{Agent, Does};
-use support::{Armed, Family, Fs, Guest, Job, Sandbox, on_both, rounds, slowly, until};
+use support::agent::{Agent, Does, ends_well, is_thawed, running, start, text, with};
+use support::{Armed, Family, Sandbox, on_both, rounds, slowly, until};
 
 const GUARD: [&str; 2] = ["--consistency", "guard"];
-
-fn text(path: &std::path::Path) -> String {
-    path.to_str().expect("UTF-8").to_owned()
-}
-
-/// A running guest's image, of which a job made [`slowly`] takes a few seconds.
-fn running(s: &Sandbox) -> (Armed, Guest) {
-    let armed = Armed::directory(&s.dir());
-    support::noise(&s.path("vm.img"), 16 << 20);
-    let guest = Guest::start(&s.path("vm.img"));
-    (armed, guest)
-}
-
-fn ends_well(guest: Guest) {
-    let felt = guest.stop();
-    assert_eq!(felt.errors, [""; 0], "longest {:?}", felt.longest);
-}
-
-fn is_thawed(agent: &Agent) -> bool {
-    let asked = agent.read();
-    let thawed = asked.last() == Some(&"thaw") || !asked.contains(&"freeze");
-    thawed && agent.guest(|guest| !guest.frozen && !guest.later)
-}
-
-/// The agent's socket in a command line, with what follows.
-fn with(agent: &Agent, more: &[&str]) -> Vec<String> {
-    let socket = text(&agent.path());
-    let args = ["snapshot", "vm.img", "vm.snap", "--json", "--qga", &socket];
-    args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
-}
-
-/// Starts a job with that agent.
-fn start(s: &Sandbox, agent: &Agent, more: &[&str]) -> Job {
-    let socket = text(&agent.path());
-    s.start(&[&["snapshot", "vm.img", "vm.snap", "--qga", &socket], more].concat())
-}
 
 #[test]
 fn a_guest_is_frozen_for_t0_and_thawed_long_before_the_job_ends() {
@@ -247,35 +211,6 @@ fn the_user_interrupts_a_freeze_that_takes_long() {
         s.no_sidecars("vm.snap");
         ends_well(guest);
     });
-}
-
-/// A guest does not stay frozen for as long as the agent of another one is tried to be reached.
-#[test]
-fn a_guest_is_thawed_whatever_the_agent_of_another_does() {
-    let one = Arc::new(Agent::new(|_, _| Does::Well));
-    let first = Arc::clone(&one);
-    // This one comes back when the other guest is thawed, which was frozen before it and is thawed after it.
-    let hangs = move |name: &str, _| if name == "thaw" && !is_thawed(&first) { Does::Nothing } else { Does::Well };
-    thawed_together(&one, &Agent::new(hangs), Some(0));
-    let one = Arc::new(Agent::new(|_, _| Does::Well));
-    let first = Arc::clone(&one);
-    let hangs = move |name: &str, _| {
-        let waits = name == "freeze" || name == "thaw" && !is_thawed(&first);
-        if waits { Does::Nothing } else { Does::Well }
-    };
-    thawed_together(&one, &Agent::new(hangs), Some(3));
-}
-
-fn thawed_together(one: &Agent, other: &Agent, code: Option<i32>) {
-    let Some(s) = Sandbox::new(Fs::Xfs) else { return };
-    let (_armed, guest) = running(&s);
-    let more = ["--qga", &text(&other.path()), "--require-freeze", "--freeze-timeout", "1s"];
-    let job = start(&s, one, &more);
-    assert!(until(|| other.read().contains(&"thaw")));
-    let ended = job.end();
-    assert_eq!(ended.code, code, "{}", ended.stderr);
-    assert!(is_thawed(one) && is_thawed(other), "{:?} {:?}", one.read(), other.read());
-    ends_well(guest);
 }
 
 /// The processes that the worker has started, the freezer among them.

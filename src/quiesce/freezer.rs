@@ -296,8 +296,7 @@ impl Drop for Freezer {
 }
 
 pub(super) fn thaw_all(methods: &[Method]) -> Result<()> {
-    let thawed = staggered(methods.iter().rev().collect(), |method| method.thaw(THAW).map(drop));
-    thawed.into_iter().fold(Ok(()), Result::and)
+    each_of(staggered(methods.iter().rev().collect(), |method| method.thaw(THAW))).map(drop)
 }
 
 /// The freezer's end: freezes and thaws as the job at the other end of the socket says, and without its word too.
@@ -316,6 +315,13 @@ pub fn serve(socket: UnixStream) -> Result<()> {
     children::inherit().map_err(cannot)?;
     children::reap_inherited();
     let Some(order) = Order::read(&mut &socket).map_err(cannot)? else { return Ok(()) };
+    // Nobody stays frozen while the agent of another one, which is not there, is waited for.
+    if order.methods.len() > 1
+        && let Err(error) = order.methods.iter().try_for_each(|method| method.is_ready(order.limit))
+    {
+        tell(&socket, &Answer::error(&error, false));
+        return Ok(());
+    }
     let began = Instant::now();
     let mut frozen = Vec::new();
     for method in &order.methods {
@@ -340,8 +346,26 @@ pub fn serve(socket: UnixStream) -> Result<()> {
 
 /// Thaws all, whatever one of them says. Whether all are known to have been frozen.
 fn end_all(frozen: Vec<Freeze<'_>>) -> Result<bool> {
-    let ended = staggered(frozen.into_iter().rev().collect(), Freeze::end);
-    ended.into_iter().try_fold(true, |all, one| Ok(all && one?.was_frozen))
+    let ended = each_of(staggered(frozen.into_iter().rev().collect(), Freeze::end))?;
+    Ok(ended.iter().all(|one| one.was_frozen))
+}
+
+/// All of them, or every error in one: what became of one guest says nothing of another.
+fn each_of<T>(results: Vec<Result<T>>) -> Result<Vec<T>> {
+    let (mut all, mut failed) = (Vec::new(), None);
+    for result in results {
+        match (result, &mut failed) {
+            (Ok(one), _) => all.push(one),
+            (Err(error), None) => failed = Some(error),
+            (Err(error), Some(Error { what, hint, .. })) => {
+                *what = format!("{what}; {error}");
+                if *hint != error.hint {
+                    *hint = format!("{hint}; {}", error.hint);
+                }
+            }
+        }
+    }
+    failed.map_or(Ok(all), Err)
 }
 
 /// Who does not read it is gone.

@@ -71,6 +71,17 @@ impl Method {
         }
     }
 
+    /// Whether it can be frozen, as far as that is known without doing it.
+    ///
+    /// # Errors
+    /// As those of [`Method::freeze`] with which no freeze was begun.
+    pub fn is_ready(&self, limit: Duration) -> Result<()> {
+        match self {
+            Method::Agent(path) => ready(path, Deadline::within(limit), limit).map(drop),
+            Method::Commands { .. } => Ok(()),
+        }
+    }
+
     /// Thaws, trying again within the time. Thawing what is not frozen does no harm.
     ///
     /// # Errors
@@ -98,7 +109,8 @@ impl Method {
     }
 }
 
-fn freeze_guest(path: &Path, deadline: Deadline, limit: Duration) -> Result<()> {
+/// The agent of a guest that is not frozen.
+fn ready(path: &Path, deadline: Deadline, limit: Duration) -> Result<Agent> {
     let shown = path.display();
     let mut agent = Agent::connect(path, deadline).map_err(|e| match e.kind() {
         ErrorKind::TimedOut => {
@@ -120,6 +132,11 @@ fn freeze_guest(path: &Path, deadline: Deadline, limit: Duration) -> Result<()> 
         let hint = "wait for who froze it; if nobody did, thaw it: virsh domfsthaw, or guest-fsfreeze-thaw";
         return Err(Error::new(Kind::Refused, format!("the guest of the agent at '{shown}' is frozen already"), hint));
     }
+    Ok(agent)
+}
+
+fn freeze_guest(path: &Path, deadline: Deadline, limit: Duration) -> Result<()> {
+    let (shown, mut agent) = (path.display(), ready(path, deadline, limit)?);
     let hint = "see the guest's log; without a freeze the snapshot is as after a power cut, which journals survive";
     match agent.freeze(deadline) {
         Ok(0) => {

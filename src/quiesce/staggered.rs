@@ -3,10 +3,11 @@
 use std::sync::mpsc::channel;
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, Builder};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long one is waited for before the next is begun: a thaw takes a few ms, and a guest must not stay frozen for another's agent.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long is waited in all for one to end before the next is begun: a thaw takes a few ms, and a guest must not stay frozen for others'
+/// agents.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Does something with each, in order, and waits until all is done. Where there can be no thread it waits for each.
 pub fn staggered<I: Send, T: Send>(items: Vec<I>, work: impl Fn(I) -> T + Sync) -> Vec<T> {
@@ -16,6 +17,7 @@ pub fn staggered<I: Send, T: Send>(items: Vec<I>, work: impl Fn(I) -> T + Sync) 
         work(item.expect("each is done once"))
     };
     let Some((last, others)) = slots.split_last() else { return Vec::new() };
+    let until = Instant::now() + PATIENCE;
     thread::scope(|scope| {
         let begin = |slot| {
             let (ended, wait) = channel::<()>();
@@ -23,7 +25,7 @@ pub fn staggered<I: Send, T: Send>(items: Vec<I>, work: impl Fn(I) -> T + Sync) 
                 let _ended = ended;
                 work(slot)
             });
-            let _ = wait.recv_timeout(PATIENCE);
+            let _ = wait.recv_timeout(until.saturating_duration_since(Instant::now()));
             thread.map_err(|_| work(slot))
         };
         let begun: Vec<_> = others.iter().map(begin).collect();

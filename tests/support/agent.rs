@@ -3,12 +3,14 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use rclone_img::quiesce::Method;
 use serde_json::{Value, json};
+
+use super::{Armed, Guest as RunningGuest, Job, Sandbox, noise};
 
 /// What an agent does with a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -133,4 +135,40 @@ fn serve(stream: &UnixStream, guest: &Mutex<Guest>, does: &mut impl FnMut(&str, 
         }
     }
     Ok(())
+}
+
+pub fn text(path: &Path) -> String {
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+/// A running guest's image, of which a job made [`slowly`] takes a few seconds.
+pub fn running(s: &Sandbox) -> (Armed, RunningGuest) {
+    let armed = Armed::directory(&s.dir());
+    noise(&s.path("vm.img"), 16 << 20);
+    let guest = RunningGuest::start(&s.path("vm.img"));
+    (armed, guest)
+}
+
+pub fn ends_well(guest: RunningGuest) {
+    let felt = guest.stop();
+    assert_eq!(felt.errors, [""; 0], "longest {:?}", felt.longest);
+}
+
+pub fn is_thawed(agent: &Agent) -> bool {
+    let asked = agent.read();
+    let thawed = asked.last() == Some(&"thaw") || !asked.contains(&"freeze");
+    thawed && agent.guest(|guest| !guest.frozen && !guest.later)
+}
+
+/// The agent's socket in a command line, with what follows.
+pub fn with(agent: &Agent, more: &[&str]) -> Vec<String> {
+    let socket = text(&agent.path());
+    let args = ["snapshot", "vm.img", "vm.snap", "--json", "--qga", &socket];
+    args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+}
+
+/// Starts a job with that agent.
+pub fn start(s: &Sandbox, agent: &Agent, more: &[&str]) -> Job {
+    let socket = text(&agent.path());
+    s.start(&[&["snapshot", "vm.img", "vm.snap", "--qga", &socket], more].concat())
 }
