@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::process::{Command, Output, Stdio};
 
+use rclone_img::cli::worker::WORKER;
 use support::{Armed, Guest, Other, PROGRAM, Sandbox, fragmented, has, on_both, skipped, slowly};
 
 /// The program under strace: how it ended, and its calls of these names, in the order in which they began.
@@ -75,16 +76,18 @@ fn a_kernel_without_the_events() {
 fn a_process_that_cannot_be_started() {
     beside_a_guest("no processes", |s, guest| {
         let mut without_a_supervisor = 0;
-        for nth in 1..=6 {
+        // By itself the process that guests wait for: the one before it has as many threads.
+        for (verb, nth) in [SNAPSHOT[0], WORKER].into_iter().flat_map(|verb| (1..=6).map(move |nth| (verb, nth))) {
+            let args = [&[verb], &SNAPSHOT[1..]].concat();
             let faults = ["clone", "clone3", "vfork"].map(|call| format!("{call}:error=EAGAIN:when={nth}"));
             let faults = faults.each_ref().map(String::as_str);
-            let Some((out, calls)) = traced(s, "clone,clone3,vfork,fanotify_mark", &faults, &SNAPSHOT) else { return };
+            let Some((out, calls)) = traced(s, "clone,clone3,vfork,fanotify_mark", &faults, &args) else { return };
             let told = stderr(&out);
             if out.status.code() == Some(0) {
                 fs::remove_file(s.path("vm.snap")).expect("the snapshot");
                 continue;
             }
-            let what = format!("{:?}, the {nth}th: {told}", s.fs);
+            let what = format!("{:?} {verb}, the {nth}th: {told}", s.fs);
             assert!(matches!(out.status.code(), Some(1 | 3 | 6)) && told.contains("hint: "), "{what}");
             assert!(!s.path("vm.snap").exists(), "{what}");
             if told.contains("cannot have a supervisor") {
@@ -143,6 +146,7 @@ fn a_thread_that_cannot_be_started_where_nobody_uses_the_image() {
             ends.insert(out.status.code());
             if out.status.code() != Some(0) {
                 assert!(matches!(out.status.code(), Some(1 | 3 | 4)) && told.contains("hint: "), "{what}: {told}");
+                assert!(told.contains("limit"), "{what}: it is no fault of the disk: {told}");
                 assert!(!told.contains("panicked") && !s.path("vm.snap").exists(), "{what}: {told}");
                 s.exits(0, &["snapshot", "vm.img", "vm.snap"]);
             }
@@ -161,7 +165,7 @@ fn what_is_synced_when() {
     beside_a_guest("traced", |s, _| {
         let calls = "ioctl,fsync,fdatasync,syncfs,sync_file_range";
         // As `auto` does it, which looks whether the image can be frozen.
-        let args = slowly(&["snapshot", "vm.img", "vm.snap"]);
+        let args = slowly(&["snapshot", "--guest-deadline", "30s", "vm.img", "vm.snap"]);
         let Some((out, calls)) = traced(s, calls, &[], &args) else { return };
         assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, stderr(&out));
         let clones: Vec<usize> = (0..calls.len()).filter(|&at| calls[at].contains("FICLONERANGE")).collect();
@@ -179,6 +183,20 @@ fn what_is_synced_when() {
         assert!(written_back(&calls[..first]) > 0, "{:?}: nothing is written back before T0", s.fs);
         assert!(written_back(within) > 1, "{:?}: nothing is written back in the window", s.fs);
         assert!(calls[last..].iter().any(|call| call.contains("fsync(")), "{:?}: no fsync at the end", s.fs);
+    });
+}
+
+/// A job that is refused for a writer writes none of his data: on Btrfs a clone call of one block would, with the image locked.
+#[test]
+fn a_job_that_is_refused_clones_nothing() {
+    beside_a_guest("refused", |s, _| {
+        for args in [&["snapshot"][..], &["snapshot", "--dry-run"]] {
+            let args = [args, &["--consistency", "frozen", "vm.img", "vm.snap"]].concat();
+            let Some((out, calls)) = traced(s, "ioctl,fsync,fdatasync,fanotify_init", &[], &args) else { return };
+            assert_eq!(out.status.code(), Some(3), "{:?}: {}", s.fs, stderr(&out));
+            let done = calls.iter().find(|call| call.contains("FICLONERANGE") || call.contains("sync("));
+            assert_eq!((done, calls.is_empty()), (None, false), "{:?}", s.fs);
+        }
     });
 }
 

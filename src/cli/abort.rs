@@ -12,7 +12,7 @@ use super::args::AbortArgs;
 use super::place::{self, Place};
 use super::{last_words, words};
 use crate::disk::{Access, Disk, DiskFile, process};
-use crate::engine::abort::{Aborted, abort};
+use crate::engine::abort::{Aborted, Done, abort};
 use crate::engine::inspect::{Condition, inspect};
 use crate::error::{Error, Kind, Result};
 
@@ -32,7 +32,11 @@ pub fn run(args: &AbortArgs) -> Result<u8> {
     let mark = place.disk.open(&place.names.journal, Access::Read);
     let _mark = mark.inspect(|journal| drop(journal.mark_for_abort()));
     let aborted = stop_live(&place)
-        .and_then(|()| abort(&place.disk, &place.names, args.force))
+        .and_then(|stopped| match inspect(&place.disk, &place.names)? {
+            // It had not come to its T0, and has taken its files away itself.
+            Condition::Nothing if stopped => Ok(Done { what: Aborted::Removed, others: Vec::new() }),
+            _ => abort(&place.disk, &place.names, args.force),
+        })
         .map_err(|e| place::on(&args.dst, e))?;
     let others = aborted.others.into_iter().map(|(dst, what)| (PathBuf::from(OsString::from_vec(dst)), what));
     let all: Vec<(PathBuf, Aborted)> = std::iter::once((args.dst.clone(), aborted.what)).chain(others).collect();
@@ -71,11 +75,12 @@ fn tell(args: &AbortArgs, dst: &Path, aborted: Aborted, of_several: bool) -> Res
     Ok(())
 }
 
-fn stop_live(place: &Place) -> Result<()> {
+/// Whether there was a job to be stopped.
+fn stop_live(place: &Place) -> Result<bool> {
     let until = Instant::now() + STOP_LIMIT;
     let mut told = false;
     loop {
-        let Condition::Running(job) = inspect(&place.disk, &place.names)? else { return Ok(()) };
+        let Condition::Running(job) = inspect(&place.disk, &place.names)? else { return Ok(told) };
         if !told {
             let owner = place.disk.stat(&place.names.journal).ok().flatten().map(|s| s.uid);
             if owner.is_some_and(|uid| uid != place.disk.host().uid) {

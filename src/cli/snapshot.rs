@@ -67,7 +67,7 @@ pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
             let chosen = choose_hold(args, &images)?;
             if process == Process::Front && chosen.hold.kind().answers_accesses() {
                 // A VM was started since this process took the job for one that nobody waits for.
-                return Err(worker::begin_anew());
+                return Err(worker::begin_anew(stop));
             }
             if !std::mem::replace(&mut warned, true) && !args.qmp.is_empty() && chosen.hold.kind() != HoldKind::Guard {
                 let hold = chosen.hold.kind().name();

@@ -29,7 +29,6 @@ use crate::error::{Error, Kind, Result};
 use crate::hold::choose;
 use crate::hold::guard::supervisor::{self, Outlived};
 use crate::hold::quiesced::still_frozen;
-use crate::journal::format::State;
 use crate::quiesce::heir;
 use crate::record::Verdict;
 
@@ -52,8 +51,11 @@ pub enum Process {
 }
 
 /// Begins this process anew, with the arguments that it was started with: it will find that a worker is needed. What it had opened and
-/// locked is closed. Returns only where that fails.
-pub fn begin_anew() -> Error {
+/// locked is closed, and `--wait` begins anew as well. Returns only where that fails, or where the job was told to stop.
+pub fn begin_anew(stop: &Stop) -> Error {
+    if stop.asked() {
+        return Error::new(Kind::Interrupted, "the job was told to stop", "run the same command again");
+    }
     let mut args = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = args.next() {
@@ -128,7 +130,10 @@ fn hand_on_signals(worker: &Child, stop: Stop) -> Arc<Mutex<bool>> {
             let _ = kill(worker, Signal::SIGTERM);
         }
     };
-    drop(thread::Builder::new().name("signals on".into()).spawn(hand_on));
+    if thread::Builder::new().name("signals on".into()).spawn(hand_on).is_err() {
+        // A job that nobody could stop any more.
+        let _ = kill(worker, Signal::SIGTERM);
+    }
     has_ended
 }
 
@@ -138,8 +143,7 @@ fn is_complete(args: &SnapshotArgs, since: Timestamp) -> bool {
         let place = place::place(dst).ok()?;
         Some(match inspect(&place.disk, &place.names).ok()? {
             Condition::Snapshot(record, Verdict::Valid) => record.t0 >= since,
-            Condition::Complete(_) => true,
-            Condition::Interrupted(job) => job.header.state == State::Complete,
+            Condition::Complete(job) => job.header.t0 >= since,
             _ => false,
         })
     };

@@ -145,7 +145,7 @@ pub struct Threaded<F> {
 enum Thread<F> {
     Started(JoinHandle<(Recorder<F>, io::Result<()>)>),
     /// It could not be.
-    Never(Box<Recorder<F>>, io::Error),
+    Never(Box<Recorder<F>>),
 }
 
 impl<F: DiskFile + Send + Sync + 'static> Threaded<F> {
@@ -160,7 +160,7 @@ impl<F: DiskFile + Send + Sync + 'static> Threaded<F> {
                 let _ = give.send(recorder);
                 Thread::Started(thread)
             }
-            Err(error) => Thread::Never(Box::new(recorder), error),
+            Err(_) => Thread::Never(Box::new(recorder)),
         };
         Self { done, thread }
     }
@@ -202,7 +202,7 @@ impl<F: DiskFile + Send + Sync + 'static> Claims<F> for Threaded<F> {
         drop(self.done);
         let (mut recorder, mut result) = match self.thread {
             Thread::Started(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Thread::Never(recorder, error) => (*recorder, Err(error)),
+            Thread::Never(recorder) => (*recorder, Ok(())),
         };
         if checkpoint && result.is_ok() {
             result = recorder.sync();

@@ -122,6 +122,7 @@ pub fn dry_run<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<
         None => first_look(job, hold),
     };
     let starts = each(jobs, look)?;
+    try_cloning(jobs, &starts, hold)?;
     let prepared = hold.prepare();
     hold.release();
     prepared?;
@@ -149,6 +150,7 @@ fn run_held<D: Disk>(jobs: &[Job<'_, D>], hold: &mut dyn Hold) -> Result<Vec<Fin
         return Ok(finished);
     }
     let first = each(jobs, |job| first_look(job, hold))?;
+    try_cloning(jobs, &first, hold)?;
     // What is complete needs no hold: the image may be in use again by now.
     let complete = |starts: &[Start]| starts.iter().all(|start| *start == Start::RollForward);
     if !complete(&first) {
@@ -249,7 +251,7 @@ fn clone_and_commit<D: Disk>(
 }
 
 /// The first look, without a lock: refuses early, before anything is touched.
-fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
+fn first_look<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold) -> Result<Start> {
     let (found, here) = look(job)?;
     // A job that runs is waited for (--wait); what its journal says is no reason to refuse.
     if inspect::is_live(job.disk, job.names)? {
@@ -275,11 +277,19 @@ fn first_look<D: Disk>(job: &Job<'_, D>, hold: &mut dyn Hold) -> Result<Start> {
     let decision = decide(job, hold, &found, &here)?;
     if decision != Start::RollForward {
         room::enough_space(job)?;
-        // A clone call writes the image's dirty data with the lock held: all of it on Btrfs, however short the call is (KERNEL.md).
-        hold.settle()?;
-        room::try_cloning(job, &here)?;
     }
     Ok(decision)
+}
+
+/// The last part of the first look: what the file system refuses, it refuses now.
+fn try_cloning<D: Disk>(jobs: &[Job<'_, D>], starts: &[Start], hold: &mut dyn Hold) -> Result<()> {
+    if starts.iter().all(|start| *start == Start::RollForward) {
+        return Ok(());
+    }
+    // A clone call writes the image's dirty data with the lock held: all of it on Btrfs, however short the call is (KERNEL.md).
+    hold.settle()?;
+    let tried = jobs.iter().zip(starts).filter(|(_, start)| **start != Start::RollForward);
+    each(tried, |(job, _)| room::try_cloning(job, &look(job)?.1)).map(drop)
 }
 
 /// The image, its file system and the host, as they are now.

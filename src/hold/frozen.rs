@@ -154,6 +154,15 @@ impl Hold for Frozen {
         }
     }
 
+    /// Whether nobody has it open for writing, as long as the lease is not had: whatever is done before that makes no writer wait.
+    fn settle(&mut self) -> Result<()> {
+        if !self.held {
+            self.lease()?;
+            let _ = lease::release(self.image.as_fd());
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image", "check the kernel's log", e);
         // What was written between the first flush and the lease: on disk first, so that no clone call has to wait for it.

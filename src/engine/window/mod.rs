@@ -54,6 +54,7 @@ impl<'a, D: Disk> Window<'a, D> {
     /// # Errors
     /// Interrupted, broken or failed, as [`crate::engine::job::run`] says.
     pub fn run(&mut self) -> Result<()> {
+        self.targets.iter().try_for_each(Target::is_fit)?;
         if self.hold.kind().one_call() {
             self.targets.iter_mut().try_for_each(Target::whole_in_one_call)?;
             return self.tick(true);

@@ -140,6 +140,16 @@ impl<'a, D: Disk> Target<'a, D> {
         })
     }
 
+    /// Whether what is done can be written down; looked at before anything is.
+    ///
+    /// # Errors
+    /// Failed where there is no thread for it.
+    pub(super) fn is_fit(&self) -> Result<()> {
+        let hint = "check the limit of processes, then run the same command again";
+        let none = || Error::new(Kind::Failed, "there is no thread that writes the journal", hint);
+        if self.claims.failed() { Err(none()) } else { Ok(()) }
+    }
+
     /// What was done, and the claims.
     pub(super) fn into_parts(self) -> (Work, Box<dyn Claims<D::File>>) {
         (self.work, self.claims)
