@@ -32,10 +32,9 @@ pub fn run(args: &AbortArgs) -> Result<u8> {
     let mark = place.disk.open(&place.names.journal, Access::Read);
     let _mark = mark.inspect(|journal| drop(journal.mark_for_abort()));
     let aborted = stop_live(&place)
-        .and_then(|stopped| match inspect(&place.disk, &place.names)? {
-            // It had not come to its T0, and has taken its files away itself.
-            Condition::Nothing if stopped => Ok(Done { what: Aborted::Removed, others: Vec::new() }),
-            _ => abort(&place.disk, &place.names, args.force),
+        .and_then(|removed| match removed {
+            true => Ok(Done { what: Aborted::Removed, others: Vec::new() }),
+            false => abort(&place.disk, &place.names, args.force),
         })
         .map_err(|e| place::on(&args.dst, e))?;
     let others = aborted.others.into_iter().map(|(dst, what)| (PathBuf::from(OsString::from_vec(dst)), what));
@@ -75,12 +74,15 @@ fn tell(args: &AbortArgs, dst: &Path, aborted: Aborted, of_several: bool) -> Res
     Ok(())
 }
 
-/// Whether there was a job to be stopped.
+/// Stops a job that runs. Whether it has taken its files away itself, since it had not come to its T0.
 fn stop_live(place: &Place) -> Result<bool> {
     let until = Instant::now() + STOP_LIMIT;
     let mut told = false;
     loop {
-        let Condition::Running(job) = inspect(&place.disk, &place.names)? else { return Ok(told) };
+        let job = match inspect(&place.disk, &place.names)? {
+            Condition::Running(job) => job,
+            other => return Ok(told && matches!(other, Condition::Nothing)),
+        };
         if !told {
             let owner = place.disk.stat(&place.names.journal).ok().flatten().map(|s| s.uid);
             if owner.is_some_and(|uid| uid != place.disk.host().uid) {

@@ -289,7 +289,7 @@ fn try_cloning<D: Disk>(jobs: &[Job<'_, D>], starts: &[Start], hold: &mut dyn Ho
     // A clone call writes the image's dirty data with the lock held: all of it on Btrfs, however short the call is (KERNEL.md).
     hold.settle()?;
     let tried = jobs.iter().zip(starts).filter(|(_, start)| **start != Start::RollForward);
-    each(tried, |(job, _)| room::try_cloning(job, &look(job)?.1)).map(drop)
+    each(tried, |(job, _)| room::try_cloning(job, &now(job)?)).map(drop)
 }
 
 /// The image, its file system and the host, as they are now.
@@ -315,10 +315,14 @@ fn stat_image<D: Disk>(job: &Job<'_, D>) -> Result<Stat> {
 }
 
 pub(super) fn look<D: Disk>(job: &Job<'_, D>) -> Result<(Found, Now)> {
+    let now = now(job)?;
+    Ok((find(job.disk, job.names)?, now))
+}
+
+fn now<D: Disk>(job: &Job<'_, D>) -> Result<Now> {
     let image = stat_image(job)?;
     let cannot = |e| Error::io(Kind::Refused, "cannot look at the image's file system", "check the path", e);
-    let now = Now { image, fs: job.image.fs().map_err(cannot)?, host: job.disk.host() };
-    Ok((find(job.disk, job.names)?, now))
+    Ok(Now { image, fs: job.image.fs().map_err(cannot)?, host: job.disk.host() })
 }
 
 fn decide<D: Disk>(job: &Job<'_, D>, hold: &dyn Hold, found: &Found, now: &Now) -> Result<Start> {

@@ -75,7 +75,17 @@ pub fn make(kind: HoldKind, images: &[Image], means: &Means) -> Box<dyn Hold> {
 /// The holds that keep one instant, in the order that `auto` tries them, each tried and let go. `stall` is how long a
 /// single call may keep the images' users waiting.
 pub fn survey(images: &[Image], stall: Duration, means: &Means) -> Vec<Candidate> {
-    vec![frozen(images), guard(images, means), atomic(images, stall)]
+    candidates(images, stall, means).collect()
+}
+
+/// Each is tried when it is asked for: to try the guard raises this process above others, for good.
+fn candidates(images: &[Image], stall: Duration, means: &Means) -> impl Iterator<Item = Candidate> {
+    let kinds = [HoldKind::Frozen, HoldKind::Guard, HoldKind::Atomic].into_iter();
+    kinds.map(move |kind| match kind {
+        HoldKind::Frozen => frozen(images),
+        HoldKind::Guard => guard(images, means),
+        _ => atomic(images, stall),
+    })
 }
 
 /// Whether the images can be frozen now; tried and let go.
@@ -114,19 +124,16 @@ fn candidate(kind: HoldKind, tried: Result<String>) -> Candidate {
 /// # Errors
 /// Refused where no hold that keeps one instant applies, with the reasons and the ways out.
 pub fn auto(images: &[Image], stall: Duration, means: &Means) -> Result<Chosen<'static>> {
-    // The guard is tried only where it is needed: that raises this process above others, for good.
-    let tries: [&dyn Fn() -> Candidate; 3] = [&|| frozen(images), &|| guard(images, means), &|| atomic(images, stall)];
-    let mut candidates = Vec::new();
-    for tried in tries {
-        let candidate = tried();
+    let mut tried = Vec::new();
+    for candidate in candidates(images, stall, means) {
         if candidate.applies {
-            let why = why(&candidate, &candidates);
+            let why = why(&candidate, &tried);
             return Ok(Chosen { hold: make(candidate.kind, images, means), why });
         }
-        candidates.push(candidate);
+        tried.push(candidate);
     }
-    let reasons: Vec<String> = candidates.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
-    let hint = |kind: HoldKind| candidates.iter().find(|c| c.kind == kind).map(|c| c.hint.as_str());
+    let reasons: Vec<String> = tried.iter().map(|c| format!("{}: {}", c.kind.name(), c.why)).collect();
+    let hint = |kind: HoldKind| tried.iter().find(|c| c.kind == kind).map(|c| c.hint.as_str());
     // The best way out first; what stalls the guest is left to `check`.
     let hints = [HoldKind::Guard, HoldKind::Frozen].into_iter().filter_map(hint).filter(|hint| !hint.is_empty());
     let hints: Vec<&str> = hints.chain(["'rclone-img check' has all ways out"]).collect();

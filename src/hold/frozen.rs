@@ -129,8 +129,7 @@ impl Hold for Frozen {
 
     fn prepare(&mut self) -> Result<()> {
         // Who has it open for writing is not to wait for its dirty data to reach the disk, with the inode's lock held.
-        self.lease()?;
-        let _ = lease::release(self.image.as_fd());
+        self.settle()?;
         // Before the lease: a writer that opens after it waits, and should not wait for old writes either.
         self.flush()?;
         self.lease()?;
