@@ -9,8 +9,9 @@ use std::time::Duration;
 const AIM: f64 = 0.7;
 
 /// The same where guests are, who wait for the call that runs, for somebody else's promotion and for their own: with 0.7 of 1 ms most
-/// calls took 0.5 to 1 ms, and 99 in a hundred accesses 2.2 to 2.5.
-const AIM_GUESTS: f64 = 0.5;
+/// calls took 0.5 to 1 ms, and 99 in a hundred accesses 2.2 to 2.5; with 0.5 and the promotions below it was 1.8 to 2.0, with this 1.8
+/// to 1.9 (XFS, BENCHMARKS.md).
+const AIM_GUESTS: f64 = 0.35;
 
 /// Calls with fewer extents tell more of the call than of the extents (~13 us a call against 5 to 11 us an extent).
 const LEARN_FROM: u64 = 16;
@@ -33,9 +34,9 @@ const GUEST_PAUSE: Duration = Duration::from_millis(1);
 
 /// What a guest waits for is cloned with what lies beside it, as much as this part of the latency budget is worth: a call takes a
 /// lock that direct I/O has for longer than a few extents take, and what is left between single clusters would be calls of a few
-/// extents, too. With a budget of 1 ms on XFS: 2 extents at a time took a window of 8.9 s, 16 took 5.2 s, and 64 took 4.1 s with a p99
-/// beyond 2 ms (BENCHMARKS.md).
-const PROMOTION_PART: f64 = 0.35;
+/// extents, too. With a budget of 1 ms on XFS this is 16 extents: 2 at a time took a window of 8.9 s, 16 took 5.2 s, and 64 took 4.1 s; 32
+/// have a p99 beyond 2 ms (BENCHMARKS.md).
+const PROMOTION_PART: f64 = 0.2;
 
 /// The most that such a call is to take: with long budgets there are few of them.
 const LONGEST_PROMOTION: Duration = Duration::from_millis(2);
@@ -164,17 +165,17 @@ mod tests {
             pacer.observe(Some(100), 100, us(500), us(500));
         }
         assert!(pacer.budget() > first);
-        assert!((490..=500).contains(&pacer.budget()), "{}", pacer.budget());
+        assert!((345..=350).contains(&pacer.budget()), "{}", pacer.budget());
     }
 
     #[test]
     fn a_call_that_overran_shrinks_the_next_at_once() {
         let mut pacer = Pacer::new(Duration::from_millis(5), XFS, true);
         pacer.observe(Some(100), 100, us(50_000), us(50_000));
-        assert_eq!(pacer.budget(), 5);
+        assert_eq!(pacer.budget(), 3);
         let mut pacer = Pacer::new(Duration::from_millis(5), XFS, true);
         pacer.observe(None, 100, us(50_000), us(50_000));
-        assert_eq!(pacer.budget(), 5);
+        assert_eq!(pacer.budget(), 3);
     }
 
     #[test]
@@ -184,7 +185,8 @@ mod tests {
             pacer.observe(Some(100), 100, us(1_100), us(1_100));
         }
         let usual = pacer.budget();
-        pacer.observe(None, 16, us(3_000), us(3_000));
+        // What a guest waited for, lengthened ten times by an interrupt.
+        pacer.observe(None, 16, us(1_760), us(1_760));
         assert!(pacer.budget() > usual / 2, "{} of {usual}", pacer.budget());
         // A machine that stood still for a while: calls of a single extent or two, from which it must find back.
         pacer.observe(Some(usual), usual, us(900_000), us(900_000));
@@ -222,7 +224,7 @@ mod tests {
         let promotions = |ms| Pacer::new(Duration::from_millis(ms), XFS, true).promotions();
         assert_eq!(
             (promotions(0), promotions(1), promotions(5), promotions(50), promotions(10_000)),
-            (1, 4, 5, 47, 47)
+            (1, 6, 9, 47, 47)
         );
     }
 
@@ -230,15 +232,15 @@ mod tests {
     fn a_promotion_takes_a_part_of_the_budget_and_never_long() {
         let promotion = |ms, part| Pacer::new(Duration::from_millis(ms), XFS, true).promotion(part);
         // Twice the usual cost of 11 us is believed at first.
-        assert_eq!([0, 1, 5, 50].map(|ms| promotion(ms, 1.0)), [1, 15, 79, 90]);
-        assert_eq!([0.0, 0.01, 0.5].map(|part| promotion(5, part)), [1, 1, 39]);
+        assert_eq!([0, 1, 5, 50].map(|ms| promotion(ms, 1.0)), [1, 9, 45, 90]);
+        assert_eq!([0.0, 0.01, 0.5].map(|part| promotion(5, part)), [1, 1, 22]);
     }
 
     #[test]
     fn short_calls_share_a_pause() {
         let mut pacer = Pacer::new(Duration::from_millis(5), XFS, true);
         let mut pauses = (0..8).map(|_| {
-            pacer.observe(Some(16), 16, us(1_000), us(1_000));
+            pacer.observe(Some(16), 16, us(750), us(750));
             pacer.pause()
         });
         let (short, none) = (GUEST_PAUSE, Duration::ZERO);
