@@ -255,10 +255,16 @@ fn commands_freeze_and_thaw_also_when_the_worker_is_killed_between() {
                 ["snapshot", "vm.img", "vm.snap", "--json", "--consistency", "guard", "--freeze", freeze, "--thaw"];
             s.run(&args.iter().copied().chain([&thaw[..]]).collect::<Vec<_>>())
         };
-        let well = run(&format!("echo frozen > {shown}"));
+        let fared = s.outside("fared");
+        let well = run(&format!("echo frozen > {shown}; (nice; cat /proc/self/oom_score_adj) > {}", fared.display()));
         assert_eq!(well.status.code(), Some(0), "{well:?}");
         let events = support::events(&String::from_utf8_lossy(&well.stdout));
         assert_eq!((frozen().trim(), &events.last().expect("finished")["quiesced"]), ("thawed", &true.into()));
+        let fared = fs::read_to_string(&fared).expect("how urgent, and how dear, a command is");
+        assert_eq!(
+            fared, "0\n0\n",
+            "what the job has for the guest's sake is no command's, nor of what it leaves running"
+        );
         fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         // The shell's parent is the freezer, and that one's the worker.
         let killed = run(&format!("echo frozen > {shown}; kill -9 $(cut -d' ' -f4 /proc/$PPID/stat)"));

@@ -8,6 +8,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::getppid;
 
 use super::{error_lines, last_words};
+use crate::hold::guard::raise;
 use crate::quiesce::freezer::serve;
 
 /// How long the job may take to read its last answer, in milliseconds.
@@ -15,6 +16,8 @@ const READ: u16 = 10_000;
 
 /// Runs the freezer of the job at the other end of standard input, which is a socket. The exit code.
 pub fn run() -> u8 {
+    // The user's commands inherit it. Should the kernel kill this process for its memory, the supervisor thaws.
+    raise::as_any();
     let Ok(socket) = std::io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else { return 1 };
     let job = socket.try_clone().ok();
     match serve(socket) {

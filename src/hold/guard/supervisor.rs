@@ -85,7 +85,10 @@ fn watch(worker: &OwnedFd, socket: &UnixStream, group: &Group, table: &Table) ->
     loop {
         table.stand_by();
         let alive = table::now().saturating_sub(table.last_beat()) < deadline;
-        awake = if table.is_watching() && alive { awake.or_else(raise::Awake::request) } else { None };
+        awake = (table.is_watching() && alive).then(|| awake.unwrap_or_else(raise::Awake::request));
+        if let Some(awake) = &mut awake {
+            awake.look();
+        }
         let ended = readable(worker, timeout)?;
         pulse.beat(table::now());
         if ended {

@@ -71,7 +71,7 @@ impl Figures {
         let Felt { kinds, .. } = &run.felt;
         let [reads, writes, flushes] = kinds.map(|kind| super::felt::ms(kind.longest));
         eprintln!(
-            "  {}, {}: {:.2} s{}; longest read {reads:.1}, write {writes:.1}, flush {flushes:.1} ms{}; p99.9 {:.2}, p99 {:.2} ms",
+            "  {}, {}: {:.2} s{}; longest read {reads:.1}, write {writes:.1}, flush {flushes:.1} ms{}; p99.9 {:.2}, p99 {:.2} ms{}",
             scene.name(),
             who.name(),
             run.took.as_secs_f64(),
@@ -81,6 +81,11 @@ impl Figures {
                 .unwrap_or_default(),
             run.felt.p999_ms(),
             run.felt.p99_ms(),
+            if run.stolen.is_zero() {
+                String::new()
+            } else {
+                format!("; the hypervisor kept {} ms of CPU time", run.stolen.as_millis())
+            },
         );
         self.runs.entry((scene, who)).or_default().push(run);
     }
@@ -171,6 +176,7 @@ impl Figures {
             "p99.9",
             "p99",
             "p99.9 of one a ms",
+            "stolen CPU time",
         ];
         for scene in [Scene::Plain, Scene::Dirty, Scene::Busy] {
             let mut rows = vec![heading.map(str::to_owned).to_vec()];
@@ -211,7 +217,7 @@ impl Figures {
                 json!({
                     "scene": scene.name(), "who": who.name(), "seconds": run.took.as_secs_f64(),
                     "window_seconds": run.window.map(|it| it.as_secs_f64()), "longest_before_within_after_ms": run.parts,
-                    "felt": run.felt.json(), "report": run.report,
+                    "felt": run.felt.json(), "stolen_ms": run.stolen.as_secs_f64() * 1e3, "report": run.report,
                 })
             })
         });
@@ -252,6 +258,7 @@ fn row(who: Who, runs: &[Run]) -> Vec<String> {
         ms(&|run| run.felt.p999_ms()),
         ms(&|run| run.felt.p99_ms()),
         ms(&|run| run.felt.every_ms_p999_ms()),
+        ms(&|run| run.stolen.as_secs_f64() * 1e3),
     ]
 }
 
@@ -284,7 +291,7 @@ mod tests {
         let mut felt = Felt::default();
         felt.kinds[1].longest = longest_ms * 1_000_000;
         let window = window.map(Duration::from_secs);
-        Run { took: Duration::from_secs(9), window, parts: None, felt, report: None }
+        Run { took: Duration::from_secs(9), window, parts: None, felt, stolen: Duration::ZERO, report: None }
     }
 
     #[test]

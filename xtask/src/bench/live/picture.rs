@@ -159,7 +159,11 @@ mod tests {
         let mut figures = Figures::new("XFS", 1 << 30);
         for (who, slots) in [(Who::Idle, 10), (Who::Cp, 40)] {
             let felt = Felt { slots: vec![1_000_000_000; slots], ..Felt::default() };
-            figures.add(Scene::Plain, who, Run { took: Duration::ZERO, window: None, parts: None, felt, report: None });
+            figures.add(
+                Scene::Plain,
+                who,
+                Run { took: Duration::ZERO, window: None, parts: None, felt, stolen: Duration::ZERO, report: None },
+            );
         }
         let svg = draw(&[figures]);
         let line = |class: &str| {

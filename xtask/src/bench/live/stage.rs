@@ -66,6 +66,8 @@ pub struct Run {
     pub parts: Option<[f64; 3]>,
     /// What the guest felt.
     pub felt: Felt,
+    /// CPU time that this machine's hypervisor kept to itself meanwhile, of all CPUs together: everybody here stood still.
+    pub stolen: Duration,
     /// What `rclone-img` reported.
     pub report: Option<Value>,
 }
@@ -163,11 +165,11 @@ impl<'a> Stage<'a> {
         let (image, target) = (self.image(scene), self.folder.join("vm.snap"));
         let mut command = self.program.snapshot(&image, &target, &[&["--consistency", "guard"], extra].concat());
         let mut removing = None;
-        let (mut run, accesses, (report, began, within)) = self.beside(scene, |_| {
+        let (mut run, accesses, (report, began, within, stolen)) = self.beside(scene, |_| {
             let (began, realtime) = (clock::now(), Timestamp::now());
-            let job = Instant::now();
+            let (job, stolen) = (Instant::now(), sandbox::stolen());
             let report = program::finished(&run::checked(&mut command)?.stdout)?;
-            let (took, ended) = (job.elapsed(), clock::now());
+            let (took, ended, stolen) = (job.elapsed(), clock::now(), sandbox::stolen() - stolen);
             if and_remove {
                 thread::sleep(Duration::from_millis(500));
                 let from = clock::now();
@@ -177,9 +179,11 @@ impl<'a> Stage<'a> {
                 thread::sleep(took.saturating_sub(returned));
                 removing = Some((returned, from..clock::now()));
             }
-            Ok((report, (began, realtime), began..ended))
+            Ok((report, (began, realtime), began..ended, stolen))
         })?;
         // The guest ran beside the removal as well: only the job's time is the job's.
+        let stolen_later = run.stolen.saturating_sub(stolen);
+        run.stolen = stolen;
         run.took = Duration::from_nanos(within.end - within.start);
         run.felt = Felt::of(&accesses, &within);
         let window = Duration::from_secs_f64(report["window_ms"].as_f64().context("no window_ms")? / 1e3);
@@ -194,6 +198,7 @@ impl<'a> Stage<'a> {
             window: None,
             parts: None,
             felt: Felt::of(&accesses, &within),
+            stolen: stolen_later,
             report: None,
         });
         program::remove(&target)?;
@@ -208,13 +213,14 @@ impl<'a> Stage<'a> {
         if scene == Scene::Dirty {
             dirty(&image)?;
         }
-        let start = clock::now();
+        let (start, stolen) = (clock::now(), sandbox::stolen());
         let done = act(&image)?;
         let within: Range<u64> = start..clock::now();
+        let stolen = sandbox::stolen() - stolen;
         let accesses = guest.end()?;
         let took = Duration::from_nanos(within.end - within.start);
         let felt = Felt::of(&accesses, &within);
-        Ok((Run { took, window: None, parts: None, felt, report: None }, accesses, done))
+        Ok((Run { took, window: None, parts: None, felt, stolen, report: None }, accesses, done))
     }
 
     fn calm(&mut self) -> Result<()> {
