@@ -73,6 +73,11 @@ impl Error {
         Self { kind, what: what.into(), hint: hint.into(), source: Some(source), member: None }
     }
 
+    /// The job was told to stop, and there is nothing of it to be kept.
+    pub fn told_to_stop() -> Self {
+        Self::new(Kind::Interrupted, "the job was told to stop", "run the same command again")
+    }
+
     /// The same error, about one of several images; one that is about an image already stays as it is.
     #[must_use]
     pub fn of_member(self, index: usize) -> Self {

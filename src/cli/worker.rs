@@ -54,7 +54,7 @@ pub enum Process {
 /// locked is closed, and `--wait` begins anew as well. Returns only where that fails, or where the job was told to stop.
 pub fn begin_anew(stop: &Stop) -> Error {
     if stop.asked() {
-        return Error::new(Kind::Interrupted, "the job was told to stop", "run the same command again");
+        return Error::told_to_stop();
     }
     let mut args = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");

@@ -95,8 +95,7 @@ impl<'a> Quiesced<'a> {
     }
 
     fn not_told_to_stop(&self) -> Result<()> {
-        let told = || Error::new(Kind::Interrupted, "the job was told to stop", "run the same command again");
-        if (self.stop)() { Err(told()) } else { Ok(()) }
+        if (self.stop)() { Err(Error::told_to_stop()) } else { Ok(()) }
     }
 
     fn thaw(&mut self) {

@@ -4,11 +4,11 @@
 //! read through two descriptors in turn: one that was opened before the service was there, which makes no events, and one that
 //! was opened under it. The read is one that waits for no lock (RWF_NOWAIT): on XFS it would wait for the clone call that runs, the
 //! watched and the other alike, but the other has long come back when it begins. A second thread keeps the responder busy, or does not. A yardstick goes with it: a byte to another thread
-//! of the responder's priority and back, which is what two wake-ups cost on this machine in the same moments. No responder can
-//! take less.
+//! of the responder's priority and back, which is what two wake-ups cost on this machine in the same moments, with somebody else who asks that
+//! thread where somebody else keeps the responder busy. No responder can take less.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,10 +26,13 @@ use crate::run::{self, Background};
 use crate::sandbox::MIB;
 
 /// Enough for some seconds, with calls of 64 KiB: on the fastest machine so far 256 MiB took less than three.
-const BYTES: u64 = 1024 * MIB;
+pub const BYTES: u64 = 1024 * MIB;
 
 /// How long each measurement takes.
 const TIME: Duration = Duration::from_secs(1);
+
+/// Ends the yardstick's thread.
+const NOBODY: u8 = 2;
 
 /// Accesses between two looks at the clock.
 const TURN: usize = 50;
@@ -70,18 +73,7 @@ pub fn measure(program: &Program, guest: &Path, folder: &Path) -> Result<Armed> 
         if program::share_done(&image, &target).is_none_or(|done| done < 0.05) {
             return ControlFlow::Continue(());
         }
-        let asleep = cost(&unarmed, &armed);
-        let stop = AtomicBool::new(false);
-        let busy = thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let _ = read(&other);
-                }
-            });
-            let busy = cost(&unarmed, &armed);
-            stop.store(true, Ordering::Relaxed);
-            busy
-        });
+        let (asleep, busy) = (cost(&unarmed, &armed, None), cost(&unarmed, &armed, Some(&other)));
         let still = program::beside(&target, ".partial").exists();
         measured = Some((asleep, busy, still));
         ControlFlow::Break(())
@@ -94,35 +86,51 @@ pub fn measure(program: &Program, guest: &Path, folder: &Path) -> Result<Armed> 
     Ok(Armed { busy: busy?, asleep: asleep? })
 }
 
-/// Both descriptors and the yardstick in turn.
-fn cost(unarmed: &File, armed: &File) -> Result<Cost> {
-    let (answered, mut answer) = io::pipe().context("a pipe")?;
-    let (mut asked, ask) = io::pipe().context("a pipe")?;
+/// Both descriptors and the yardstick in turn. With `other` somebody else reads through that as fast as he can, and in the yardstick's
+/// turns he asks its thread as well: that one is as busy then as the responder is.
+fn cost(unarmed: &File, armed: &File, other: Option<&File>) -> Result<Cost> {
+    let pipe = || io::pipe().context("a pipe");
+    let (mut asked, ask) = pipe()?;
+    let [(answered, answer), (answered_other, answer_other)] = [pipe()?, pipe()?];
+    let over_there = |who: u8, mut answered: &PipeReader| -> Result<()> {
+        (&ask).write_all(&[who])?;
+        Ok(answered.read_exact(&mut [0])?)
+    };
+    let (at_the_yardstick, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
-        // Ends when the other end is closed.
         let answering = scope.spawn(move || -> Result<()> {
             raise::answering_thread().map_err(|e| anyhow!("{e}"))?;
-            let mut byte = [0];
-            while asked.read(&mut byte)? == 1 {
-                answer.write_all(&byte)?;
+            let mut who = [0];
+            while asked.read(&mut who)? == 1 && who != [NOBODY] {
+                if who == [0] { &answer } else { &answer_other }.write_all(&who)?;
             }
             Ok(())
         });
-        let cost = in_turn([&|| read(unarmed), &|| read(armed), &|| {
-            (&ask).write_all(&[0])?;
-            Ok((&answered).read_exact(&mut [0])?)
-        }]);
-        drop((ask, answered));
+        let other = other.map(|file| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let at_the_yardstick = at_the_yardstick.load(Ordering::Relaxed);
+                    let _ = if at_the_yardstick { over_there(1, &answered_other) } else { read(file) };
+                }
+            })
+        });
+        let yardstick = || over_there(0, &answered);
+        let cost = in_turn([&|| read(unarmed), &|| read(armed), &yardstick], &at_the_yardstick);
+        stop.store(true, Ordering::Relaxed);
+        other.map(|it| it.join());
+        (&ask).write_all(&[NOBODY])?;
         answering.join().map_err(|_| anyhow!("the thread that answers has panicked"))??;
         cost
     })
 }
 
-fn in_turn(ways: [&dyn Fn() -> Result<()>; 3]) -> Result<Cost> {
+/// `last` is set while it is the last one's turn.
+fn in_turn(ways: [&dyn Fn() -> Result<()>; 3], last: &AtomicBool) -> Result<Cost> {
     let mut took = [const { Vec::new() }; 3];
     let began = Instant::now();
     while began.elapsed() < TIME {
-        for (way, took) in ways.iter().zip(&mut took) {
+        for (nth, (way, took)) in ways.iter().zip(&mut took).enumerate() {
+            last.store(nth + 1 == ways.len(), Ordering::Relaxed);
             for _ in 0..TURN {
                 let access = Instant::now();
                 way()?;

@@ -109,7 +109,7 @@ impl Live {
     fn on(&self, kind: Kind, program: &Program, guest: &std::path::Path) -> Result<Figures> {
         let (bytes, runs) = if self.quick { (SMALL, 1) } else { (self.size, self.runs) };
         // What the guest rewrites of a shared image is allocated anew.
-        let room = 2 * bytes + SMALL * 2 + 1024 * MIB;
+        let room = 2 * bytes + SMALL * 2 + armed::BYTES + 1024 * MIB;
         eprintln!("{}: filling {} MiB for the loop device once, so that no run pays for it", kind.name(), room / MIB);
         let file_system = LoopFs::make(kind, room, true)?;
         let mut stage = Stage::new(program, guest, file_system.path(), bytes, SMALL)?;
