@@ -13,6 +13,7 @@ pub mod fs;
 pub mod inode;
 pub mod lease;
 pub mod loopdev;
+pub mod nowait;
 pub mod ofd;
 pub mod passing;
 pub mod process;

@@ -54,6 +54,10 @@ pub const ALL: &[Tool] = &[
     tool("qemu-storage-daemon", "qemu-system-x86"),
     tool("qemu-img", "qemu-utils"),
     tool("qemu-io", "qemu-utils"),
+    tool("nbdkit", "nbdkit"),
+    tool("nbdinfo", "libnbd-bin"),
+    tool("nbdcopy", "libnbd-bin"),
+    tool("nbdsh", "python3-libnbd"),
     tool("setquota", "quota"),
     tool("strace", "strace"),
 ];

@@ -1,0 +1,142 @@
+//! The image itself as a [`Device`].
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::unistd::{Whence, lseek};
+
+use super::device::{Device, Extents};
+use crate::disk::nowait;
+
+/// `NBD_STATE_HOLE` and `NBD_STATE_ZERO` of `base:allocation`.
+const HOLE: u32 = 1 | 1 << 1;
+
+/// Zeroes for a file system that cannot make any itself.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// An image in the page cache.
+#[derive(Debug)]
+pub struct Disk {
+    file: File,
+    size: u64,
+}
+
+impl Disk {
+    /// An image that is open.
+    ///
+    /// # Errors
+    /// stat(2)'s.
+    pub fn new(file: File) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        Ok(Self { file, size })
+    }
+
+    /// Changes which blocks a range has. False where the file system cannot.
+    fn allocation(&self, mode: FallocateFlags, offset: u64, length: u64) -> io::Result<bool> {
+        let (offset, length) = (position(offset)?, position(length)?);
+        loop {
+            match fallocate(&self.file, mode, offset, length) {
+                Ok(()) => return Ok(true),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP) => return Ok(false),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    /// Where the next data, or hole, is from `offset` on.
+    fn seek(&self, offset: u64, whence: Whence) -> io::Result<u64> {
+        match lseek(&self.file, position(offset)?, whence) {
+            Ok(at) => Ok(at.cast_unsigned().min(self.size)),
+            // None is left.
+            Err(Errno::ENXIO) => Ok(self.size),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+fn position(bytes: u64) -> io::Result<i64> {
+    i64::try_from(bytes).map_err(|_| ErrorKind::InvalidInput.into())
+}
+
+impl Device for Disk {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool {
+        let all = bytes.len();
+        nowait::read(self.file.as_fd(), bytes, offset).is_ok_and(|got| got == all)
+    }
+
+    fn write_now(&self, bytes: &[u8], offset: u64) -> bool {
+        nowait::write(self.file.as_fd(), bytes, offset).is_ok_and(|put| put == bytes.len())
+    }
+
+    fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
+        if length > 0 {
+            self.allocation(
+                FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+                offset,
+                length,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, length: u64, allocate: bool, fast: bool) -> io::Result<()> {
+        use FallocateFlags as F;
+        if length == 0 {
+            return Ok(());
+        }
+        let way = if allocate { F::FALLOC_FL_ZERO_RANGE } else { F::FALLOC_FL_PUNCH_HOLE };
+        if self.allocation(way | F::FALLOC_FL_KEEP_SIZE, offset, length)? {
+            return Ok(());
+        }
+        if fast {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
+        let mut at = offset;
+        while at < offset + length {
+            let piece = (offset + length - at).min(ZEROES.len() as u64);
+            self.write(&ZEROES[..piece as usize], at)?;
+            at += piece;
+        }
+        Ok(())
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        Ok(posix_fadvise(&self.file, position(offset)?, position(length)?, PosixFadviseAdvice::POSIX_FADV_WILLNEED)?)
+    }
+
+    fn extents(&self, _context: u32, offset: u64, length: u32, most: usize) -> io::Result<Extents> {
+        let end = offset + u64::from(length);
+        let (mut at, mut extents) = (offset, Extents::new());
+        while at < end && extents.len() < most {
+            let data = self.seek(at, Whence::SeekData)?;
+            let (to, flags) = if data > at { (data, HOLE) } else { (self.seek(at, Whence::SeekHole)?, 0) };
+            // A writer may have come between the two looks: what is not known is data.
+            let to = to.max(at + 1).min(end);
+            // Within a length of 32 bits.
+            extents.push(((to - at) as u32, flags));
+            at = to;
+        }
+        Ok(extents)
+    }
+}

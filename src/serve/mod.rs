@@ -1,0 +1,16 @@
+//! An image given to a VM over NBD, with `rclone-img` in the path of each access.
+//!
+//! - [`codec`]: the protocol's bytes. Pure.
+//! - [`negotiation`]: from a client's first option to the export that it uses. Pure.
+//! - [`session`]: one client, from its first byte to its last.
+//! - [`device`]: what a session asks of the disk behind an export; [`disk`] is the image itself.
+//! - [`exports`]: what there is to be had.
+//! - [`server`]: those who connect.
+
+pub mod codec;
+pub mod device;
+pub mod disk;
+pub mod exports;
+pub mod negotiation;
+pub mod server;
+pub mod session;

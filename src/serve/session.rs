@@ -1,0 +1,277 @@
+//! One client, from its first byte to its last.
+//!
+//! The thread that has the connection does itself what takes no waiting (data that is in memory), and sends the replies
+//! of all requests that came together with one call; what has to wait for the disk is done by a pool of threads, which has none until
+//! they are needed, and which send their own replies.
+//!
+//! | who | holds | while |
+//! |---|---|---|
+//! | the connection's thread | nothing | it waits for a request: its replies were sent before |
+//! | whoever sends | the turn to send | one reply, or all that were collected, is on its way |
+//! | a thread of the pool | at most 1 MiB | it reads or writes |
+//!
+//! A client that does not read its replies stops its own session and nobody else's.
+
+mod answers;
+mod input;
+mod pool;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::codec::{Broken, Command, OptionHeader, REQUEST, Request, hello, parse_hello, transmission};
+use super::device::Device;
+use super::negotiation::{Agreed, Exports, Negotiation, Next};
+use answers::Answers;
+use input::Input;
+use pool::{Job, Pool, Worker};
+
+/// How long a client may be silent before it has chosen an export: it has one of a bounded number of places. A VM that has its disk
+/// may be silent for as long as it likes.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most bytes that are in memory for one request; longer ones are done piece by piece.
+const PIECE: usize = 1 << 20;
+
+/// Replies are sent at the latest when so many bytes were collected.
+const COLLECTED: usize = 256 << 10;
+
+/// A connection: `&S` is read by one thread, and written by one at a time.
+pub trait Stream: Send + Sync {
+    /// Reads some bytes; none at the end.
+    ///
+    /// # Errors
+    /// The transport's.
+    fn receive(&self, bytes: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes all of these.
+    ///
+    /// # Errors
+    /// The transport's.
+    fn send(&self, bytes: &[u8]) -> io::Result<()>;
+
+    /// How long [`Stream::receive`] may wait; for ever with `None`.
+    ///
+    /// # Errors
+    /// The transport's.
+    fn patience(&self, limit: Option<Duration>) -> io::Result<()>;
+
+    /// Ends both directions, also for who waits in one.
+    fn close(&self);
+}
+
+impl Stream for std::os::unix::net::UnixStream {
+    fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut stream = self;
+        stream.read(bytes)
+    }
+
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut stream = self;
+        stream.write_all(bytes)
+    }
+
+    fn patience(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(limit)
+    }
+
+    fn close(&self) {
+        // One that is closed already.
+        let _ = self.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Exports with the disks behind them.
+pub trait Shelf: Exports {
+    /// The disk of an export that was offered under this name; `None` where it is gone since.
+    fn open(&self, name: &[u8]) -> Option<Arc<dyn Device>>;
+}
+
+/// Serves a client until it goes.
+///
+/// # Errors
+/// Where it does not speak NBD, or the connection fails: for a log, for nobody else is concerned.
+pub fn serve(stream: &impl Stream, shelf: &impl Shelf) -> io::Result<()> {
+    let ended = negotiate(stream, shelf).and_then(|agreed| match agreed {
+        Some((agreed, input)) => match shelf.open(&agreed.offer.name) {
+            Some(device) => transmit(stream, input, &agreed, &*device),
+            None => Ok(()),
+        },
+        None => Ok(()),
+    });
+    stream.close();
+    ended
+}
+
+fn negotiate<'a, S: Stream>(stream: &'a S, shelf: &impl Exports) -> io::Result<Option<(Agreed, Input<'a, S>)>> {
+    let mut input = Input::new(stream);
+    stream.patience(Some(PATIENCE))?;
+    stream.send(&hello())?;
+    if !input.fill(4)? {
+        return Ok(None);
+    }
+    let zeroes = parse_hello(input.take(4).try_into().expect("four bytes")).map_err(broken)?;
+    let mut negotiation = Negotiation::new(zeroes);
+    while input.fill(OptionHeader::BYTES)? {
+        let header = input.take(OptionHeader::BYTES).try_into().expect("the bytes of a header");
+        let header = OptionHeader::parse(header).map_err(broken)?;
+        if !input.fill(header.length as usize)? {
+            break;
+        }
+        let data = input.take(header.length as usize);
+        let (answer, next) = negotiation.step(header.option, data, shelf);
+        stream.send(&answer)?;
+        match next {
+            Next::Option => {}
+            Next::Transmission(agreed) => {
+                stream.patience(None)?;
+                return Ok(Some((*agreed, input)));
+            }
+            Next::End => break,
+        }
+    }
+    Ok(None)
+}
+
+fn broken(why: Broken) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+fn transmit<S: Stream>(stream: &S, input: Input<'_, S>, agreed: &Agreed, device: &dyn Device) -> io::Result<()> {
+    let answers = Answers::new(stream, agreed.structured);
+    let worker = Worker::new(device, &answers, &agreed.contexts);
+    thread::scope(|scope| {
+        let pool = Pool::new(scope, &worker);
+        let ended = Session { input, agreed, worker: &worker, pool, replies: Vec::new() }.run();
+        if ended.is_err() {
+            // Nor shall the pool wait for a client that is not listened to any more.
+            stream.close();
+        }
+        ended
+    })
+}
+
+struct Session<'s, 'e, S> {
+    input: Input<'s, S>,
+    agreed: &'e Agreed,
+    worker: &'e Worker<'e, S>,
+    pool: Pool<'s, 'e, S>,
+    /// Replies that nobody has sent yet.
+    replies: Vec<u8>,
+}
+
+impl<S: Stream> Session<'_, '_, S> {
+    fn run(mut self) -> io::Result<()> {
+        while self.have(REQUEST)? {
+            let header = self.input.take(REQUEST).try_into().expect("the bytes of a request");
+            let request = Request::parse(header).map_err(broken)?;
+            let checked = request.check(self.agreed.offer.size, self.agreed.offer.flags & transmission::READ_ONLY != 0);
+            match checked {
+                Ok(Command::Disconnect) => break,
+                Ok(Command::Write) => self.write(&request)?,
+                Err(error) => {
+                    self.skip(request.payload)?;
+                    self.worker.answers.failed(&mut self.replies, request, error, "");
+                }
+                Ok(Command::Read) if self.read_now(&request) => {}
+                Ok(command) => self.pass_on(Job { request, command, data: Vec::new() })?,
+            }
+            if self.replies.len() >= COLLECTED {
+                self.send()?;
+            }
+        }
+        self.send()
+    }
+
+    /// Whether so many bytes are there; none come any more where not. Nobody waits for this with unsent replies.
+    fn have(&mut self, bytes: usize) -> io::Result<bool> {
+        if !self.input.has(bytes) {
+            self.send()?;
+        }
+        self.input.fill(bytes)
+    }
+
+    fn have_payload(&mut self, bytes: usize) -> io::Result<()> {
+        if self.have(bytes)? { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        if !self.replies.is_empty() {
+            self.worker.answers.send(&self.replies)?;
+            self.replies.clear();
+        }
+        Ok(())
+    }
+
+    fn pass_on(&mut self, job: Job) -> io::Result<()> {
+        if !self.pool.have_room(&job) {
+            self.send()?;
+        }
+        self.pool.take(job);
+        Ok(())
+    }
+
+    /// Takes the payload of a request that has failed off the wire.
+    fn skip(&mut self, payload: u32) -> io::Result<()> {
+        for piece in pieces(payload) {
+            self.have_payload(piece)?;
+            self.input.take(piece);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, request: &Request) -> io::Result<()> {
+        if request.payload as usize > PIECE {
+            return self.write_in_pieces(request);
+        }
+        self.have_payload(request.payload as usize)?;
+        let data = self.input.take(request.payload as usize);
+        if !request.flags.fua() && self.worker.device.write_now(data, request.offset) {
+            self.worker.answers.done(&mut self.replies, request);
+            return Ok(());
+        }
+        let data = data.to_vec();
+        self.pass_on(Job { request: *request, command: Command::Write, data })
+    }
+
+    /// What does not fit into memory is written as it comes.
+    fn write_in_pieces(&mut self, request: &Request) -> io::Result<()> {
+        let (mut offset, mut done) = (request.offset, Ok(()));
+        for piece in pieces(request.payload) {
+            self.have_payload(piece)?;
+            let data = self.input.take(piece);
+            done = done.and_then(|()| self.worker.device.write(data, offset));
+            offset += piece as u64;
+        }
+        if request.flags.fua() {
+            done = done.and_then(|()| self.worker.device.flush());
+        }
+        self.worker.answers.ended(&mut self.replies, *request, done);
+        Ok(())
+    }
+
+    /// Answers a read from memory; false where that cannot be.
+    fn read_now(&mut self, request: &Request) -> bool {
+        let length = request.length as usize;
+        if length > PIECE {
+            return false;
+        }
+        let before = self.replies.len();
+        let data = self.worker.answers.begin_data(&mut self.replies, request, request.offset, length, true);
+        let read = length == 0 || self.worker.device.read_now(data, request.offset);
+        if !read {
+            self.replies.truncate(before);
+        }
+        read
+    }
+}
+
+/// The lengths of the pieces of so many bytes.
+fn pieces(bytes: u32) -> impl Iterator<Item = usize> {
+    let bytes = bytes as usize;
+    (0..bytes).step_by(PIECE).map(move |from| (bytes - from).min(PIECE))
+}

@@ -1,0 +1,240 @@
+//! Those who wait for the disk, so that the requests of others need not.
+
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Scope};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::answers::{Answers, told};
+use super::{PIECE, Stream, pieces};
+use crate::serve::codec::{Chunk, Command, Request, chunk_header, error_chunk, simple_reply, status_chunk};
+use crate::serve::device::Device;
+
+/// The most requests of one connection that wait for the disk at the same time.
+const THREADS: usize = 8;
+
+/// The most bytes of one connection's requests that are in memory because the disk is waited for.
+const BYTES: usize = 2 * PIECE;
+
+/// The most extents of a context in one reply.
+const EXTENTS: usize = 2048;
+
+/// A request that may wait.
+pub struct Job {
+    /// What it asks for.
+    pub request: Request,
+    /// The same, checked.
+    pub command: Command,
+    /// A write's.
+    pub data: Vec<u8>,
+}
+
+impl Job {
+    /// Bytes of memory that it takes.
+    fn bytes(&self) -> usize {
+        if self.command == Command::Read { (self.request.length as usize).min(PIECE) } else { self.data.len() }
+    }
+}
+
+/// The threads of a connection that may wait. They end with it, when they have done what they were given.
+pub struct Pool<'s, 'e, S> {
+    scope: &'s Scope<'s, 'e>,
+    worker: &'e Worker<'e, S>,
+    /// Nothing lies in it: a job is given to somebody who waits for one.
+    queue: Sender<Job>,
+    jobs: Receiver<Job>,
+    started: usize,
+}
+
+impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
+    /// None yet.
+    pub fn new(scope: &'s Scope<'s, 'e>, worker: &'e Worker<'e, S>) -> Self {
+        let (queue, jobs) = bounded(0);
+        Self { scope, worker, queue, jobs, started: 0 }
+    }
+
+    /// Whether a job would be taken without waiting for another one's end.
+    pub fn have_room(&self, job: &Job) -> bool {
+        let load = self.worker.load();
+        load.bytes + job.bytes() <= BYTES && load.jobs < THREADS
+    }
+
+    /// Gives a job to one of them, once there is room for it.
+    pub fn take(&mut self, job: Job) {
+        let waiting = {
+            let mut load = self.worker.load();
+            while load.jobs > 0 && (load.bytes + job.bytes() > BYTES || load.jobs == THREADS) {
+                load = self.worker.done.wait(load).unwrap_or_else(PoisonError::into_inner);
+            }
+            load.jobs += 1;
+            load.bytes += job.bytes();
+            self.started - (load.jobs - 1)
+        };
+        if waiting == 0 {
+            let (worker, jobs) = (self.worker, self.jobs.clone());
+            let thread = thread::Builder::new().name("disk".into());
+            if thread.spawn_scoped(self.scope, move || jobs.iter().for_each(|job| worker.work(job))).is_err() {
+                // Slower, and no less right.
+                return self.worker.work(job);
+            }
+            self.started += 1;
+        }
+        // Somebody waits for it, or is about to.
+        let _ = self.queue.send(job);
+    }
+}
+
+/// What a connection's requests that wait take, together.
+#[derive(Debug, Default)]
+pub struct Load {
+    jobs: usize,
+    bytes: usize,
+}
+
+/// How a request that may wait is done and answered.
+pub struct Worker<'a, S> {
+    /// The disk.
+    pub device: &'a dyn Device,
+    /// Where the replies go.
+    pub answers: &'a Answers<'a, S>,
+    /// The contexts that the client asks for.
+    pub contexts: &'a [u32],
+    load: Mutex<Load>,
+    /// Told whenever a job is done.
+    done: Condvar,
+}
+
+impl<'a, S: Stream> Worker<'a, S> {
+    /// With nothing to do.
+    pub fn new(device: &'a dyn Device, answers: &'a Answers<'a, S>, contexts: &'a [u32]) -> Self {
+        Self { device, answers, contexts, load: Mutex::default(), done: Condvar::new() }
+    }
+
+    fn load(&self) -> MutexGuard<'_, Load> {
+        self.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self, job: Job) {
+        if self.answer(&job).is_err() {
+            // The connection's own thread learns of it.
+            self.answers.stream.close();
+        }
+        let mut load = self.load();
+        load.jobs -= 1;
+        load.bytes -= job.bytes();
+        self.done.notify_one();
+    }
+
+    fn answer(&self, job: &Job) -> io::Result<()> {
+        let request = &job.request;
+        let (offset, length) = (request.offset, u64::from(request.length));
+        let flags = request.flags;
+        let mut done = match job.command {
+            Command::Read => return self.read(request),
+            Command::BlockStatus => return self.status(request),
+            Command::Write => self.device.write(&job.data, offset),
+            Command::Trim => self.device.trim(offset, length),
+            Command::WriteZeroes => self.device.zero(offset, length, flags.no_hole(), flags.fast_zero()),
+            Command::Cache => self.device.cache(offset, length),
+            Command::Flush => self.device.flush(),
+            Command::Disconnect => Ok(()),
+        };
+        if flags.fua() && job.command.writes() {
+            done = done.and_then(|()| self.device.flush());
+        }
+        let mut reply = Vec::new();
+        self.answers.ended(&mut reply, *request, done);
+        self.answers.send(&reply)
+    }
+
+    fn read(&self, request: &Request) -> io::Result<()> {
+        match (self.answers.structured, request.flags.df()) {
+            (true, false) => self.read_in_chunks(request),
+            _ if request.length as usize <= PIECE => self.read_in_chunks(request),
+            (structured, _) => self.read_in_one(request, structured),
+        }
+    }
+
+    /// A chunk for each piece. What comes in one piece needs no structured replies.
+    fn read_in_chunks(&self, request: &Request) -> io::Result<()> {
+        let (mut offset, end) = (request.offset, request.offset + u64::from(request.length));
+        let mut reply = Vec::new();
+        for piece in pieces(request.length) {
+            reply.clear();
+            let last = offset + piece as u64 == end;
+            let data = self.answers.begin_data(&mut reply, request, offset, piece, last);
+            let read = self.device.read(data, offset);
+            if let Err(error) = &read {
+                reply.clear();
+                self.answers.failed(&mut reply, *request, told(error), &error.to_string());
+            }
+            self.answers.send(&reply)?;
+            if read.is_err() {
+                break;
+            }
+            offset += piece as u64;
+        }
+        Ok(())
+    }
+
+    /// One reply that is longer than what may be in memory, with nothing between its pieces. The success is told before the first
+    /// one is read: an error in the middle is an error behind zeroes, or for a simple reply, which knows no such thing, the end.
+    fn read_in_one(&self, request: &Request, structured: bool) -> io::Result<()> {
+        let turn = self.answers.turn();
+        let mut offset = request.offset;
+        let mut failed = None;
+        if structured {
+            let length = 8 + request.length as usize;
+            turn.send(&chunk_header(request.cookie, Chunk::Data, false, length))?;
+            turn.send(&offset.to_be_bytes())?;
+        } else {
+            turn.send(&simple_reply(request.cookie, None))?;
+        }
+        let mut data = vec![0; PIECE];
+        for piece in pieces(request.length) {
+            let data = &mut data[..piece];
+            if failed.is_none() {
+                failed = self.device.read(data, offset).err();
+            }
+            match &failed {
+                Some(_) if structured => data.fill(0),
+                Some(error) => return Err(io::Error::new(error.kind(), error.to_string())),
+                None => {}
+            }
+            turn.send(data)?;
+            offset += piece as u64;
+        }
+        match failed {
+            _ if !structured => Ok(()),
+            Some(error) => turn.send(&error_chunk(request.cookie, told(&error), &error.to_string())),
+            None => turn.send(&chunk_header(request.cookie, Chunk::None, true, 0)),
+        }
+    }
+
+    fn status(&self, request: &Request) -> io::Result<()> {
+        let most = if request.flags.req_one() { 1 } else { EXTENTS };
+        let mut reply = Vec::new();
+        for (nth, context) in self.contexts.iter().enumerate() {
+            let last = nth + 1 == self.contexts.len();
+            match self.device.extents(*context, request.offset, request.length, most) {
+                Ok(extents) => reply.extend(status_chunk(request.cookie, last, *context, &extents)),
+                Err(error) => {
+                    reply.clear();
+                    self.answers.failed(&mut reply, *request, told(&error), &error.to_string());
+                    break;
+                }
+            }
+        }
+        if reply.is_empty() {
+            // Nothing was selected that could be asked for.
+            self.answers.failed(
+                &mut reply,
+                *request,
+                crate::serve::codec::Errno::Inval,
+                "no metadata context was selected",
+            );
+        }
+        self.answers.send(&reply)
+    }
+}
