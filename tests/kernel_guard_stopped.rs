@@ -19,7 +19,8 @@ fn send(pid: Pid, signal: Signal) {
 fn fault(deadline: &str, act: impl Fn(&Family, &Guest), check: impl Fn(&Sandbox, &Ended)) {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
-        support::noise(&s.path("vm.img"), 32 << 20);
+        // On a fast machine a job of 32 MiB is over before anybody has looked.
+        support::noise(&s.path("vm.img"), 96 << 20);
         let guest = Guest::start(&s.path("vm.img"));
         for round in 0..rounds(10) {
             let what = format!("{:?} round {round}", s.fs);

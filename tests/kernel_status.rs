@@ -74,12 +74,12 @@ fn a_job_under_watch_tells_what_is_done_and_how_the_guests_fare() {
 #[test]
 fn a_job_that_nobody_waits_for_tells_what_its_journal_has() {
     on_both(|s| {
-        roomy(&s.path("a.img"), 128 * MIB);
+        roomy(&s.path("a.img"), 2048 * MIB);
         let mut job = s.start(&slowly(&["snapshot", "--consistency", "frozen", "a.img", "a.snap"]));
         assert!(job.wait_for("progress"));
         let told = status(s, "a.snap");
         assert_eq!((&told["state"], &told["live"]), (&"running".into(), &Value::Null), "{told}");
-        assert_eq!(told["bytes"], 128 * MIB);
+        assert_eq!(told["bytes"], 2048 * MIB);
         let text = String::from_utf8_lossy(&s.run(&["status", "a.snap"]).stdout).into_owned();
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains(" done") && text.contains("running (pid "), "{text}");
