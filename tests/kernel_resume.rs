@@ -17,7 +17,7 @@ use support::{
 };
 
 const MIB: u64 = 1 << 20;
-const LONG: u64 = 256 * MIB;
+const LONG: u64 = 1024 * MIB;
 
 /// A long job on `a.img` that has begun to clone.
 fn begun(s: &Sandbox, len: u64) -> Job {
@@ -120,7 +120,7 @@ fn told_to_stop_a_job_leaves_a_checkpoint_and_resume_does_not_do_it_again() {
 fn what_was_claimed_before_a_kill_is_not_cloned_again() {
     on_both(|s| {
         // Claims are made in batches; a shorter job may end before the first, on a fast machine one of 1 GiB.
-        let longest = 16 * LONG;
+        let longest = 4 * LONG;
         let job = begun(s, longest);
         let claimed = || {
             let told = state_of(s);
