@@ -123,8 +123,8 @@ fn is_too_dear(before: Duration, now: Option<Duration>) -> bool {
     now.is_some_and(|now| now.saturating_sub(before) > STOLEN)
 }
 
-/// What this machine's hypervisor has kept to itself of all CPUs' time (`steal` of `/proc/stat`, in ticks of 10 ms).
-fn stolen() -> Option<Duration> {
+/// What this machine's hypervisor has kept to itself of all CPUs' time (`steal` of `/proc/stat`, in ticks of 10 ms); `None` where nobody tells.
+pub fn stolen() -> Option<Duration> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let ticks = stat.lines().next()?.split_whitespace().nth(8)?.parse().ok()?;
     Some(Duration::from_millis(10).saturating_mul(ticks))

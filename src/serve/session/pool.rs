@@ -56,15 +56,14 @@ impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
 
     /// Whether a job would be taken without waiting for another one's end.
     pub fn have_room(&self, job: &Job) -> bool {
-        let load = self.worker.load();
-        load.bytes + job.bytes() <= BYTES && load.jobs < THREADS
+        self.worker.load().has_room(job)
     }
 
     /// Gives a job to one of them, once there is room for it.
     pub fn take(&mut self, job: Job) {
         let waiting = {
             let mut load = self.worker.load();
-            while load.jobs > 0 && (load.bytes + job.bytes() > BYTES || load.jobs == THREADS) {
+            while !load.has_room(&job) {
                 load = self.worker.done.wait(load).unwrap_or_else(PoisonError::into_inner);
             }
             load.jobs += 1;
@@ -90,6 +89,13 @@ impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
 pub struct Load {
     jobs: usize,
     bytes: usize,
+}
+
+impl Load {
+    /// Always, where there is nothing: no job has more than [`PIECE`] bytes.
+    fn has_room(&self, job: &Job) -> bool {
+        self.jobs < THREADS && self.bytes + job.bytes() <= BYTES
+    }
 }
 
 /// How a request that may wait is done and answered.

@@ -24,7 +24,7 @@ mod leftovers;
 mod quiet;
 
 pub use leftovers::sweep;
-pub use quiet::{settle, stolen};
+pub use quiet::settle;
 
 /// Bytes in a mebibyte.
 pub const MIB: u64 = 1 << 20;

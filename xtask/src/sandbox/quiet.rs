@@ -35,14 +35,6 @@ pub fn settle(path: &Path, bound: Duration) -> Result<bool> {
     Ok(false)
 }
 
-/// The CPU time that the machine's hypervisor has kept to itself since the start, of all CPUs together (`steal` of `/proc/stat`,
-/// in ticks of 10 ms); nothing where it does not tell.
-pub fn stolen() -> Duration {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let ticks = stat.lines().next().and_then(|all| all.split_whitespace().nth(8)?.parse().ok());
-    Duration::from_millis(10 * ticks.unwrap_or(0))
-}
-
 /// Free bytes, and the device's counters of reads, writes and the like.
 fn state(path: &Path) -> Result<(u64, String)> {
     Ok((free(path)?, counters(path)))

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use rclone_img::hold::guard::raise;
 use reflink_img_guest::clock;
 use reflink_img_guest::latency::Accesses;
 use serde_json::Value;
@@ -167,9 +168,9 @@ impl<'a> Stage<'a> {
         let mut removing = None;
         let (mut run, accesses, (report, began, within, stolen)) = self.beside(scene, |_| {
             let (began, realtime) = (clock::now(), Timestamp::now());
-            let (job, stolen) = (Instant::now(), sandbox::stolen());
+            let (job, stolen) = (Instant::now(), stolen_so_far());
             let report = program::finished(&run::checked(&mut command)?.stdout)?;
-            let (took, ended, stolen) = (job.elapsed(), clock::now(), sandbox::stolen() - stolen);
+            let (took, ended, stolen) = (job.elapsed(), clock::now(), stolen_so_far() - stolen);
             if and_remove {
                 thread::sleep(Duration::from_millis(500));
                 let from = clock::now();
@@ -213,10 +214,10 @@ impl<'a> Stage<'a> {
         if scene == Scene::Dirty {
             dirty(&image)?;
         }
-        let (start, stolen) = (clock::now(), sandbox::stolen());
+        let (start, stolen) = (clock::now(), stolen_so_far());
         let done = act(&image)?;
         let within: Range<u64> = start..clock::now();
-        let stolen = sandbox::stolen() - stolen;
+        let stolen = stolen_so_far() - stolen;
         let accesses = guest.end()?;
         let took = Duration::from_nanos(within.end - within.start);
         let felt = Felt::of(&accesses, &within);
@@ -229,6 +230,11 @@ impl<'a> Stage<'a> {
         }
         Ok(())
     }
+}
+
+/// Nothing where the kernel does not tell.
+fn stolen_so_far() -> Duration {
+    raise::stolen().unwrap_or_default()
 }
 
 /// Writes to the page cache, at random; the bytes are those of the guest's writer, or are not looked at.
