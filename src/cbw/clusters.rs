@@ -3,6 +3,7 @@
 //! Guarantees: a cluster only goes forward, pending to cloning to done, whoever moves it. One thread clones and moves the
 //! states, others look at them: who sees a cluster done sees everything that was before (its clone has returned). Pure.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::range::{ByteRange, PowerOfTwo};
@@ -99,7 +100,7 @@ impl<W: Word> Clusters<W> {
 
     /// The first range from `from` on that is not done, whole clusters, at most `limit` bytes but one cluster at least.
     pub fn next_open(&self, from: u64, limit: u64) -> Option<ByteRange> {
-        let first = self.first_open(from.div_ceil(self.cluster.get()))?;
+        let first = self.first_open(from.div_ceil(self.cluster.get())..self.count)?;
         let most = (limit / self.cluster.get()).max(1);
         let last = (first + 1..(first + most).min(self.count)).find(|&i| self.get(i) == DONE);
         let end = last.unwrap_or((first + most).min(self.count));
@@ -110,8 +111,9 @@ impl<W: Word> Clusters<W> {
     /// is not done.
     pub fn open_part(&self, range: ByteRange) -> Option<ByteRange> {
         let cluster = self.cluster.get();
-        let last = range.end().min(self.size).div_ceil(cluster);
-        let first = self.first_open(range.start() / cluster).filter(|&i| i < last)?;
+        let touched = self.touched(range);
+        let last = touched.end;
+        let first = self.first_open(touched)?;
         let end = (first + 1..last).find(|&i| self.get(i) == DONE).unwrap_or(last);
         ByteRange::new(first * cluster, end * cluster)?.intersect(range)
     }
@@ -158,9 +160,10 @@ impl<W: Word> Clusters<W> {
         self.done_bytes() == self.size
     }
 
-    fn first_open(&self, from: u64) -> Option<u64> {
-        let mut index = from;
-        while index < self.count {
+    /// Looks at these clusters and no others: it is asked for each access of a guest, of an image that is all but done.
+    fn first_open(&self, clusters: Range<u64>) -> Option<u64> {
+        let mut index = clusters.start;
+        while index < clusters.end {
             if index.is_multiple_of(32) && self.words[(index / 32) as usize].bits() == ALL_DONE {
                 index += 32;
             } else if self.get(index) == DONE {
@@ -177,7 +180,7 @@ impl<W: Word> Clusters<W> {
         ByteRange::new(start, (start + self.cluster.get()).min(self.size)).expect("a cluster has bytes")
     }
 
-    fn touched(&self, range: ByteRange) -> std::ops::Range<u64> {
+    fn touched(&self, range: ByteRange) -> Range<u64> {
         range.start() / self.cluster.get()..range.end().min(self.size).div_ceil(self.cluster.get())
     }
 
@@ -192,6 +195,8 @@ impl<W: Word> Clusters<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn range(start: u64, end: u64) -> ByteRange {
@@ -240,6 +245,33 @@ mod tests {
         assert_eq!(c.open_part(range(5000, 20000)), Some(range(5000, 8192)));
         assert_eq!(c.open_part(range(8192, 12288)), None);
         assert_eq!(c.open_part(range(8192, 12289)), Some(range(12288, 12289)));
+    }
+
+    /// Counts how often this thread looks at a word.
+    #[derive(Default)]
+    struct Counted(AtomicU64);
+
+    thread_local!(static LOOKS: Cell<u64> = const { Cell::new(0) });
+
+    impl Word for Counted {
+        fn bits(&self) -> u64 {
+            LOOKS.set(LOOKS.get() + 1);
+            self.0.bits()
+        }
+
+        fn set(&self, bits: u64) {
+            self.0.set(bits);
+        }
+    }
+
+    #[test]
+    fn whether_a_range_is_done_is_seen_from_its_own_clusters() {
+        let c = Clusters::<Counted>::new(4096 * 32 * 1000, PowerOfTwo::new(4096).expect("a power of two"));
+        c.finish(range(0, 4096 * 32 * 999));
+        LOOKS.set(0);
+        assert_eq!(c.open_part(range(0, 4096)), None);
+        assert_eq!(c.open_part(range(4096 * 32, 4096 * 64)), None);
+        assert!((1..=4).contains(&LOOKS.get()), "{} looks", LOOKS.get());
     }
 
     #[test]
