@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cbw::{self, Clusters};
-use crate::disk::{CallCost, Disk, DiskFile};
+use crate::disk::{CallCost, Disk, DiskFile, FsKind};
 use crate::engine::claims::Claims;
 use crate::engine::clone::{Cloner, Tally};
 use crate::engine::compare;
@@ -105,14 +105,7 @@ impl<'a, D: Disk> Target<'a, D> {
         let cannot = |e| Error::io(Kind::Failed, "cannot look at the image's file system", hint, e);
         let fs = job.image.fs().map_err(cannot)?;
         let guests = kind.has_guests();
-        let default = if kind.answers_accesses() {
-            job::LATENCY_WATCHED
-        } else if guests {
-            job::LATENCY_GUESTS
-        } else {
-            job::LATENCY_FROZEN
-        };
-        let latency = job.options.latency.unwrap_or(default);
+        let latency = job.options.latency.unwrap_or_else(|| default_latency(kind, fs.kind));
         let resumed = clusters.done_bytes() > 0;
         let flusher = (job.make_flusher)(Arc::clone(&job.image), Arc::clone(&partial));
         Ok(Self {
@@ -324,5 +317,15 @@ impl<'a, D: Disk> Target<'a, D> {
         let share =
             |total: u64| u128::from(total) * u128::from(self.clusters.done_bytes()) / u128::from(self.geometry.size);
         self.total_extents.map_or(self.work.extents, |total| share(total) as u64)
+    }
+}
+
+/// What a call may take where the user says nothing.
+fn default_latency(hold: HoldKind, fs: FsKind) -> Duration {
+    match (hold.answers_accesses(), fs) {
+        (true, FsKind::Btrfs) => job::LATENCY_WATCHED_BTRFS,
+        (true, _) => job::LATENCY_WATCHED,
+        (false, _) if hold.has_guests() => job::LATENCY_GUESTS,
+        (false, _) => job::LATENCY_FROZEN,
     }
 }
