@@ -33,6 +33,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "abort" -d 'St
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show how fragmented a file is, and how long a clone of it takes here'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "serve" -d 'Give the image SRC to a VM over NBD'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
@@ -81,3 +82,11 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -l config -
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand guard" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l socket -d 'The Unix socket that clients connect to; one that nobody listens to any more is replaced [default: the one that systemd hands over]' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l cache -d 'How the image is read and written' -r -f -a "writeback\t'Through the page cache; a flush makes it last'
+none\t'Past the page cache (O_DIRECT)'"
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l connections -d 'The most clients at a time, 1 to 1024; one more is sent away' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l read-only -d 'Nobody writes'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'

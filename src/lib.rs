@@ -17,7 +17,7 @@
 //! - [`quiesce`]: freezing what writes to an image, and thawing it whatever happens.
 //! - [`hold`]: how every byte not yet cloned stays as it was at T0.
 //! - [`engine`]: one job from begin to rename.
-//! - [`serve`]: an image given to a VM over NBD; a library for now, without a verb.
+//! - [`serve`]: an image given to a VM over NBD.
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
 
 pub mod cbw;

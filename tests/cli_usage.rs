@@ -49,6 +49,7 @@ fn help_is_what_is_stored() {
     check_help(&["map", "--help"], file!["snapshots/help-map.txt"]);
     check_help(&["check", "--help"], file!["snapshots/help-check.txt"]);
     check_help(&["guard", "--help"], file!["snapshots/help-guard.txt"]);
+    check_help(&["serve", "--help"], file!["snapshots/help-serve.txt"]);
 }
 
 #[test]
@@ -107,7 +108,7 @@ fn what_freezes_is_whole_and_of_use() {
 
 #[test]
 fn what_is_not_built_is_not_accepted() {
-    check_usage(&["serve", "a"], "error: unrecognized subcommand 'serve'");
+    check_usage(&["fleece", "start", "a"], "error: unrecognized subcommand 'fleece'");
     check_usage(
         &["snapshot", "a", "b", "--consistency", "filter"],
         "error: invalid value 'filter' for '--consistency <HOLD>'",
@@ -150,6 +151,12 @@ fn a_guard_is_told_what_to_arm() {
         "error: the argument '--config <FILE>' cannot be used multiple times",
     );
     check_usage(&["guard", "a", "--once"], "error: unexpected argument '--once' found");
+    check_usage(&["serve", "a"], "rclone-img: there is no socket to listen at");
+    check_usage(
+        &["serve", "a", "--socket", "s", "--connections", "0"],
+        "error: invalid value '0' for '--connections <N>': 0 is not in 1..=1024",
+    );
+    check_usage(&["serve", "a", "--cache", "unsafe"], "error: invalid value 'unsafe' for '--cache <MODE>'");
 }
 
 #[test]

@@ -12,6 +12,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use rclone_img::serve::device::Device;
+use rclone_img::serve::direct::Direct;
 use rclone_img::serve::disk::Disk;
 use rclone_img::serve::exports::Live;
 use rclone_img::serve::server::Server;
@@ -31,13 +33,18 @@ impl Served {
     }
 
     fn with(read_only: bool, most: usize) -> Self {
+        Self::on(read_only, most, |disk, _| Arc::new(disk))
+    }
+
+    fn on(read_only: bool, most: usize, device: impl FnOnce(Disk, &Path) -> Arc<dyn Device>) -> Self {
         let folder = tempfile::tempdir().expect("a directory");
         let image = folder.path().join("vm.img");
         File::create(&image).and_then(|it| it.set_len(SIZE)).expect("an image");
         let file = File::options().read(true).write(!read_only).open(&image).expect("the image");
         let listener = UnixListener::bind(folder.path().join("vm.sock")).expect("a socket");
-        let live = Live::new(Disk::new(file).expect("a disk"), read_only, 4096);
-        let server = Arc::new(Server::new(listener, live, most, Box::new(|event| eprintln!("{event:?}"))));
+        let live = Live::new(device(Disk::new(file).expect("a disk"), &image), read_only, 4096);
+        let server = Server::new(listener, live, most, Box::new(|event| eprintln!("{event:?}")));
+        let server = Arc::new(server.expect("a server"));
         let runs = Some(thread::spawn({
             let server = Arc::clone(&server);
             move || server.run()
@@ -208,9 +215,20 @@ fn one_more_than_there_may_be_is_sent_away_and_the_others_served() {
     assert!(tries.any(|got| got == 18));
 }
 
-/// The same operations, at random, to this server and to nbdkit's file plugin; the answers and the files are equal.
 #[test]
 fn it_does_what_nbdkit_does() {
+    as_nbdkit_does(|| Served::new(false));
+}
+
+#[test]
+fn it_does_what_nbdkit_does_past_the_page_cache() {
+    as_nbdkit_does(|| {
+        Served::on(false, 16, |disk, path| Arc::new(Direct::new(disk, path, true).expect("past the page cache")))
+    });
+}
+
+/// The same operations, at random, to this server and to nbdkit's file plugin; the answers and the files are equal.
+fn as_nbdkit_does(served: impl FnOnce() -> Served) {
     const SCRIPT: &str = r#"
 import nbd, random, sys
 a, b = nbd.NBD(), nbd.NBD()
@@ -266,7 +284,7 @@ a.shutdown(); b.shutdown()
     if !have(&["nbdkit", "nbdsh"]) {
         return;
     }
-    let served = Served::new(false);
+    let served = served();
     let theirs = served.folder.path().join("theirs.img");
     File::create(&theirs).and_then(|it| it.set_len(SIZE)).expect("an image");
     let socket = served.folder.path().join("theirs.sock");

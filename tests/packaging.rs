@@ -44,6 +44,15 @@ fn the_guard_is_there_before_anybody_starts_vms() {
 }
 
 #[test]
+fn a_disk_is_there_before_its_vm_and_goes_after_it() {
+    let [socket, service] = ["socket", "service"].map(|kind| text(&format!("rclone-img-serve@.{kind}")));
+    assert_eq!(values(&socket, "Before"), values(&text("rclone-img-guard.service"), "Before"));
+    assert_eq!(values(&socket, "Before"), values(&service, "Before"));
+    assert_eq!(values(&socket, "SocketMode"), ["0600"]);
+    assert_eq!((values(&service, "Type"), values(&service, "Restart")), (vec!["notify".into()], vec!["always".into()]));
+}
+
+#[test]
 fn the_guard_keeps_its_right_and_its_view_of_the_mounts() {
     let unit = text("rclone-img-guard.service");
     assert!(values(&unit, "CapabilityBoundingSet").iter().any(|right| right == "CAP_SYS_ADMIN"));
@@ -81,7 +90,13 @@ fn systemd_takes_the_units_without_a_word() {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");
-    let names = ["rclone-img-guard.service", "rclone-img-snapshot@.service", "rclone-img-snapshot@.timer"];
+    let names = [
+        "rclone-img-guard.service",
+        "rclone-img-snapshot@.service",
+        "rclone-img-snapshot@.timer",
+        "rclone-img-serve@.service",
+        "rclone-img-serve@.socket",
+    ];
     let units = names.map(|name| {
         let unit = text(name);
         assert_eq!(unit.contains("/usr/bin/rclone-img"), name.ends_with(".service"));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
+use super::serve::args::{EXAMPLES as SERVE_EXAMPLES, ServeArgs};
 use super::values::{self, MinFree};
 
 mod snapshot;
@@ -116,6 +117,9 @@ pub enum Verb {
     /// Keep images armed, so that snapshots can later be made while their VMs run
     #[command(after_help = GUARD_EXAMPLES)]
     Guard(GuardArgs),
+    /// Give the image SRC to a VM over NBD
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServeArgs),
 }
 
 /// What is said of progress, and where.

@@ -18,6 +18,8 @@ pub mod metrics;
 pub mod place;
 pub mod progress;
 pub mod report;
+pub mod serve;
+pub mod service;
 pub mod signals;
 pub mod snapshot;
 pub mod status;
@@ -87,6 +89,7 @@ fn dispatch(verb: &Verb) -> Result<u8> {
         Verb::Map(args) => map::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Guard(args) => guard::run(args),
+        Verb::Serve(args) => serve::run(args),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::extent::Extent;
 use crate::range::{ByteRange, CloneRange};
 
 pub use crate::sys::fs::{FsFacts, FsKind};
-pub use crate::sys::nowait;
+pub use crate::sys::{inherited, nowait};
 
 /// What tells one file, at one moment, from another, and from itself after a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::unistd::geteuid;
 
-use super::holders::{self, Holders, QEMU_WRITES};
+use super::holders::{self, Holders};
+use super::image_lock::{self, byte};
 use super::{Demand, Hold, HoldKind, T0};
 use crate::cbw::Clusters;
 use crate::disk::DiskFile;
@@ -24,9 +25,6 @@ use crate::sys::{lease, ofd};
 
 /// How long a writer is made to wait at most while the job finishes: it is let in within a second of its opening.
 const FINISH_WITHIN: Duration = Duration::from_millis(500);
-
-/// QEMU: a lock on byte 100 + n is a permission in use, one on 200 + n a permission not shared; n = 1 is writing (KERNEL.md).
-const QEMU_WRITE_NOT_SHARED: u64 = 201;
 
 /// How long the kernel lets an opener wait for a lease, in seconds; 0 is for ever.
 const BREAK_TIME: &str = "/proc/sys/fs/lease-break-time";
@@ -107,10 +105,6 @@ fn describe(holders: &Holders) -> String {
     words.join("; ")
 }
 
-fn byte(offset: u64) -> ByteRange {
-    ByteRange::at(offset, 1).expect("one byte is not empty")
-}
-
 fn break_time() -> Option<Duration> {
     let text = std::fs::read_to_string(BREAK_TIME).ok();
     // Where it cannot be read the shortest is believed.
@@ -137,8 +131,8 @@ impl Hold for Frozen {
         self.sure_at = Instant::now();
         self.break_time = break_time();
         let fd = self.image.as_fd();
-        let qemu_writes = ofd::conflict(fd, byte(QEMU_WRITES), ofd::Lock::Write).map(|c| c.is_some());
-        let locked = ofd::try_lock(fd, byte(QEMU_WRITE_NOT_SHARED), ofd::Lock::Read);
+        let qemu_writes = ofd::conflict(fd, byte(image_lock::WRITES), ofd::Lock::Write).map(|c| c.is_some());
+        let locked = ofd::try_lock(fd, byte(image_lock::WRITES_NOT_SHARED), ofd::Lock::Read);
         match (qemu_writes, locked) {
             (Ok(false), Ok(true)) => Ok(()),
             (Err(error), _) | (_, Err(error)) => {
@@ -207,7 +201,7 @@ impl Hold for Frozen {
         }
         self.held = false;
         // The lock byte first: a QEMU that the lease lets in looks at the bytes at once (KERNEL.md, measured).
-        let _ = ofd::unlock(self.image.as_fd(), byte(QEMU_WRITE_NOT_SHARED));
+        let _ = ofd::unlock(self.image.as_fd(), byte(image_lock::WRITES_NOT_SHARED));
         let _ = lease::release(self.image.as_fd());
     }
 }

@@ -9,6 +9,7 @@ pub mod choose;
 pub mod frozen;
 pub mod guard;
 pub mod holders;
+pub mod image_lock;
 pub mod kind;
 pub mod live;
 pub mod quiesced;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::codec::transmission as flags;
 use super::device::Device;
-use super::disk::Disk;
 use super::negotiation::{Exports, Offer};
 use super::session::Shelf;
 
@@ -16,15 +15,15 @@ pub const ALLOCATION: &str = "base:allocation";
 
 /// The live image.
 pub struct Live {
-    disk: Arc<Disk>,
+    disk: Arc<dyn Device>,
     read_only: bool,
     block: u32,
 }
 
 impl Live {
     /// An image, with the file system's block in bytes.
-    pub fn new(disk: Disk, read_only: bool, block: u32) -> Self {
-        Self { disk: Arc::new(disk), read_only, block }
+    pub fn new(disk: Arc<dyn Device>, read_only: bool, block: u32) -> Self {
+        Self { disk, read_only, block }
     }
 }
 
@@ -52,6 +51,6 @@ impl Exports for Live {
 
 impl Shelf for Live {
     fn open(&self, name: &[u8]) -> Option<Arc<dyn Device>> {
-        (name == DISK).then(|| Arc::clone(&self.disk) as Arc<dyn Device>)
+        (name == DISK).then(|| Arc::clone(&self.disk))
     }
 }

@@ -3,12 +3,14 @@
 //! - [`codec`]: the protocol's bytes. Pure.
 //! - [`negotiation`]: from a client's first option to the export that it uses. Pure.
 //! - [`session`]: one client, from its first byte to its last.
-//! - [`device`]: what a session asks of the disk behind an export; [`disk`] is the image itself.
+//! - [`device`]: what a session asks of the disk behind an export; [`disk`] is the image itself, [`direct`] the same past
+//!   the page cache.
 //! - [`exports`]: what there is to be had.
 //! - [`server`]: those who connect.
 
 pub mod codec;
 pub mod device;
+pub mod direct;
 pub mod disk;
 pub mod exports;
 pub mod negotiation;

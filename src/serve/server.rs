@@ -2,17 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
 use super::session::{self, Shelf, Stream};
 
 /// The time before the next connection is taken where one could not be: most likely there are no descriptors left.
 const RECOVERY: Duration = Duration::from_millis(100);
+
+/// Why there is no client where somebody was about to come.
+const PASSES: [ErrorKind; 3] = [ErrorKind::Interrupted, ErrorKind::ConnectionAborted, ErrorKind::WouldBlock];
 
 /// What happens, for a log.
 #[derive(Debug)]
@@ -39,22 +45,33 @@ pub struct Server<S> {
     tell: Tell,
     open: Mutex<BTreeMap<u64, Arc<UnixStream>>>,
     stopping: AtomicBool,
+    /// Wakes who waits for a client. The socket itself may be somebody else's as well, and goes on then.
+    stop: EventFd,
 }
 
 impl<S: Shelf + Sync> Server<S> {
     /// Not running yet.
-    pub fn new(listener: UnixListener, shelf: S, most: usize, tell: Tell) -> Self {
-        Self { listener, shelf, most, tell, open: Mutex::default(), stopping: AtomicBool::new(false) }
+    ///
+    /// # Errors
+    /// Where there is no descriptor left.
+    pub fn new(listener: UnixListener, shelf: S, most: usize, tell: Tell) -> io::Result<Self> {
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
+        // Who is told that somebody waits must not wait in vain for one that has gone since.
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, shelf, most, tell, open: Mutex::default(), stopping: AtomicBool::new(false), stop })
     }
 
     /// Serves until [`Server::stop`], and until all have gone then.
     pub fn run(&self) {
         thread::scope(|scope| {
             for id in 0.. {
+                self.wait();
+                if self.is_stopping() {
+                    break;
+                }
                 let stream = match self.listener.accept() {
                     Ok((stream, _)) => Arc::new(stream),
-                    Err(_) if self.is_stopping() => break,
-                    Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => continue,
+                    Err(e) if PASSES.contains(&e.kind()) => continue,
                     Err(e) => {
                         (self.tell)(Event::Failed(e));
                         thread::sleep(RECOVERY);
@@ -78,9 +95,15 @@ impl<S: Shelf + Sync> Server<S> {
     pub fn stop(&self) {
         let open = self.open();
         self.stopping.store(true, Ordering::Release);
-        // Whoever waits in accept(2) comes back with an error.
-        let _ = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let _ = self.stop.write(1);
         open.values().for_each(|stream| drop(stream.shutdown(std::net::Shutdown::Read)));
+    }
+
+    /// Sleeps until somebody comes, or it is the end.
+    fn wait(&self) {
+        let [client, stop] = [self.listener.as_fd(), self.stop.as_fd()];
+        // An error is a signal.
+        let _ = poll(&mut [client, stop].map(|fd| PollFd::new(fd, PollFlags::POLLIN)), PollTimeout::NONE);
     }
 
     fn is_stopping(&self) -> bool {

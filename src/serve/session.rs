@@ -30,7 +30,7 @@ use answers::Answers;
 use input::Input;
 use pool::{Job, Pool, Worker};
 
-/// How long a client may be silent before it has chosen an export: it has one of a bounded number of places. A VM that has its disk
+/// How long a client may take to choose an export: it has one of a bounded number of places. A VM that has its disk
 /// may be silent for as long as it likes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -109,7 +109,7 @@ pub fn serve(stream: &impl Stream, shelf: &impl Shelf) -> io::Result<()> {
 
 fn negotiate<'a, S: Stream>(stream: &'a S, shelf: &impl Exports) -> io::Result<Option<(Agreed, Input<'a, S>)>> {
     let mut input = Input::new(stream);
-    stream.patience(Some(PATIENCE))?;
+    input.limit(Some(PATIENCE))?;
     stream.send(&hello())?;
     if !input.fill(4)? {
         return Ok(None);
@@ -128,7 +128,7 @@ fn negotiate<'a, S: Stream>(stream: &'a S, shelf: &impl Exports) -> io::Result<O
         match next {
             Next::Option => {}
             Next::Transmission(agreed) => {
-                stream.patience(None)?;
+                input.limit(None)?;
                 return Ok(Some((*agreed, input)));
             }
             Next::End => break,

@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod fanotify;
 pub mod fiemap;
 pub mod fs;
+pub mod inherited;
 pub mod inode;
 pub mod lease;
 pub mod loopdev;

@@ -4,24 +4,23 @@
 //! stopped, and writes nothing. What it arms is looked at again every ten seconds, because files are replaced and file
 //! systems mounted late. After a reload there is a new set of marks, and only then are the old ones gone.
 //!
-//! One thread: [`wakes`] sleeps, [`roster`] knows what has changed, [`tell`] and [`service`] pass it on.
+//! One thread: [`Wakes`] sleep, [`roster`] knows what has changed, [`tell`] and [`notify`] pass it on.
 
 pub mod args;
 pub mod config;
 pub mod roster;
-pub mod service;
 pub mod tell;
-pub mod wakes;
 
 use std::time::{Duration, Instant};
 
+use crate::cli::service::notify;
+use crate::cli::service::wakes::{Wake, Wakes};
 use crate::error::{Error, Kind, Result};
 use crate::hold::arm::Arming;
 use args::GuardArgs;
 use config::{Source, Target};
 use roster::{Roster, Standing};
 use tell::Teller;
-use wakes::{Wake, Wakes};
 
 /// The time between two rounds.
 const ROUND: Duration = Duration::from_secs(10);
@@ -45,16 +44,16 @@ pub fn run(args: &GuardArgs) -> Result<u8> {
         return Err(none_armed(&news, &mut teller));
     }
     // First of all, so that a reader who is slow does not keep a boot waiting.
-    service::ready(&tell::status(&guard.roster));
+    notify::ready(&tell::status(&guard.roster));
     teller.changed(&news);
     teller.started(tally);
-    let watchdog = service::watchdog();
+    let watchdog = notify::watchdog();
     let mut next = Instant::now() + ROUND;
     loop {
         let limit = next.saturating_duration_since(Instant::now());
         let wake = wakes.wait(watchdog.map_or(limit, |most| most.min(limit)));
         if watchdog.is_some() {
-            service::alive();
+            notify::alive();
         }
         match wake {
             Wake::Stop => break,
@@ -64,13 +63,13 @@ pub fn run(args: &GuardArgs) -> Result<u8> {
                 let news = guard.round();
                 teller.changed(&news);
                 if !news.is_empty() {
-                    service::status(&tell::status(&guard.roster));
+                    notify::status(&tell::status(&guard.roster));
                 }
             }
         }
         next = Instant::now() + ROUND;
     }
-    service::stopping();
+    notify::stopping();
     teller.stopped();
     Ok(0)
 }
@@ -89,20 +88,20 @@ impl Guard {
 
     /// Reads the configuration again and arms what it names now; what it names no longer is let go after that.
     fn reload(&mut self, teller: &mut Teller) {
-        service::reloading();
+        notify::reloading();
         match self.source.read().and_then(|targets| Ok((targets, Arming::new()?))) {
             Ok((targets, arming)) => {
                 let old = std::mem::replace(&mut self.arming, arming);
                 self.roster = Roster::new(targets, &self.roster);
                 let news = self.round();
                 drop(old);
-                service::ready(&tell::status(&self.roster));
+                notify::ready(&tell::status(&self.roster));
                 teller.changed(&news);
                 teller.reloaded(self.roster.tally());
             }
             Err(error) => {
                 let news = self.round();
-                service::ready(&format!("not reloaded; {}", tell::status(&self.roster)));
+                notify::ready(&format!("not reloaded; {}", tell::status(&self.roster)));
                 teller.changed(&news);
                 teller.kept(&error);
             }

@@ -1,37 +1,22 @@
-//! What the guard tells: lines for a person on standard error, or with `--json` one object a line on standard output.
-//!
-//! Nobody who does not read can hold the guard up: what is not taken within a moment is lost.
+//! What the guard tells, and how it says it.
 
-use std::io::{self, Write};
-use std::os::fd::AsFd;
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
 use super::config::Target;
 use super::roster::{Roster, Standing, Tally};
 use crate::cli::args::Output;
+use crate::cli::service::log::{Log, with_path};
 use crate::cli::{error_lines, words};
 use crate::error::Error;
 use crate::hold::arm::What;
 
-/// How long somebody who does not read is waited for, in milliseconds; the next time not at all.
-const PATIENCE: u16 = 2000;
-
-/// What a pipe that has room takes without a wait (PIPE_BUF).
-const PIECE: usize = 4096;
-
 /// Tells what happens.
-pub struct Teller {
-    output: Output,
-    patience: u16,
-}
+pub struct Teller(Log);
 
 impl Teller {
     /// Tells in this way.
     pub fn new(output: Output) -> Self {
-        Self { output, patience: PATIENCE }
+        Self(Log::new(output))
     }
 
     /// Targets that stand otherwise than before.
@@ -50,26 +35,26 @@ impl Teller {
                     What::Directory => ("directory", "armed: the files in this directory, and those that it will have"),
                     What::FileSystem => ("file-system", "armed: all files on its file system"),
                 };
-                self.event(Some(target), json!({"event": "armed", "what": what}));
-                self.notice(&format!("{name}: {text}"));
+                self.0.event(with_path(json!({"event": "armed", "what": what}), "path", &target.path));
+                self.0.notice(&format!("{name}: {text}"));
             }
             Standing::Missing(why) => {
-                self.event(Some(target), json!({"event": "missing", "why": why}));
-                self.notice(&format!(
+                self.0.event(with_path(json!({"event": "missing", "why": why}), "path", &target.path));
+                self.0.notice(&format!(
                     "{name}: not there now ({why}; is the name right?); looked for every {} s",
                     super::ROUND.as_secs()
                 ));
             }
             Standing::Refused(why, hint) => {
-                self.event(Some(target), json!({"event": "refused", "why": why, "hint": hint}));
-                self.error(&format!("warning: {}\nhint: {}\n", words::line(why), words::line(hint)));
+                self.0.event(with_path(json!({"event": "refused", "why": why, "hint": hint}), "path", &target.path));
+                self.0.error(&format!("warning: {}\nhint: {}\n", words::line(why), words::line(hint)));
             }
         }
     }
 
     /// Every target was tried for the first time.
     pub fn started(&mut self, tally: Tally) {
-        self.event(None, with(tally, "started"));
+        self.0.event(with(tally, "started"));
         let next = match tally.armed {
             0 => "what is started before something is armed is not: create or mount what is missing first",
             _ => {
@@ -77,75 +62,28 @@ impl Teller {
             }
         };
         let before = if tally.armed == 0 { "" } else { "; what was opened before is not, until it is opened again" };
-        self.notice(&format!("{}{before}\nnext: {next}", counts(tally)));
+        self.0.notice(&format!("{}{before}\nnext: {next}", counts(tally)));
     }
 
     /// The targets are those of the configuration as it is now.
     pub fn reloaded(&mut self, tally: Tally) {
-        self.event(None, with(tally, "reloaded"));
-        self.notice(&format!("reloaded: {}", counts(tally)));
+        self.0.event(with(tally, "reloaded"));
+        self.0.notice(&format!("reloaded: {}", counts(tally)));
     }
 
     /// It was to be reloaded and cannot be.
     pub fn kept(&mut self, error: &Error) {
-        self.event(None, json!({"event": "not-reloaded", "error": error.to_string(), "hint": error.hint}));
-        self.error(&format!("{}the configuration from before is kept\n", error_lines(error)));
+        self.0.event(json!({"event": "not-reloaded", "error": error.to_string(), "hint": error.hint}));
+        self.0.error(&format!("{}the configuration from before is kept\n", error_lines(error)));
     }
 
     /// The end.
     pub fn stopped(&mut self) {
-        self.event(None, json!({"event": "stopped"}));
-        self.notice(
+        self.0.event(json!({"event": "stopped"}));
+        self.0.notice(
             "stopped; what is open stays armed, what is opened from now on is not\n\
              next: start it again before a VM is started",
         );
-    }
-
-    fn event(&mut self, target: Option<&Target>, mut object: Value) {
-        if !self.output.json {
-            return;
-        }
-        object["v"] = crate::cli::json::VERSION.into();
-        if let Some(target) = target {
-            let (path, bytes) = crate::cli::json::path(&target.path);
-            object["path"] = path.into();
-            if let Some(bytes) = bytes {
-                object["path_bytes"] = bytes.into();
-            }
-        }
-        self.write(&mut io::stdout(), &format!("{object}\n"));
-    }
-
-    fn notice(&mut self, text: &str) {
-        if !self.output.json && !self.output.quiet {
-            self.error(&format!("{text}\n"));
-        }
-    }
-
-    fn error(&mut self, text: &str) {
-        self.write(&mut io::stderr(), text);
-    }
-
-    fn write(&mut self, to: &mut (impl Write + AsFd), text: &str) {
-        for piece in text.as_bytes().chunks(PIECE) {
-            let taken = self.room(to) && to.write_all(piece).and_then(|()| to.flush()).is_ok();
-            if !taken {
-                // A closed end is no reason to stop either: others rely on what is armed.
-                return;
-            }
-        }
-    }
-
-    /// Whether a piece can be written without a wait, or is found to fail at once.
-    fn room(&mut self, to: &impl AsFd) -> bool {
-        let ready = loop {
-            match poll(&mut [PollFd::new(to.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(self.patience)) {
-                Err(Errno::EINTR) => {}
-                other => break other.is_ok_and(|ready| ready > 0),
-            }
-        };
-        self.patience = if ready { PATIENCE } else { 0 };
-        ready
     }
 }
 

@@ -20,14 +20,11 @@ use std::path::PathBuf;
 
 use nix::sys::stat::fstat;
 
-use crate::range::ByteRange;
+use super::image_lock;
 use crate::sys::ofd::{self, Lock};
 
 pub use files::Files;
 pub(super) use process::comm;
-
-/// Where QEMU holds a read lock while it has the write permission (`RAW_LOCK_PERM_BASE` + 1, QEMU's `block/file-posix.c`).
-pub(super) const QEMU_WRITES: u64 = 101;
 
 /// init, which some kernels let nobody look into, and which has no images open.
 const FIRST_PROCESS: u32 = 1;
@@ -172,7 +169,7 @@ pub fn holders(image: BorrowedFd<'_>) -> io::Result<Holders> {
 /// # Errors
 /// What F_OFD_GETLK says.
 pub fn qemu_lock(image: BorrowedFd<'_>) -> io::Result<Option<Holder>> {
-    let byte = ByteRange::at(QEMU_WRITES, 1).ok_or(io::ErrorKind::InvalidInput)?;
+    let byte = image_lock::byte(image_lock::WRITES);
     let conflict = ofd::conflict(image, byte, Lock::Write)?;
     Ok(conflict.map(|conflict| {
         let comm = conflict.pid.map(process::comm).unwrap_or_default();

@@ -1,6 +1,7 @@
 //! What a client has sent and nobody has looked at yet.
 
 use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
 
 use super::Stream;
 
@@ -13,12 +14,23 @@ pub struct Input<'a, S> {
     bytes: Vec<u8>,
     /// Where those begin that were not taken, and where they end.
     have: std::ops::Range<usize>,
+    /// When the client's time is up.
+    until: Option<Instant>,
 }
 
 impl<'a, S: Stream> Input<'a, S> {
     /// Nothing yet.
     pub fn new(stream: &'a S) -> Self {
-        Self { stream, bytes: Vec::new(), have: 0..0 }
+        Self { stream, bytes: Vec::new(), have: 0..0, until: None }
+    }
+
+    /// From now on the client has this much time for all that it sends; for ever with `None`.
+    ///
+    /// # Errors
+    /// The transport's.
+    pub fn limit(&mut self, time: Option<Duration>) -> io::Result<()> {
+        self.until = time.map(|time| Instant::now() + time);
+        self.stream.patience(time)
     }
 
     /// Whether so many bytes can be taken.
@@ -29,10 +41,17 @@ impl<'a, S: Stream> Input<'a, S> {
     /// Waits until so many bytes can be taken; false where the client has gone between two messages.
     ///
     /// # Errors
-    /// UnexpectedEof where it has gone within one; the transport's.
+    /// UnexpectedEof where it has gone within one; TimedOut or WouldBlock where its time is up; the transport's.
     pub fn fill(&mut self, bytes: usize) -> io::Result<bool> {
         while !self.has(bytes) {
             self.make_room(bytes);
+            if let Some(until) = self.until {
+                // One that sends a byte now and then has no more time than one that sends nothing.
+                match until.saturating_duration_since(Instant::now()) {
+                    Duration::ZERO => return Err(ErrorKind::TimedOut.into()),
+                    left => self.stream.patience(Some(left))?,
+                }
+            }
             match self.stream.receive(&mut self.bytes[self.have.end..]) {
                 Ok(0) if self.have.is_empty() => return Ok(false),
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),

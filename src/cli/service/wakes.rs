@@ -1,4 +1,4 @@
-//! What wakes the guard: a signal, or that time is up. No thread, no polling: it sleeps in one read.
+//! What wakes a service: a signal, a byte from one of its threads, or that time is up. No polling: it sleeps in one read.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -12,22 +12,22 @@ use signal_hook::{flag, low_level};
 use crate::cli::signals;
 use crate::error::{Error, Kind, Result};
 
-/// Why the guard woke.
+/// Why the service woke.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wake {
     /// SIGTERM or SIGINT.
     Stop,
     /// SIGHUP.
     Reload,
-    /// Nothing in particular: time is up.
+    /// Nothing in particular: time is up, or a thread has rung.
     Time,
 }
 
 /// Where signals arrive.
 pub struct Wakes {
     bell: UnixStream,
-    // Kept for where all signals are ignored: a bell whose ropes are all gone would ring for ever.
-    _rope: UnixStream,
+    // Kept for where all signals are ignored, too: a bell whose ropes are all gone would ring for ever.
+    rope: UnixStream,
     stop: Arc<AtomicBool>,
     reload: Arc<AtomicBool>,
 }
@@ -46,9 +46,18 @@ impl Wakes {
                 flag::register(signal, Arc::clone(if signal == SIGHUP { &reload } else { &stop }))?;
                 low_level::pipe::register(signal, rope.try_clone()?)?;
             }
-            Ok(Self { bell, _rope: rope, stop, reload })
+            rope.set_nonblocking(true)?;
+            Ok(Self { bell, rope, stop, reload })
         };
         set_up().map_err(|e| Error::io(Kind::Failed, "cannot listen for signals", "see ulimit -n", e))
+    }
+
+    /// For a thread that has news: a byte written to it ends the sleep. It does not block.
+    ///
+    /// # Errors
+    /// Failed without a descriptor for it.
+    pub fn rope(&self) -> Result<UnixStream> {
+        self.rope.try_clone().map_err(|e| Error::io(Kind::Failed, "cannot listen for news", "see ulimit -n", e))
     }
 
     /// Sleeps until a signal comes, at most `limit`. Several reloads that were asked for meanwhile are one.

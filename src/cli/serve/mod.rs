@@ -1,0 +1,78 @@
+//! `serve SRC --socket PATH`: gives an image to a VM over NBD.
+//!
+//! One thread sleeps ([`Wakes`]) and tells what the server's threads have to tell ([`news`]); nobody who does not read can
+//! keep a client waiting. [`image`] opens what is served, [`socket`] where it is to be had.
+
+pub mod args;
+pub mod image;
+pub mod news;
+pub mod socket;
+pub mod tell;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::cli::service::notify;
+use crate::cli::service::wakes::{Wake, Wakes};
+use crate::error::{Error, Kind, Result};
+use crate::serve::exports::Live;
+use crate::serve::server::Server;
+use args::ServeArgs;
+use news::News;
+use socket::Place;
+use tell::Teller;
+
+/// The longest sleep.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Runs `serve` until SIGTERM or SIGINT: 0 then.
+///
+/// # Errors
+/// Refused where the image cannot be served or the socket not be had, usage where no socket is named.
+pub fn run(args: &ServeArgs) -> Result<u8> {
+    let mut wakes = Wakes::on_signals()?;
+    let news = Arc::new(News::new(wakes.rope()?));
+    let place = Place::of(args.socket.as_deref())?;
+    // The image first: whoever serves it already has its lock, and keeps its socket.
+    let image = image::open(args)?;
+    let facts = image.facts;
+    let socket = place.listen()?;
+    let live = Live::new(image.device, args.read_only, facts.block);
+    let tell = Box::new({
+        let news = Arc::clone(&news);
+        move |event| news.add(event)
+    });
+    let most = usize::from(args.connections);
+    let no_server = |e| Error::io(Kind::Failed, "the server cannot be set up", "see ulimit -n", e);
+    let server = Server::new(socket.listener()?, live, most, tell).map_err(no_server)?;
+    let mut teller = Teller::new(args, &socket, facts);
+    thread::scope(|scope| {
+        let serving = thread::Builder::new().name("server".into()).spawn_scoped(scope, || server.run());
+        serving.map_err(no_server)?;
+        // First of all, so that a reader who is slow does not keep a boot waiting.
+        notify::ready(&teller.status());
+        teller.started();
+        let watchdog = notify::watchdog();
+        loop {
+            let wake = wakes.wait(watchdog.unwrap_or(LONG));
+            if watchdog.is_some() {
+                notify::alive();
+            }
+            for event in news.take() {
+                teller.told(&event);
+                notify::status(&teller.status());
+            }
+            // There is nothing to be read again; and a VM's disk does not go with a terminal.
+            if wake == Wake::Stop {
+                break;
+            }
+        }
+        notify::stopping();
+        server.stop();
+        Ok(())
+    })?;
+    drop(socket);
+    teller.stopped(news.take());
+    Ok(0)
+}
