@@ -17,13 +17,16 @@ use rclone_img::serve::direct::Direct;
 use rclone_img::serve::disk::Disk;
 use rclone_img::serve::exports::Live;
 use rclone_img::serve::server::Server;
+use rclone_img::serve::session;
 
 const SIZE: u64 = 8 << 20;
+
+type Serve = Box<dyn Fn(&UnixStream) -> std::io::Result<()> + Send + Sync>;
 
 /// A server in a thread, on an image in a directory of its own.
 struct Served {
     folder: tempfile::TempDir,
-    server: Arc<Server<Live>>,
+    server: Arc<Server<Serve>>,
     runs: Option<JoinHandle<()>>,
 }
 
@@ -43,7 +46,8 @@ impl Served {
         let file = File::options().read(true).write(!read_only).open(&image).expect("the image");
         let listener = UnixListener::bind(folder.path().join("vm.sock")).expect("a socket");
         let live = Live::new(device(Disk::new(file).expect("a disk"), &image), read_only, 4096);
-        let server = Server::new(listener, live, most, Box::new(|event| eprintln!("{event:?}")));
+        let serve: Serve = Box::new(move |stream| session::serve(stream, &live));
+        let server = Server::new(listener, serve, most, Box::new(|event| eprintln!("{event:?}")));
         let server = Arc::new(server.expect("a server"));
         let runs = Some(thread::spawn({
             let server = Arc::clone(&server);

@@ -112,6 +112,15 @@ impl<A, W: Word> Accesses<A, W> {
         None
     }
 
+    /// Whether an access of this range would go on at once; it does not arrive by this.
+    pub fn lets_on(&self, image: usize, range: ByteRange) -> bool {
+        match self.phase {
+            Phase::Passing | Phase::Over | Phase::Broken(_) => true,
+            Phase::Watching => self.is_done(image, range),
+            Phase::Gathering => false,
+        }
+    }
+
     /// An access that arrives went on at once, and may have waited since this time before anybody was there.
     pub fn went_on(&mut self, since: Duration, now: Duration) {
         if !matches!(self.phase, Phase::Passing | Phase::Over) {

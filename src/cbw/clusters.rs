@@ -134,6 +134,11 @@ impl<W: Word> Clusters<W> {
         ByteRange::new(start, end).expect("not less than what was asked for")
     }
 
+    /// How large a cluster is.
+    pub fn cluster(&self) -> PowerOfTwo {
+        self.cluster
+    }
+
     /// Bytes of the image that are done.
     pub fn done_bytes(&self) -> u64 {
         self.done_bytes.load(Ordering::Relaxed)

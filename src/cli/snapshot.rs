@@ -65,7 +65,7 @@ pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
                 }
             }
             let chosen = choose_hold(args, &images)?;
-            if process == Process::Front && chosen.hold.kind().answers_accesses() {
+            if process == Process::Front && chosen.hold.kind().wants_a_worker() {
                 // A VM was started since this process took the job for one that nobody waits for.
                 return Err(worker::begin_anew(stop));
             }

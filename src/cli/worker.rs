@@ -69,7 +69,7 @@ pub fn begin_anew(stop: &Stop) -> Error {
 /// Whether the job may make guests wait.
 pub fn is_needed(args: &SnapshotArgs) -> bool {
     match args.consistency {
-        Consistency::Hold(kind) => kind.answers_accesses(),
+        Consistency::Hold(kind) => kind.wants_a_worker(),
         // Where nobody writes to it nobody waits; what cannot be opened is refused in this process.
         Consistency::Auto => args.pairs.iter().any(|(src, _)| {
             let image = place::open_image(src);

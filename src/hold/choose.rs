@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::filter::Filter;
 use super::frozen::Frozen;
 use super::guard::Guard;
 use super::live::Live;
@@ -66,6 +67,7 @@ pub fn make(kind: HoldKind, images: &[Image], means: &Means) -> Box<dyn Hold> {
         }
     };
     match (kind, images) {
+        (HoldKind::Filter, _) => Box::new(Filter::new(images.to_vec(), means.deadline)),
         (HoldKind::Guard, _) => Box::new(Guard::new(images.to_vec(), means.clone())),
         (_, [image]) => single(image),
         _ => Box::new(Several(images.iter().map(single).collect())),
@@ -80,9 +82,12 @@ pub fn survey(images: &[Image], stall: Duration, means: &Means) -> Vec<Candidate
 
 /// Each is tried when it is asked for: to try the guard raises this process above others, for good.
 fn candidates(images: &[Image], stall: Duration, means: &Means) -> impl Iterator<Item = Candidate> {
-    let kinds = [HoldKind::Frozen, HoldKind::Guard, HoldKind::Atomic].into_iter();
-    kinds.map(move |kind| match kind {
+    // Of servers those who have none need not hear.
+    let served = Filter::is_served(images);
+    let kinds = [HoldKind::Frozen, HoldKind::Filter, HoldKind::Guard, HoldKind::Atomic].into_iter();
+    kinds.filter(move |kind| served || *kind != HoldKind::Filter).map(move |kind| match kind {
         HoldKind::Frozen => frozen(images),
+        HoldKind::Filter => filter(images, means),
         HoldKind::Guard => guard(images, means),
         _ => atomic(images, stall),
     })
@@ -94,6 +99,17 @@ pub fn frozen(images: &[Image]) -> Candidate {
     let tried = frozen.prepare();
     frozen.release();
     candidate(HoldKind::Frozen, tried.map(|()| "nobody has the image open for writing".into()))
+}
+
+fn filter(images: &[Image], means: &Means) -> Candidate {
+    let mut filter = Filter::new(images.to_vec(), means.deadline);
+    let tried = filter.prepare();
+    let servers = filter.servers().iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+    filter.release();
+    candidate(
+        HoldKind::Filter,
+        tried.map(|()| format!("it is served by rclone-img (pid {servers}), which all writes go through")),
+    )
 }
 
 fn guard(images: &[Image], means: &Means) -> Candidate {

@@ -7,6 +7,8 @@ pub enum HoldKind {
     Frozen,
     /// Accesses to the image wait until what they may change is cloned.
     Guard,
+    /// Writes go through a server, where they wait until what they may change is cloned.
+    Filter,
     /// One call for the whole file.
     Atomic,
     /// Nothing keeps the image still: not a point in time.
@@ -15,13 +17,14 @@ pub enum HoldKind {
 
 impl HoldKind {
     /// All kinds that are built.
-    pub const ALL: [Self; 4] = [Self::Frozen, Self::Guard, Self::Atomic, Self::None];
+    pub const ALL: [Self; 5] = [Self::Frozen, Self::Guard, Self::Filter, Self::Atomic, Self::None];
 
     /// The name on the command line, in the journal's words and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Frozen => "frozen",
             Self::Guard => "guard",
+            Self::Filter => "filter",
             Self::Atomic => "atomic",
             Self::None => "none",
         }
@@ -34,6 +37,7 @@ impl HoldKind {
             Self::Atomic => 2,
             Self::None => 3,
             Self::Guard => 4,
+            Self::Filter => 5,
         }
     }
 
@@ -54,11 +58,16 @@ impl HoldKind {
 
     /// Whether a T0 can outlive the run that set it, for a later run to go on with.
     pub fn keeps_t0(self) -> bool {
-        !matches!(self, Self::Atomic | Self::Guard)
+        !matches!(self, Self::Atomic | Self::Guard | Self::Filter)
     }
 
     /// Whether somebody's accesses wait for the job from T0 on: nothing then waits for a disk that need not.
     pub fn answers_accesses(self) -> bool {
+        matches!(self, Self::Guard | Self::Filter)
+    }
+
+    /// Whether the kernel has them wait for this very process, which therefore is one of its own, with a supervisor.
+    pub fn wants_a_worker(self) -> bool {
         self == Self::Guard
     }
 

@@ -6,6 +6,7 @@
 
 pub mod arm;
 pub mod choose;
+pub mod filter;
 pub mod frozen;
 pub mod guard;
 pub mod holders;
@@ -13,6 +14,7 @@ pub mod image_lock;
 pub mod kind;
 pub mod live;
 pub mod quiesced;
+pub mod settle;
 pub mod several;
 
 use std::path::Path;
@@ -85,6 +87,15 @@ pub trait Hold {
 
     /// The range of the last [`Demand::Promote`] is in the snapshot, or its first part: let those go who may.
     fn promoted(&mut self, image: usize, range: ByteRange);
+
+    /// A clone call of this image is about to be made by the background, or for somebody who waits. Waits until it can be.
+    fn calling(&mut self, _image: usize) {}
+
+    /// It has returned.
+    fn called(&mut self) {}
+
+    /// All of these bytes of an image are in the snapshot.
+    fn done(&mut self, _image: usize, _range: ByteRange) {}
 
     /// How much of what lies beside the range of a [`Demand::Promote`] may be cloned along with it: 1 is as much as the pacing allows, 0
     /// is nothing.

@@ -183,6 +183,18 @@ impl Hold for Quiesced<'_> {
         self.inner.promoted(image, range);
     }
 
+    fn calling(&mut self, image: usize) {
+        self.inner.calling(image);
+    }
+
+    fn called(&mut self) {
+        self.inner.called();
+    }
+
+    fn done(&mut self, image: usize, range: ByteRange) {
+        self.inner.done(image, range);
+    }
+
     fn beside(&self) -> f64 {
         self.inner.beside()
     }

@@ -5,14 +5,18 @@
 //! - [`session`]: one client, from its first byte to its last.
 //! - [`device`]: what a session asks of the disk behind an export; [`disk`] is the image itself, [`direct`] the same past
 //!   the page cache.
+//! - [`gate`]: whether a write may go on, and who waits; [`filtered`] is a disk behind it, and [`control`] hears what jobs have to say.
 //! - [`exports`]: what there is to be had.
 //! - [`server`]: those who connect.
 
 pub mod codec;
+pub mod control;
 pub mod device;
 pub mod direct;
 pub mod disk;
 pub mod exports;
+pub mod filtered;
+pub mod gate;
 pub mod negotiation;
 pub mod server;
 pub mod session;

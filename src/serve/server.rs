@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::session::{self, Shelf, Stream};
+use super::session::Stream;
 
 /// The time before the next connection is taken where one could not be: most likely there are no descriptors left.
 const RECOVERY: Duration = Duration::from_millis(100);
@@ -39,7 +39,8 @@ pub type Tell = Box<dyn Fn(Event) + Send + Sync>;
 /// A server on a socket.
 pub struct Server<S> {
     listener: UnixListener,
-    shelf: S,
+    /// Serves one who came until he goes.
+    serve: S,
     /// The most connections at a time.
     most: usize,
     tell: Tell,
@@ -49,16 +50,16 @@ pub struct Server<S> {
     stop: EventFd,
 }
 
-impl<S: Shelf + Sync> Server<S> {
-    /// Not running yet.
+impl<S: Fn(&UnixStream) -> io::Result<()> + Sync> Server<S> {
+    /// Not running yet. `serve` is called in a thread for each who comes.
     ///
     /// # Errors
     /// Where there is no descriptor left.
-    pub fn new(listener: UnixListener, shelf: S, most: usize, tell: Tell) -> io::Result<Self> {
+    pub fn new(listener: UnixListener, serve: S, most: usize, tell: Tell) -> io::Result<Self> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
         // Who is told that somebody waits must not wait in vain for one that has gone since.
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, shelf, most, tell, open: Mutex::default(), stopping: AtomicBool::new(false), stop })
+        Ok(Self { listener, serve, most, tell, open: Mutex::default(), stopping: AtomicBool::new(false), stop })
     }
 
     /// Serves until [`Server::stop`], and until all have gone then.
@@ -140,7 +141,7 @@ impl<S: Shelf + Sync> Server<S> {
     }
 
     fn serve(&self, id: u64, stream: &UnixStream) {
-        let ended = session::serve(stream, &self.shelf);
+        let ended = (self.serve)(stream);
         let left = self.dismiss(id);
         (self.tell)(Event::Went(left, ended.err()));
     }

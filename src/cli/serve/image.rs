@@ -3,18 +3,21 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::args::{Cache, ServeArgs};
 use crate::cli::{place, words};
 use crate::disk::DiskFile;
+use crate::disk::FsKind;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
 use crate::hold::image_lock;
+use crate::serve::control::Served;
 use crate::serve::device::Device;
 use crate::serve::direct::Direct;
 use crate::serve::disk::Disk;
+use crate::serve::filtered::Filtered;
+use crate::serve::gate::Gate;
 
 /// What is known of an image.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,8 @@ pub struct Image {
     pub device: Arc<dyn Device>,
     /// What it is.
     pub facts: Facts,
+    /// The same for jobs.
+    pub served: Served,
 }
 
 /// Opens an image; follows links.
@@ -63,20 +68,29 @@ pub fn open(args: &ServeArgs) -> Result<Image> {
         let hint = "shut the VM down, or end the server; 'rclone-img check' names who has it open";
         return Err(Error::new(Kind::Refused, what, hint));
     }
-    let facts = Facts { bytes: real.stat().map_err(refused)?.size, block: block(&real) };
-    let device = device(file, path, args).map_err(|e| {
+    let stat = real.stat().map_err(refused)?;
+    let facts = Facts { bytes: stat.size, block: block(&real) };
+    let gate = Arc::new(Gate::default());
+    let served = Served { gate: Arc::clone(&gate), dev: stat.dev, ino: stat.ino, size: stat.size, writes };
+    let device = device(file, args, &real, gate).map_err(|e| {
         let what = format!("the image {name} cannot be used with this --cache");
         Error::io(Kind::Refused, what, "leave --cache out", e)
     })?;
-    Ok(Image { device, facts })
+    Ok(Image { device, facts, served })
 }
 
-fn device(file: File, path: &Path, args: &ServeArgs) -> io::Result<Arc<dyn Device>> {
+fn device(file: File, args: &ServeArgs, image: &RealFile, gate: Arc<Gate>) -> io::Result<Arc<dyn Device>> {
+    let through_the_cache = Disk::new(file.try_clone()?)?;
     let disk = Disk::new(file)?;
-    Ok(match args.cache {
-        Cache::Writeback => Arc::new(disk),
-        Cache::None => Arc::new(Direct::new(disk, path, !args.read_only)?),
-    })
+    let (disk, meanwhile): (Arc<dyn Device>, Option<Arc<dyn Device>>) = match args.cache {
+        Cache::Writeback => (Arc::new(disk), None),
+        Cache::None => {
+            let btrfs = image.fs().is_ok_and(|fs| fs.kind == FsKind::Btrfs);
+            let direct = Direct::new(disk, &args.src, !args.read_only)?;
+            (Arc::new(direct), btrfs.then(|| Arc::new(through_the_cache) as Arc<dyn Device>))
+        }
+    };
+    Ok(Arc::new(Filtered::new(disk, gate, meanwhile)))
 }
 
 /// What the protocol allows for.

@@ -1,14 +1,16 @@
 //! `serve SRC --socket PATH`: gives an image to a VM over NBD.
 //!
 //! One thread sleeps ([`Wakes`]) and tells what the server's threads have to tell ([`news`]); nobody who does not read can
-//! keep a client waiting. [`image`] opens what is served, [`socket`] where it is to be had.
+//! keep a client waiting. [`image`] opens what is served, [`socket`] where it is to be had; [`jobs`] are those that make a snapshot of it.
 
 pub mod args;
 pub mod image;
+pub mod jobs;
 pub mod news;
 pub mod socket;
 pub mod tell;
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use crate::cli::service::wakes::{Wake, Wakes};
 use crate::error::{Error, Kind, Result};
 use crate::serve::exports::Live;
 use crate::serve::server::Server;
+use crate::serve::session;
 use args::ServeArgs;
 use news::News;
 use socket::Place;
@@ -45,11 +48,14 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     });
     let most = usize::from(args.connections);
     let no_server = |e| Error::io(Kind::Failed, "the server cannot be set up", "see ulimit -n", e);
-    let server = Server::new(socket.listener()?, live, most, tell).map_err(no_server)?;
+    let serve = |stream: &UnixStream| session::serve(stream, &live);
+    let server = Server::new(socket.listener()?, serve, most, tell).map_err(no_server)?;
+    let jobs = jobs::Jobs::listen(image.served);
     let mut teller = Teller::new(args, &socket, facts);
     thread::scope(|scope| {
         let serving = thread::Builder::new().name("server".into()).spawn_scoped(scope, || server.run());
         serving.map_err(no_server)?;
+        jobs.start(scope);
         // First of all, so that a reader who is slow does not keep a boot waiting.
         notify::ready(&teller.status());
         teller.started();
@@ -70,6 +76,7 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
         }
         notify::stopping();
         server.stop();
+        jobs.stop();
         Ok(())
     })?;
     drop(socket);

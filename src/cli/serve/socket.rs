@@ -87,7 +87,11 @@ impl Socket {
         }
     }
 
-    fn make(path: &Path) -> Result<Self> {
+    /// A new one at this path.
+    ///
+    /// # Errors
+    /// Refused where something is at the path that is no socket, or one that is listened to, and where none can be made there.
+    pub fn make(path: &Path) -> Result<Self> {
         let name = words::name(path);
         let cannot = |e: io::Error| {
             let hint = "its directory must exist and be writable, and a socket's path has at most 107 bytes";

@@ -117,6 +117,7 @@ impl<'a, D: Disk> Window<'a, D> {
                 self.runs(image, range.bytes(), None)?;
             }
             self.targets[image].done(part)?;
+            self.hold.done(image, part);
             rest = open.split(part.end()).1;
             // Where guests have promoted every other cluster there are many parts.
             self.step()?;
@@ -138,19 +139,31 @@ impl<'a, D: Disk> Window<'a, D> {
             if !target.written_back(piece)? {
                 continue;
             }
-            target.clone_piece(piece, extents)?;
+            self.hold.calling(image);
+            let cloned = target.clone_piece(piece, extents);
+            self.hold.called();
+            cloned?;
             rest = range.split(piece.end()).1;
             if let Some(from) = claimed {
-                claimed = Some(target.claim_up_to(from, piece.end())?);
+                claimed = Some(self.claim_up_to(image, from, piece.end())?);
             }
-            let pause = target.pacer.pause();
+            let pause = self.targets[image].pacer.pause();
             self.rest(pause)?;
         }
         // The rest, if any, was promoted.
         match claimed {
-            Some(from) => self.targets[image].claim_up_to(from, range.end()).map(drop),
+            Some(from) => self.claim_up_to(image, from, range.end()).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Claims the whole clusters of `from..end`; where the next claim begins.
+    fn claim_up_to(&mut self, image: usize, from: u64, end: u64) -> Result<u64> {
+        let up_to = self.targets[image].claim_up_to(from, end)?;
+        if let Some(claimed) = ByteRange::new(from, up_to) {
+            self.hold.done(image, claimed);
+        }
+        Ok(up_to)
     }
 
     /// Leaves the image to the guests for this time, in which what they wait for is cloned. A pause that ended with the first of

@@ -35,16 +35,13 @@ use self::closings::Closings;
 use self::table::Figures;
 use self::watch::Watch;
 use super::choose::{Image, Means};
-use super::{Demand, Hold, HoldKind, T0};
+use super::{Demand, Hold, HoldKind, T0, settle};
 use crate::cbw::{Clusters, Tally};
 use crate::disk::real::RealFile;
 use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
 use crate::sys::fanotify;
-
-/// A round of writing dirty data back that takes no longer leaves little for the clone calls to write.
-const SHORT_ROUND: Duration = Duration::from_millis(20);
 
 /// How often, and with what pauses, mappings are looked for after T0 that were let go on before it. One that is made later than
 /// the last of them is found if it is there when everything is looked at, or if its process has come after T0 and has closed the
@@ -57,9 +54,6 @@ const LATE_CLOSING: Duration = Duration::from_millis(20);
 /// So many accesses may wait while what lies beside one of them is cloned as well. Where there are more it is less: the last of
 /// five hundred must not wait for five hundred times as long.
 const FEW: f64 = 4.0;
-
-/// How many rounds before T0 at most: a guest that never stops writing must not keep the job from starting.
-const ROUNDS: u32 = 8;
 
 /// The hold.
 pub struct Guard {
@@ -240,17 +234,7 @@ impl Hold for Guard {
     }
 
     fn settle(&mut self) -> Result<()> {
-        for _ in 0..ROUNDS {
-            let began = table::now();
-            for (image, _) in &self.images {
-                let whole = ByteRange::new(0, image.stat().map_err(cannot)?.size);
-                whole.map_or(Ok(()), |whole| image.write_back(whole)).map_err(cannot)?;
-            }
-            self.settled = table::now() - began < SHORT_ROUND;
-            if self.settled {
-                break;
-            }
-        }
+        self.settled = settle::images(&self.images)?;
         Ok(())
     }
 

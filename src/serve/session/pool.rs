@@ -11,8 +11,9 @@ use super::{PIECE, Stream, pieces};
 use crate::serve::codec::{Chunk, Command, Request, chunk_header, error_chunk, simple_reply, status_chunk};
 use crate::serve::device::Device;
 
-/// The most requests of one connection that wait for the disk at the same time.
-const THREADS: usize = 8;
+/// The most requests of one connection that wait for the disk, or for a job's clone, at the same time: as many as a QEMU has on the way, so
+/// that writes that wait keep no read from its turn.
+const THREADS: usize = 16;
 
 /// The most bytes of one connection's requests that are in memory because the disk is waited for.
 const BYTES: usize = 2 * PIECE;

@@ -1,0 +1,180 @@
+//! What a job and the server of its image say to each other: one JSON object a line, over a Unix socket.
+//!
+//! The job speaks first and is answered in turn, but for what the kernel's clone calls would wait for: [`ToServer::Called`],
+//! [`ToServer::Done`] and [`ToServer::Promoted`] have no answer. [`ToJob::Wanted`] and [`ToJob::Broken`] come at any time, the first not again
+//! before it was answered by [`ToServer::Promoted`]. Who hangs up lets the image go. Pure.
+
+use std::io::{self, ErrorKind};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The version of this language; the other end must speak the same.
+pub const VERSION: u32 = 1;
+
+/// The longest line.
+const LONGEST: usize = 64 << 10;
+
+/// What a job says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "kebab-case")]
+pub enum ToServer {
+    /// First of all; answered by [`ToJob::Image`].
+    Hello {
+        /// [`VERSION`].
+        version: u32,
+    },
+    /// There is to be a T0; answered by [`ToJob::Ok`], or [`ToJob::Refused`] where another job has the image.
+    Prepare {
+        /// How long a write may wait, in microseconds.
+        deadline_us: u64,
+    },
+    /// Writes wait from now on; answered by [`ToJob::Ok`] once none is on its way to the disk any more, or [`ToJob::Refused`].
+    Gather {
+        /// The image's size, in bytes.
+        size: u64,
+        /// The unit that is cloned before a write goes on, in bytes.
+        cluster: u64,
+    },
+    /// This was T0: writes to what is done go on. Answered by [`ToJob::Ok`].
+    Watch,
+    /// A clone call is about to be made: writes wait. Answered by [`ToJob::Ok`] when it can be.
+    Calling,
+    /// It has returned.
+    Called,
+    /// These bytes are in the snapshot.
+    Done {
+        /// The first.
+        start: u64,
+        /// Behind the last.
+        end: u64,
+    },
+    /// What was wanted is done, or a part of it.
+    Promoted,
+    /// All is done; answered by [`ToJob::Ended`].
+    End,
+}
+
+/// What a server says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "say", rename_all = "kebab-case")]
+pub enum ToJob {
+    /// Who it is, and what it serves.
+    Image {
+        /// [`VERSION`].
+        version: u32,
+        /// The server's process.
+        pid: u32,
+        /// The image's device.
+        dev: u64,
+        /// Its inode.
+        ino: u64,
+        /// Whether clients may write.
+        writes: bool,
+    },
+    /// It is as was asked for.
+    Ok,
+    /// It is not.
+    Refused {
+        /// Why not.
+        why: String,
+    },
+    /// Somebody waits for these bytes.
+    Wanted {
+        /// The first.
+        start: u64,
+        /// Behind the last.
+        end: u64,
+    },
+    /// The snapshot is lost, and nobody waits any more.
+    Broken {
+        /// Why.
+        why: String,
+    },
+    /// The end: how the writes fared. `why` where the snapshot is lost.
+    Ended {
+        /// Why it is lost.
+        why: Option<String>,
+        /// Writes since T0.
+        seen: u64,
+        /// Those that had to wait for a cluster.
+        waited: u64,
+        /// The longest that one waited, in microseconds.
+        longest_us: u64,
+    },
+}
+
+/// A message as it is sent.
+///
+/// # Errors
+/// None that can happen: the messages are text.
+pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Bytes as they come, to messages.
+#[derive(Debug, Default)]
+pub struct Lines {
+    bytes: Vec<u8>,
+    taken: usize,
+}
+
+impl Lines {
+    /// Bytes came.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.bytes.drain(..std::mem::take(&mut self.taken));
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole message.
+    ///
+    /// # Errors
+    /// InvalidData where it is none, or too long.
+    pub fn message<M: DeserializeOwned>(&mut self) -> io::Result<Option<M>> {
+        let rest = &self.bytes[self.taken..];
+        match rest.iter().position(|byte| *byte == b'\n') {
+            Some(end) => {
+                let message = serde_json::from_slice(&rest[..end])?;
+                self.taken += end + 1;
+                Ok(Some(message))
+            }
+            None if rest.len() > LONGEST => Err(ErrorKind::InvalidData.into()),
+            None => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_come_in_any_pieces() {
+        let said = [ToServer::Hello { version: 1 }, ToServer::Done { start: 4096, end: u64::MAX }, ToServer::End];
+        let bytes: Vec<u8> = said.iter().flat_map(|it| line(it).expect("text")).collect();
+        for size in [1, 7, bytes.len()] {
+            let (mut lines, mut heard) = (Lines::default(), Vec::new());
+            for piece in bytes.chunks(size) {
+                lines.feed(piece);
+                while let Some(message) = lines.message::<ToServer>().expect("a message") {
+                    heard.push(message);
+                }
+            }
+            assert_eq!(heard, said);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_an_error_and_has_a_bound() {
+        let mut lines = Lines::default();
+        lines.feed(b"{\"say\":\"nothing\"}\n");
+        assert!(lines.message::<ToServer>().is_err());
+        let mut lines = Lines::default();
+        lines.feed(&[b' '; LONGEST]);
+        assert!(lines.message::<ToServer>().expect("it may still come").is_none());
+        lines.feed(b"  ");
+        assert!(lines.message::<ToServer>().is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! Jobs that make a snapshot of what is served: what they say ([`crate::hold::filter::wire`]), and what is done about it.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::gate::{Gate, News, Tell, Watch};
+use crate::cbw::Clusters;
+use crate::hold::filter::wire::{Lines, ToJob, ToServer, VERSION, line};
+use crate::range::{ByteRange, PowerOfTwo};
+
+/// The most jobs that are listened to: one of them can have the image, the others are told so.
+pub const MOST: usize = 8;
+
+/// The most memory that the states of the image's clusters may take, in bytes.
+const STATES: u64 = 256 << 20;
+
+/// The smallest unit that is cloned for a write.
+const LEAST_CLUSTER: u64 = 4096;
+
+/// What is served.
+#[derive(Clone)]
+pub struct Served {
+    /// Its gate.
+    pub gate: Arc<Gate>,
+    /// The image's device.
+    pub dev: u64,
+    /// Its inode.
+    pub ino: u64,
+    /// Its size, in bytes.
+    pub size: u64,
+    /// Whether clients may write.
+    pub writes: bool,
+}
+
+/// Listens to a job until it hangs up.
+///
+/// # Errors
+/// Where it does not speak as a job does, or the connection fails.
+pub fn serve(stream: &UnixStream, served: &Served) -> io::Result<()> {
+    let (mut lines, mut bytes) = (Lines::default(), [0; 4096]);
+    let mut job = Job { stream, served, watch: None };
+    loop {
+        while let Some(message) = lines.message()? {
+            if let Some(answer) = job.hear(message)? {
+                let mut stream = stream;
+                stream.write_all(&line(&answer)?)?;
+            }
+        }
+        let mut stream = stream;
+        match stream.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(got) => lines.feed(&bytes[..got]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+struct Job<'a> {
+    stream: &'a UnixStream,
+    served: &'a Served,
+    watch: Option<Watch>,
+}
+
+impl Job<'_> {
+    /// What is answered.
+    fn hear(&mut self, message: ToServer) -> io::Result<Option<ToJob>> {
+        let answer = |done: Result<(), String>| Some(done.map_or_else(|why| ToJob::Refused { why }, |()| ToJob::Ok));
+        let nothing = || "there is no job".to_owned();
+        Ok(match message {
+            ToServer::Hello { .. } => {
+                let Served { dev, ino, writes, .. } = *self.served;
+                Some(ToJob::Image { version: VERSION, pid: std::process::id(), dev, ino, writes })
+            }
+            ToServer::Prepare { deadline_us } => answer(self.prepare(Duration::from_micros(deadline_us))?),
+            ToServer::Gather { size, cluster } => {
+                let gathered = self
+                    .unit(size, cluster)
+                    .and_then(|cluster| self.watch.as_ref().ok_or_else(nothing)?.gather(size, cluster));
+                answer(gathered)
+            }
+            ToServer::Watch => answer(self.watch.as_ref().ok_or_else(nothing).and_then(Watch::watch)),
+            ToServer::Calling => {
+                self.watch.iter().for_each(Watch::calling);
+                Some(ToJob::Ok)
+            }
+            ToServer::Called => {
+                self.watch.iter().for_each(Watch::called);
+                None
+            }
+            ToServer::Done { start, end } => {
+                let range = ByteRange::new(start, end.min(self.served.size));
+                self.watch.iter().zip(range).for_each(|(watch, range)| watch.done(range));
+                None
+            }
+            ToServer::Promoted => {
+                self.watch.iter().for_each(Watch::promoted);
+                None
+            }
+            ToServer::End => {
+                let ended = self.watch.take().map(Watch::end);
+                let (why, tally) = ended.unwrap_or_else(|| (Some(nothing()), Default::default()));
+                let longest_us = u64::try_from(tally.longest.as_micros()).unwrap_or(u64::MAX);
+                Some(ToJob::Ended { why, seen: tally.seen, waited: tally.waited, longest_us })
+            }
+        })
+    }
+
+    fn prepare(&mut self, deadline: Duration) -> io::Result<Result<(), String>> {
+        if !self.served.writes {
+            return Ok(Err("nobody writes to what is served read-only".into()));
+        }
+        self.watch = None;
+        let stream = self.stream.try_clone()?;
+        let tell: Tell = Box::new(move |news| {
+            let message = match news {
+                News::Wanted(range) => ToJob::Wanted { start: range.start(), end: range.end() },
+                News::Broken(why) => ToJob::Broken { why },
+            };
+            // At most two of these are on their way at a time, which any socket has room for. A job that is gone hears nothing.
+            let mut stream = &stream;
+            let _ = line(&message).and_then(|line| stream.write_all(&line));
+        });
+        Ok(self.served.gate.watch(deadline, tell).map(|watch| self.watch = Some(watch)))
+    }
+
+    fn unit(&self, size: u64, cluster: u64) -> Result<PowerOfTwo, String> {
+        if size != self.served.size {
+            return Err(format!("the image has {size} bytes, and had {} when it was first served", self.served.size));
+        }
+        let unit = PowerOfTwo::new(cluster).filter(|unit| unit.get() >= LEAST_CLUSTER);
+        let unit = unit.ok_or("a cluster is a power of two, and 4 KiB at least")?;
+        if Clusters::memory(size, unit) > STATES {
+            return Err("the image has more clusters than there is memory for: choose a larger --cluster".into());
+        }
+        Ok(unit)
+    }
+}

@@ -1,0 +1,78 @@
+//! A disk whose writes go through a [`Gate`].
+
+use std::io;
+use std::sync::Arc;
+
+use super::device::{Device, Extents};
+use super::gate::{Gate, Passing};
+use crate::range::ByteRange;
+
+/// A disk behind a gate.
+pub struct Filtered {
+    disk: Arc<dyn Device>,
+    gate: Arc<Gate>,
+    /// Where reads go while a clone call runs, if not to the disk: on Btrfs a direct one would wait for the call (KERNEL.md).
+    meanwhile: Option<Arc<dyn Device>>,
+}
+
+impl Filtered {
+    /// This disk, behind this gate.
+    pub fn new(disk: Arc<dyn Device>, gate: Arc<Gate>, meanwhile: Option<Arc<dyn Device>>) -> Self {
+        Self { disk, gate, meanwhile }
+    }
+
+    fn reads(&self) -> &dyn Device {
+        self.meanwhile.as_deref().filter(|_| self.gate.is_calling()).unwrap_or(&*self.disk)
+    }
+
+    /// Waits until a range may be changed; nothing to wait for where there is none of it.
+    fn enter(&self, offset: u64, length: u64) -> Option<Passing<'_>> {
+        ByteRange::at(offset, length).map(|range| self.gate.enter(range))
+    }
+}
+
+impl Device for Filtered {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool {
+        self.disk.read_now(bytes, offset)
+    }
+
+    fn write_now(&self, bytes: &[u8], offset: u64) -> bool {
+        let range = ByteRange::at(offset, bytes.len() as u64);
+        range.is_some_and(|range| self.gate.try_enter(range).is_some_and(|_on| self.disk.write_now(bytes, offset)))
+    }
+
+    fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.reads().read(bytes, offset)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let _on = self.enter(offset, bytes.len() as u64);
+        self.disk.write(bytes, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
+    }
+
+    fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _on = self.enter(offset, length);
+        self.disk.trim(offset, length)
+    }
+
+    fn zero(&self, offset: u64, length: u64, allocate: bool, fast: bool) -> io::Result<()> {
+        let _on = self.enter(offset, length);
+        self.disk.zero(offset, length, allocate, fast)
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.disk.cache(offset, length)
+    }
+
+    fn extents(&self, context: u32, offset: u64, length: u32, most: usize) -> io::Result<Extents> {
+        self.disk.extents(context, offset, length, most)
+    }
+}
