@@ -1,0 +1,258 @@
+//! Snapshots under the hold `filter`, of an image that QEMU's block layer writes to through `rclone-img serve`: `qemu-io` on several
+//! connections, and a QEMU process. On real XFS and Btrfs, and with what can go wrong.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reflink_img_guest::fill::fill;
+use support::{
+    ANY_TIME, Disk, Job, QemuIo, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, has, judged, on_both, runs,
+    skipped,
+};
+
+/// The image's size: 4096 extents, one a block.
+const SIZE: u64 = 16 << 20;
+
+/// Flags by which a job lasts.
+const LASTS: [&str; 2] = ["--latency", "1ms"];
+
+/// The same for one that is to be met in the midst of it.
+const LASTS_LONG: [&str; 4] = ["--latency", "1ms", "--chunk", "4K"];
+
+fn image(s: &Sandbox, seed: u64) -> PathBuf {
+    let path = s.path("a.img");
+    let _ = fs::remove_file(&path);
+    fill(&path, SIZE, true, seed).expect("filled");
+    path
+}
+
+fn there(program: &str) -> bool {
+    let there = has(program);
+    if !there {
+        skipped(&format!("{program} is not installed"));
+    }
+    there
+}
+
+fn socket(s: &Sandbox) -> PathBuf {
+    s.outside("a.sock")
+}
+
+fn serve(s: &Sandbox, cache: &str) -> Job {
+    let socket = socket(s).display().to_string();
+    let mut job = s.start(&["serve", "a.img", "--socket", &socket, "--cache", cache]);
+    assert!(job.wait_for("started"), "{:?}", job.events);
+    job
+}
+
+/// So many connections, each with a write under way.
+fn clients(s: &Sandbox, count: usize) -> Vec<Box<dyn Disk>> {
+    (0..count).map(|_| Box::new(QemuIo::nbd(&socket(s))) as Box<dyn Disk>).collect()
+}
+
+/// Takes a snapshot while they write, and another one over it, and judges both.
+fn snapshots_are_right(s: &Sandbox, what: &str, writers: &Writers) {
+    for refresh in [&[][..], &["--refresh"]] {
+        let taken = Taken::by(s, &[&LASTS[..], refresh, &["a.img", "a.snap"]].concat());
+        writers.goes_on(20);
+        let verdict = assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), taken.t0.clone());
+        println!("{what} {refresh:?}: {} and {}", taken.finished[0], verdict.json());
+        assert!(taken.finished[0]["hold"] == "filter" && taken.number("promoted") > 0, "{what}");
+        assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
+    }
+}
+
+fn stop(job: Job) {
+    job.signal(Signal::SIGTERM);
+    let ended = job.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+#[test]
+fn qemu_io_writes_by_several_connections() {
+    if !there("qemu-io") {
+        return;
+    }
+    let random = Random::seeded("qemu_io_writes_by_several_connections");
+    on_both(|s| {
+        for round in 0..runs(1, 10) {
+            for (cache, count) in [("writeback", 1), ("writeback", 4), ("none", 4)] {
+                let image = image(s, random.next());
+                let server = serve(s, cache);
+                let writers = Writers::start(s, &image, random.next(), clients(s, count));
+                let what = format!("{:?}, round {round}, {cache}, {count} clients", s.fs);
+                snapshots_are_right(s, &what, &writers);
+                writers.stop();
+                stop(server);
+                assert_one_instant(&[&image], &s.outside("log"), ANY_TIME);
+                fs::remove_file(s.path("a.snap")).expect("the snapshot");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_real_qemu_has_its_disk_there() {
+    if !there("qemu-system-x86_64") {
+        return;
+    }
+    let random = Random::seeded("a_real_qemu_has_its_disk_there");
+    on_both(|s| {
+        let image = image(s, random.next());
+        let server = serve(s, "none");
+        let uri = format!("nbd+unix:///?socket={}", socket(s).display());
+        let vm = Vm::start(s, Path::new(&uri), "cache=none");
+        let writers = Writers::start(s, &image, random.next(), vec![Box::new(vm.disk())]);
+        snapshots_are_right(s, &format!("{:?}, QEMU (pid {})", s.fs, vm.pid()), &writers);
+        writers.stop();
+        drop(vm);
+        stop(server);
+        assert_one_instant(&[&image], &s.outside("log"), ANY_TIME);
+    });
+}
+
+/// The same writers and no hold.
+#[test]
+fn without_the_hold_a_copy_is_bad() {
+    if !there("qemu-io") {
+        return;
+    }
+    on_both(|s| {
+        let image = image(s, 1);
+        let server = serve(s, "none");
+        let writers = Writers::start(s, &image, 1, clients(s, 1));
+        Taken::by(s, &["--consistency", "none", "--chunk", "64K", "--latency", "1ms", "a.img", "a.snap"]);
+        writers.goes_on(20);
+        writers.stop();
+        stop(server);
+        let verdict = judged(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
+        assert!(!verdict.good && verdict.bad > 0, "{:?}: {}", s.fs, verdict.json());
+    });
+}
+
+/// A job that something happens to while it watches. The guest's writes go on, without an error.
+fn meanwhile(code: Option<i32>, says: &str, act: impl Fn(&Job, &Job, &Writers)) {
+    if !there("qemu-io") {
+        return;
+    }
+    let random = Random::seeded(says);
+    on_both(|s| {
+        let image = image(s, random.next());
+        let server = serve(s, "none");
+        let writers = Writers::start(s, &image, random.next(), clients(s, 2));
+        let args = [
+            &["snapshot", "--consistency", "filter", "--guest-deadline", "500ms"],
+            &LASTS_LONG[..],
+            &["a.img", "a.snap"],
+        ];
+        let mut job = s.start(&args.concat());
+        assert!(job.wait_for("started") && job.wait_for("progress"), "{:?}", job.events);
+        act(&job, &server, &writers);
+        let ended = job.end();
+        assert_eq!(ended.code, code, "{:?}: {}", s.fs, ended.stderr);
+        assert!(ended.stderr.contains(says), "{:?}: {}", s.fs, ended.stderr);
+        assert!(!s.path("a.snap").exists());
+        writers.goes_on(20);
+        // The next one finds all as it should be.
+        snapshots_are_right(s, says, &writers);
+        writers.stop();
+        stop(server);
+        assert_one_instant(&[&image], &s.outside("log"), ANY_TIME);
+    });
+}
+
+fn send(job: &Job, signal: Signal) {
+    kill(Pid::from_raw(job.pid() as i32), signal).expect("a signal");
+}
+
+#[test]
+fn the_job_is_killed() {
+    meanwhile(None, "", |job, _, _| send(job, Signal::SIGKILL));
+}
+
+#[test]
+fn the_job_is_interrupted() {
+    meanwhile(Some(6), "hint: ", |job, _, _| send(job, Signal::SIGTERM));
+}
+
+#[test]
+fn the_job_is_stopped_for_longer_than_a_write_may_wait() {
+    meanwhile(Some(6), "--guest-deadline", |job, _, writers| {
+        send(job, Signal::SIGSTOP);
+        writers.goes_on(20);
+        send(job, Signal::SIGCONT);
+    });
+}
+
+#[test]
+fn a_second_job_is_sent_away() {
+    if !there("qemu-io") {
+        return;
+    }
+    on_both(|s| {
+        let image = image(s, 1);
+        let server = serve(s, "writeback");
+        let writers = Writers::start(s, &image, 1, clients(s, 1));
+        let mut first = s.start(&[&["snapshot"], &LASTS_LONG[..], &["a.img", "a.snap"]].concat());
+        assert!(first.wait_for("started"), "{:?}", first.events);
+        let second = s.run(&["snapshot", "--consistency", "filter", "a.img", "b.snap"]);
+        assert_eq!(second.status.code(), Some(5), "{}", String::from_utf8_lossy(&second.stderr));
+        send(&first, Signal::SIGTERM);
+        assert_eq!(first.end().code, Some(6));
+        writers.stop();
+        stop(server);
+    });
+}
+
+/// The server is killed: the job says that it is broken, and a new server with the same image is as good.
+#[test]
+fn the_server_is_killed() {
+    if !there("qemu-io") {
+        return;
+    }
+    on_both(|s| {
+        support::noise(&s.path("a.img"), 64 << 20);
+        let server = serve(s, "writeback");
+        let mut client = QemuIo::nbd(&socket(s));
+        assert!(client.does("write -P 1 0 64k"));
+        let mut job =
+            s.start(&["snapshot", "--consistency", "filter", "--chunk", "4K", "--latency", "1ms", "a.img", "a.snap"]);
+        assert!(job.wait_for("started"), "{:?}", job.events);
+        server.kill();
+        let ended = job.end();
+        assert_eq!(ended.code, Some(6), "{:?}: {}", s.fs, ended.stderr);
+        assert!(ended.stderr.contains("server") && !s.path("a.snap").exists(), "{}", ended.stderr);
+        let server = serve(s, "writeback");
+        let out = s.run(&["snapshot", "--json", "a.img", "a.snap"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(String::from_utf8_lossy(&out.stdout).contains("\"hold\":\"filter\""));
+        support::assert_same(&s.path("a.img"), &s.path("a.snap"));
+        stop(server);
+    });
+}
+
+/// Who writes past the server would not be seen.
+#[test]
+fn another_writer_is_found_before_t0_and_after_it() {
+    on_both(|s| {
+        let image = image(s, 1);
+        let server = serve(s, "writeback");
+        let open = || fs::File::options().write(true).open(&image).expect("the image");
+        let other = support::Other::opens("<>", &image);
+        support::refused(s, "past its server", &["snapshot", "--consistency", "filter", "a.img", "a.snap"]);
+        drop(other);
+        let mut job =
+            s.start(&[&["snapshot", "--consistency", "filter"], &LASTS_LONG[..], &["a.img", "a.snap"]].concat());
+        assert!(job.wait_for("started"), "{:?}", job.events);
+        let late = open();
+        let ended = job.end();
+        drop(late);
+        assert_eq!(ended.code, Some(6), "{:?}: {}", s.fs, ended.stderr);
+        assert!(ended.stderr.contains("past its server") && !s.path("a.snap").exists(), "{}", ended.stderr);
+        stop(server);
+    });
+}
