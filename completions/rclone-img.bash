@@ -196,7 +196,7 @@ _rclone__img() {
                     return 0
                     ;;
                 --consistency)
-                    COMPREPLY=($(compgen -W "auto frozen guard atomic none" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "auto frozen guard filter atomic none" -- "${cur}"))
                     return 0
                     ;;
                 --guest-deadline)

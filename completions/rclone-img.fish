@@ -39,6 +39,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l clust
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
 frozen\t''
 guard\t''
+filter\t''
 atomic\t''
 none\t''"
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that' -r
@@ -86,7 +87,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l socket -
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l cache -d 'How the image is read and written' -r -f -a "writeback\t'Through the page cache; a flush makes it last'
 none\t'Past the page cache (O_DIRECT)'"
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l connections -d 'The most clients at a time, 1 to 1024; one more is sent away' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l read-only -d 'Nobody writes'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l read-only -d 'Clients cannot write'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -110,8 +110,8 @@ fn what_freezes_is_whole_and_of_use() {
 fn what_is_not_built_is_not_accepted() {
     check_usage(&["fleece", "start", "a"], "error: unrecognized subcommand 'fleece'");
     check_usage(
-        &["snapshot", "a", "b", "--consistency", "filter"],
-        "error: invalid value 'filter' for '--consistency <HOLD>'",
+        &["snapshot", "a", "b", "--consistency", "anchor"],
+        "error: invalid value 'anchor' for '--consistency <HOLD>'",
     );
 }
 

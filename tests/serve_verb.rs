@@ -129,6 +129,46 @@ fn what_it_has_taken_is_answered_before_it_ends() {
     }
 }
 
+/// He asks for 64 MiB and reads none of it, so that the answers fill the socket.
+#[test]
+fn who_does_not_read_his_answers_keeps_it_from_ending_for_a_while_only() {
+    let place = Place::new();
+    let job = place.start(&SERVE);
+    let mut client = place.connect();
+    client
+        .write_all(&[&3_u32.to_be_bytes()[..], b"IHAVEOPT", &1_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat())
+        .expect("sent");
+    client.read_exact(&mut [0; 10]).expect("the export");
+    let read = [
+        &0x2560_9513_u32.to_be_bytes()[..],
+        &[0; 4],
+        &9_u64.to_be_bytes(),
+        &0_u64.to_be_bytes(),
+        &(1_u32 << 20).to_be_bytes(),
+    ];
+    client.write_all(&read.concat().repeat(64)).expect("sent");
+    let ended = stop(job);
+    assert_eq!(ended.events.last().expect("events")["hung_up"], 1, "{}", ended.stderr);
+}
+
+/// Whether it is there is looked at by connecting: no news for anybody.
+#[test]
+fn who_only_looks_whether_it_is_there_is_no_warning() {
+    let place = Place::new();
+    let job = place.start(&SERVE);
+    (0..20).for_each(|_| drop(UnixStream::connect(place.at("vm.sock")).expect("a connection")));
+    drop(place.connect());
+    assert_eq!(stop(job).stderr, "");
+}
+
+#[test]
+fn who_else_may_write_is_told() {
+    let place = Place::new();
+    let other = support::Other::opens("<>", &place.at("vm.img"));
+    let stderr = stop(place.start(&SERVE)).stderr;
+    assert!(stderr.contains("others may write") && stderr.contains(&format!("pid {}", other.0.id())), "{stderr}");
+}
+
 #[test]
 fn an_image_has_one_server_and_no_other_writer_that_locks() {
     if !has("qemu-io") {
@@ -298,6 +338,7 @@ fn people_are_told_what_to_do() {
     assert_eq!(child.wait().expect("its end").code(), Some(0));
     let uri = format!("nbd+unix:///?socket={}", place.at("vm.sock").display());
     assert!(stderr.starts_with(&format!("vm.img: 8.0 MiB, at {}\nnext: ", place.at("vm.sock").display())), "{stderr}");
-    assert!(stderr.contains(&format!("-drive 'file={uri},format=raw,if=virtio'")), "{stderr}");
+    let drive = format!("-drive 'file={uri},format=raw,if=virtio,file.reconnect-delay=30'");
+    assert!(stderr.contains(&drive), "{stderr}");
     assert!(stderr.contains("stopped; every request that was taken was answered\nnext: "), "{stderr}");
 }

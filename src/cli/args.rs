@@ -72,7 +72,7 @@ Examples:
 const CHECK_EXAMPLES: &str = "\
 Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the
 files that somebody has open for writing, who, and whether they were opened under
-'rclone-img guard': the VMs that were not are to be restarted or migrated. Exits with 3 if one of
+'rclone-img guard': the VMs that were not are to be shut down and started again, or migrated. Exits with 3 if one of
 them cannot be snapshotted at one instant, or if not all processes could be looked into.
 'rclone-img snapshot --dry-run' tells the same with the options of a snapshot.
 

@@ -1,6 +1,7 @@
 //! QEMU's image locking (`raw_apply_lock_bytes` in QEMU's `block/file-posix.c`), which libvirt's tools and qemu-nbd take part in as well.
 //!
-//! A shared lock on byte 100 + n says that somebody uses permission n, one on byte 200 + n that he shares it with nobody: whoever has taken
+//! A shared lock on byte 100 + n says that somebody uses permission n (0 is to read, 1 to write, 3 to resize), one on byte 200 + n that he
+//! shares it with nobody: whoever has taken
 //! his own looks for those of others that are in the way. The locks belong to the open file and end with it.
 
 use std::io;

@@ -10,6 +10,11 @@ pub trait Device: Send + Sync {
     /// Its size.
     fn size(&self) -> u64;
 
+    /// Whether anything of it can be in memory, so that it may be read or written without waiting.
+    fn has_memory(&self) -> bool {
+        true
+    }
+
     /// Fills `bytes` from `offset` if that takes no waiting, and says whether it did; if not, they are anything.
     fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool;
 

@@ -16,7 +16,8 @@ use nix::sys::stat::fstat;
 use super::device::{Device, Extents};
 use super::disk::Disk;
 
-/// The largest logical block that devices have, and so where direct accesses begin and end.
+/// Where direct accesses begin and end: no device that matters has larger logical blocks, and one that has is found out when the image is
+/// opened.
 const BLOCK: usize = 4096;
 
 /// The most that goes through memory of ours at once.
@@ -32,7 +33,7 @@ pub struct Direct {
     file: File,
     /// Held alone by who writes a part of a block.
     whole_blocks: RwLock<()>,
-    /// Memory for `PIECE` and a block on each side, at a boundary or behind it.
+    /// Each has room for `PIECE`, for what makes whole blocks of it, and for what lies before the first boundary.
     memory: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -40,20 +41,22 @@ impl Direct {
     /// The image of this path once more, past the page cache.
     ///
     /// # Errors
-    /// EINVAL where the file system cannot; ESTALE where the path is another file now.
+    /// EINVAL where the file system cannot, or not in blocks of 4 KiB; ESTALE where the path is another file now.
     pub fn new(disk: Disk, path: &Path, writes: bool) -> io::Result<Self> {
         let file = File::options().read(true).write(writes).custom_flags(libc::O_DIRECT).open(path)?;
         let identity = |fd: &dyn AsFd| fstat(fd.as_fd()).map(|stat| (stat.st_dev, stat.st_ino));
         if identity(&file)? != identity(&disk)? {
             return Err(nix::errno::Errno::ESTALE.into());
         }
-        Ok(Self { disk, file, whole_blocks: RwLock::default(), memory: Mutex::default() })
+        let direct = Self { disk, file, whole_blocks: RwLock::default(), memory: Mutex::default() };
+        direct.with_memory(BLOCK, |memory| direct.file.read_at(memory, 0))?;
+        Ok(direct)
     }
 
     /// Does something with memory at a block's boundary.
     fn with_memory<T>(&self, bytes: usize, then: impl FnOnce(&mut [u8]) -> T) -> T {
         let kept = || self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut memory = kept().pop().unwrap_or_else(|| vec![0; PIECE + 3 * BLOCK]);
+        let mut memory = kept().pop().unwrap_or_else(|| vec![0; PIECE + 2 * BLOCK]);
         let from = memory.as_ptr().align_offset(BLOCK);
         let result = then(&mut memory[from..from + bytes]);
         let mut kept = kept();
@@ -93,6 +96,10 @@ impl Direct {
 impl Device for Direct {
     fn size(&self) -> u64 {
         self.disk.size()
+    }
+
+    fn has_memory(&self) -> bool {
+        false
     }
 
     fn read_now(&self, _: &mut [u8], _: u64) -> bool {

@@ -31,7 +31,7 @@ impl Exports for Live {
     fn all(&self) -> Vec<Offer> {
         let writes = flags::SEND_TRIM | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO;
         let all = flags::HAS_FLAGS | flags::SEND_FLUSH | flags::SEND_FUA | flags::SEND_CACHE;
-        // One page cache for all connections: what one has flushed, and what any has written before, lasts.
+        // One file for all connections: what any has written before one of them flushes lasts.
         let all = all | flags::CAN_MULTI_CONN | if self.read_only { flags::READ_ONLY } else { writes };
         vec![Offer {
             name: DISK.to_vec(),

@@ -36,6 +36,10 @@ impl Device for Filtered {
         self.disk.size()
     }
 
+    fn has_memory(&self) -> bool {
+        self.disk.has_memory()
+    }
+
     fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool {
         self.disk.read_now(bytes, offset)
     }

@@ -65,39 +65,50 @@ impl<S: Fn(&UnixStream) -> io::Result<()> + Sync> Server<S> {
     /// Serves until [`Server::stop`], and until all have gone then.
     pub fn run(&self) {
         thread::scope(|scope| {
+            let mut failing = false;
             for id in 0.. {
                 self.wait();
                 if self.is_stopping() {
                     break;
                 }
-                let stream = match self.listener.accept() {
-                    Ok((stream, _)) => Arc::new(stream),
-                    Err(e) if PASSES.contains(&e.kind()) => continue,
-                    Err(e) => {
-                        (self.tell)(Event::Failed(e));
-                        thread::sleep(RECOVERY);
-                        continue;
-                    }
+                let taken = match self.listener.accept() {
+                    Ok((stream, _)) => self.admit(id, Arc::new(stream)),
+                    Err(e) if PASSES.contains(&e.kind()) => Ok(None),
+                    Err(e) => Err(e),
                 };
-                if !self.admit(id, &stream) {
-                    stream.close();
-                    continue;
-                }
-                let serve = move || self.serve(id, &stream);
-                if let Err(e) = thread::Builder::new().name("client".into()).spawn_scoped(scope, serve) {
-                    self.dismiss(id);
-                    (self.tell)(Event::Failed(e));
+                let started = taken.and_then(|stream| {
+                    let Some(stream) = stream else { return Ok(()) };
+                    let serve = move || self.serve(id, &stream);
+                    let started = thread::Builder::new().name("client".into()).spawn_scoped(scope, serve);
+                    started.map(drop).inspect_err(|_| self.dismiss(id, None))
+                });
+                match started {
+                    Ok(()) => failing = false,
+                    Err(e) => {
+                        // Once, however often it is tried.
+                        if !std::mem::replace(&mut failing, true) {
+                            (self.tell)(Event::Failed(e));
+                        }
+                        thread::sleep(RECOVERY);
+                    }
                 }
             }
         });
     }
 
-    /// Takes no more connections and no more requests; those that were taken are answered.
+    /// Takes no more connections and no more requests; those that were taken are answered, by who reads the answers.
     pub fn stop(&self) {
         let open = self.open();
         self.stopping.store(true, Ordering::Release);
         let _ = self.stop.write(1);
         open.values().for_each(|stream| drop(stream.shutdown(std::net::Shutdown::Read)));
+    }
+
+    /// Hangs up on those who are still there; how many.
+    pub fn hang_up(&self) -> usize {
+        let open = self.open();
+        open.values().for_each(|stream| stream.close());
+        open.len()
     }
 
     /// Sleeps until somebody comes, or it is the end.
@@ -115,34 +126,31 @@ impl<S: Fn(&UnixStream) -> io::Result<()> + Sync> Server<S> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(&self, id: u64, stream: &Arc<UnixStream>) -> bool {
+    /// Who is let in is given back. It is told with the lock held: who comes and who goes is told in that order.
+    fn admit(&self, id: u64, stream: Arc<UnixStream>) -> io::Result<Option<Arc<UnixStream>>> {
         let mut open = self.open();
         if self.is_stopping() {
-            return false;
+            return Ok(None);
         }
-        let room = open.len() < self.most;
-        let event = if room {
-            open.insert(id, Arc::clone(stream));
-            Event::Came(open.len())
-        } else {
-            Event::SentAway
-        };
-        drop(open);
-        (self.tell)(event);
-        room
+        if open.len() >= self.most {
+            (self.tell)(Event::SentAway);
+            return Ok(None);
+        }
+        open.insert(id, Arc::clone(&stream));
+        (self.tell)(Event::Came(open.len()));
+        Ok(Some(stream))
     }
 
-    fn dismiss(&self, id: u64) -> usize {
+    fn dismiss(&self, id: u64, why: Option<io::Error>) {
         let mut open = self.open();
         if let Some(stream) = open.remove(&id) {
             stream.close();
         }
-        open.len()
+        (self.tell)(Event::Went(open.len(), why));
     }
 
     fn serve(&self, id: u64, stream: &UnixStream) {
         let ended = (self.serve)(stream);
-        let left = self.dismiss(id);
-        (self.tell)(Event::Went(left, ended.err()));
+        self.dismiss(id, ended.err());
     }
 }

@@ -34,6 +34,9 @@ use pool::{Job, Pool, Worker};
 /// may be silent for as long as it likes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How it looks where a client is gone.
+const HANGS_UP: [ErrorKind; 3] = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof];
+
 /// The most bytes that are in memory for one request; longer ones are done piece by piece.
 const PIECE: usize = 1 << 20;
 
@@ -96,13 +99,16 @@ pub trait Shelf: Exports {
 /// # Errors
 /// Where it does not speak NBD, or the connection fails: for a log, for nobody else is concerned.
 pub fn serve(stream: &impl Stream, shelf: &impl Shelf) -> io::Result<()> {
-    let ended = negotiate(stream, shelf).and_then(|agreed| match agreed {
-        Some((agreed, input)) => match shelf.open(&agreed.offer.name) {
-            Some(device) => transmit(stream, input, &agreed, &*device),
-            None => Ok(()),
-        },
-        None => Ok(()),
-    });
+    let ended = match negotiate(stream, shelf) {
+        Ok(Some((agreed, input))) => {
+            let device = shelf.open(&agreed.offer.name);
+            device.map_or(Ok(()), |device| transmit(stream, input, &agreed, &*device))
+        }
+        Ok(None) => Ok(()),
+        // Somebody who only looks whether a server is there.
+        Err(e) if HANGS_UP.contains(&e.kind()) => Ok(()),
+        Err(e) => Err(e),
+    };
     stream.close();
     ended
 }
@@ -257,7 +263,7 @@ impl<S: Stream> Session<'_, '_, S> {
     /// Answers a read from memory; false where that cannot be.
     fn read_now(&mut self, request: &Request) -> bool {
         let length = request.length as usize;
-        if length > PIECE {
+        if length > PIECE || !self.worker.device.has_memory() {
             return false;
         }
         let before = self.replies.len();

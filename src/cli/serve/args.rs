@@ -8,18 +8,23 @@ use crate::cli::args::Output;
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
-Runs until SIGTERM or SIGINT; requests that it has taken are answered first. The exports are 'disk',
-which the empty name means as well: the image as it is now. Only the user who started it (and root)
-can connect. An image that a QEMU has open for writing is refused, and so is a finished snapshot
-without --read-only.
+Runs until SIGTERM or SIGINT; requests that it has taken are answered first. There is one export,
+'disk', which is also the default: the image as it is now. Only the user who started it (and root)
+can connect; under systemd SocketUser= says who. An image that a QEMU has open for writing is
+refused, and so is a finished snapshot without --read-only.
 
-With --cache writeback a client's flush makes what it wrote last, as QEMU's cache mode of that name
-does; --cache none goes past the page cache, and so do writes of whole blocks of 4 KiB alone.
+While it runs, 'rclone-img snapshot SRC DST' by the same user makes its snapshot through it (hold
+filter): what a client is about to overwrite is cloned first. Nobody else may write to the image.
+Where it ends, a QEMU waits for the next one for reconnect-delay seconds; then the guest gets errors.
+
+With --cache writeback a client's flush puts what it wrote on the disk, as QEMU's cache mode of
+that name does. --cache none goes past the page cache; a write that is not of whole blocks of
+4 KiB goes through it all the same, with no other at that moment.
 packaging/ has units for systemd, with socket activation.
 
 Examples:
   rclone-img serve vm.img --socket vm.sock
-  qemu-system-x86_64 -drive 'file=nbd+unix:///?socket=vm.sock,format=raw,if=virtio'
+  qemu-system-x86_64 -drive 'file=nbd+unix:///?socket=vm.sock,format=raw,if=virtio,file.reconnect-delay=30'
   nbdinfo 'nbd+unix:///?socket=vm.sock'";
 
 /// How the image is read and written.
@@ -34,13 +39,13 @@ pub enum Cache {
 /// `serve SRC`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct ServeArgs {
-    /// The image
+    /// The raw image
     #[arg(value_name = "SRC")]
     pub src: PathBuf,
     /// The Unix socket that clients connect to; one that nobody listens to any more is replaced [default: the one that systemd hands over]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Nobody writes
+    /// Clients cannot write
     #[arg(long)]
     pub read_only: bool,
     /// How the image is read and written

@@ -11,7 +11,7 @@ use crate::disk::DiskFile;
 use crate::disk::FsKind;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
-use crate::hold::image_lock;
+use crate::hold::{holders, image_lock};
 use crate::serve::control::Served;
 use crate::serve::device::Device;
 use crate::serve::direct::Direct;
@@ -64,9 +64,13 @@ pub fn open(args: &ServeArgs) -> Result<Image> {
         Error::io(Kind::Refused, format!("cannot lock {name} as QEMU does"), "the file system must support locks", e)
     };
     if !image_lock::take(file.as_fd(), writes).map_err(unlocked)? {
-        let what = format!("the image {name} is in use: a QEMU has it, or a server");
-        let hint = "shut the VM down, or end the server; 'rclone-img check' names who has it open";
-        return Err(Error::new(Kind::Refused, what, hint));
+        let who = others(&file).unwrap_or_else(|| "somebody has QEMU's lock on it".into());
+        let what = format!("the image {name} is in use: {who}");
+        return Err(Error::new(Kind::Refused, what, "shut the VM down, or end the server that has it"));
+    }
+    if let Some(who) = others(&file) {
+        let harm = "a guest whose disk others write to is lost, and no snapshot can be made through this server";
+        crate::cli::warn(Some(format!("others may write to {name} as well: {who}; {harm}")));
     }
     let stat = real.stat().map_err(refused)?;
     let facts = Facts { bytes: stat.size, block: block(&real) };
@@ -93,7 +97,17 @@ fn device(file: File, args: &ServeArgs, image: &RealFile, gate: Arc<Gate>) -> io
     Ok(Arc::new(Filtered::new(disk, gate, meanwhile)))
 }
 
-/// What the protocol allows for.
+/// How many others are named.
+const NAMED: usize = 5;
+
+/// Who else has an image open for writing, as far as can be seen.
+fn others(image: &File) -> Option<String> {
+    let found = holders::holders(image.as_fd()).ok()?.found;
+    let named: Vec<_> = found.iter().take(NAMED).map(ToString::to_string).collect();
+    (!named.is_empty()).then(|| named.join("; "))
+}
+
+/// The preferred block, as the protocol allows for it.
 fn block(image: &RealFile) -> u32 {
     let block = image.fs().ok().and_then(|fs| u32::try_from(fs.block.get()).ok());
     block.unwrap_or(4096).clamp(512, 32 << 20)

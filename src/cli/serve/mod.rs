@@ -13,7 +13,7 @@ pub mod tell;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cli::service::notify;
 use crate::cli::service::wakes::{Wake, Wakes};
@@ -25,6 +25,12 @@ use args::ServeArgs;
 use news::News;
 use socket::Place;
 use tell::Teller;
+
+/// How long clients may take to read their last answers.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether they have.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// The longest sleep.
 const LONG: Duration = Duration::from_secs(3600);
@@ -52,9 +58,9 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     let server = Server::new(socket.listener()?, serve, most, tell).map_err(no_server)?;
     let jobs = jobs::Jobs::listen(image.served);
     let mut teller = Teller::new(args, &socket, facts);
-    thread::scope(|scope| {
+    let hung_up = thread::scope(|scope| {
         let serving = thread::Builder::new().name("server".into()).spawn_scoped(scope, || server.run());
-        serving.map_err(no_server)?;
+        let serving = serving.map_err(no_server)?;
         jobs.start(scope);
         // First of all, so that a reader who is slow does not keep a boot waiting.
         notify::ready(&teller.status());
@@ -77,9 +83,14 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
         notify::stopping();
         server.stop();
         jobs.stop();
-        Ok(())
+        // Who does not read his answers keeps nobody else from ending.
+        let until = Instant::now() + FAREWELL;
+        while !serving.is_finished() && Instant::now() < until {
+            thread::sleep(MOMENT);
+        }
+        Ok(if serving.is_finished() { 0 } else { server.hang_up() })
     })?;
     drop(socket);
-    teller.stopped(news.take());
+    teller.stopped(news.take(), hung_up);
     Ok(0)
 }

@@ -67,9 +67,9 @@ impl Socket {
         self.listener.try_clone().map_err(none)
     }
 
-    /// Where it is; not known of one that systemd has made.
-    pub fn path(&self) -> Option<&Path> {
-        self.made.as_ref().map(|made| made.path.as_path())
+    /// Where it is, if it has a name.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.listener.local_addr().ok()?.as_pathname().map(Path::to_owned)
     }
 
     fn inherit() -> Result<Self> {

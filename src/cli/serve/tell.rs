@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::args::{Cache, ServeArgs};
 use super::image::Facts;
@@ -30,7 +30,7 @@ impl Teller {
         Self {
             log: Log::new(args.output),
             src: args.src.clone(),
-            socket: socket.path().map(Into::into),
+            socket: socket.path(),
             read_only: args.read_only,
             cache: args.cache,
             bytes: facts.bytes,
@@ -97,25 +97,32 @@ impl Teller {
                 self.log.error("warning: one more client than --connections allows was sent away\n");
             }
             Event::Failed(error) => {
-                let error: Value = error.to_string().into();
-                self.log.error(&format!("warning: a client could not be taken: {error}\nhint: see ulimit -n\n"));
+                let error = words::line(&error.to_string());
+                let tries = "it is tried on, and this is told once";
+                self.log.error(&format!("warning: clients cannot be taken: {error}; {tries}\nhint: see ulimit -n\n"));
                 self.log.event(json!({"event": "failed-to-connect", "error": error}));
             }
         }
     }
 
-    /// The end, and what came before it.
-    pub fn stopped(&mut self, last: VecDeque<Event>) {
+    /// The end, and what came before it. So many were hung up on because they did not read their answers.
+    pub fn stopped(&mut self, last: VecDeque<Event>, hung_up: usize) {
         last.iter().for_each(|event| self.told(event));
-        self.log.event(json!({"event": "stopped"}));
-        self.log.notice(
-            "stopped; every request that was taken was answered\nnext: a VM that is to run on needs it back soon",
-        );
+        self.log.event(json!({"event": "stopped", "hung_up": hung_up}));
+        let answered = match hung_up {
+            0 => "every request that was taken was answered".to_owned(),
+            some => format!("{} did not read all answers", words::count(some as u64, "client")),
+        };
+        let next = "start it again: a VM whose drive has reconnect-delay waits for it so many seconds, any other gets I/O errors";
+        self.log.notice(&format!("stopped; {answered}\nnext: {next}"));
     }
 }
+
+/// How many seconds a QEMU is to wait for a server that is started again.
+const RECONNECT: u32 = 30;
 
 /// QEMU's option for a disk at a URI.
 fn drive(uri: &str, read_only: bool) -> String {
     let only = if read_only { ",readonly=on" } else { "" };
-    format!("file={uri},format=raw,if=virtio{only}")
+    format!("file={uri},format=raw,if=virtio,file.reconnect-delay={RECONNECT}{only}")
 }

@@ -14,7 +14,7 @@ pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| (limit / 2).max(SHORTEST))
 }
 
-/// Everything that can be armed is, and this is how things stand.
+/// The service is ready, and this is how things stand.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }

@@ -19,7 +19,7 @@ pub enum Wake {
     Stop,
     /// SIGHUP.
     Reload,
-    /// Nothing in particular: time is up, or a thread has rung.
+    /// Time is up, or one of its threads has news.
     Time,
 }
 

@@ -59,7 +59,7 @@ pub mod transmission {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Errno {
-    /// The export is read-only, or the area is not this client's to see.
+    /// The export is read-only.
     Perm = 1,
     /// The device failed.
     Io = 5,
@@ -71,8 +71,6 @@ pub enum Errno {
     Overflow = 75,
     /// It cannot be done faster than writing zeroes.
     NotSup = 95,
-    /// The server is about to end.
-    Shutdown = 108,
 }
 
 /// Why a connection is over: what came is no NBD.

@@ -23,8 +23,6 @@ pub enum Refusal {
     Invalid = 1 << 31 | 3,
     /// There is no such export.
     Unknown = 1 << 31 | 6,
-    /// The server is about to end.
-    Shutdown = 1 << 31 | 7,
     /// Too much.
     TooBig = 1 << 31 | 9,
 }
@@ -110,8 +108,6 @@ pub enum Chunk {
     None = 0,
     /// Data, behind its offset.
     Data = 1,
-    /// Zeroes: offset and length.
-    Hole = 2,
     /// Extents of a context.
     Status = 5,
     /// The request failed.

@@ -1,0 +1,187 @@
+//! Writers in threads of their own, and the job in this one.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use super::*;
+use crate::range::PowerOfTwo;
+
+const CLUSTER: u64 = 4096;
+const LONG: Duration = Duration::from_secs(600);
+
+fn range(cluster: u64) -> ByteRange {
+    ByteRange::at(cluster * CLUSTER, CLUSTER).expect("not empty")
+}
+
+fn unit() -> PowerOfTwo {
+    PowerOfTwo::new(CLUSTER).expect("a power of two")
+}
+
+/// A gate with a job that watches ten clusters, and what it is told.
+fn watched(deadline: Duration) -> (Arc<Gate>, Watch, Receiver<News>) {
+    let gate = Arc::new(Gate::default());
+    let (tell, told) = channel();
+    let watch = gate.watch(deadline, Box::new(move |news| drop(tell.send(news)))).expect("the only job");
+    watch.gather(10 * CLUSTER, unit()).expect("nobody writes");
+    watch.watch().expect("T0");
+    (gate, watch, told)
+}
+
+/// A write in a thread of its own; what it returns ends with the write.
+fn write(gate: &Arc<Gate>, cluster: u64) -> Receiver<()> {
+    let (gate, (done, ended)) = (Arc::clone(gate), channel());
+    thread::spawn(move || {
+        drop(gate.enter(range(cluster)));
+        drop(done);
+    });
+    ended
+}
+
+fn has_ended(write: &Receiver<()>) -> bool {
+    write.try_recv() == Err(std::sync::mpsc::TryRecvError::Disconnected)
+}
+
+fn ends(write: &Receiver<()>) {
+    assert!(write.recv_timeout(LONG) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected), "it still waits");
+}
+
+#[test]
+fn without_a_job_everybody_goes_on() {
+    let gate = Arc::new(Gate::default());
+    let [one, two] = [gate.enter(range(0)), gate.enter(range(0))];
+    assert!(gate.try_enter(range(0)).is_some());
+    drop((one, two));
+    assert_eq!(gate.lock().writing, 0);
+}
+
+#[test]
+fn a_write_waits_for_its_cluster_and_the_job_is_told() {
+    let (gate, watch, told) = watched(LONG);
+    assert!(gate.try_enter(range(3)).is_none());
+    let three = write(&gate, 3);
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    let five = write(&gate, 5);
+    watch.done(range(2));
+    assert!(!has_ended(&three) && !has_ended(&five));
+    watch.done(range(3));
+    ends(&three);
+    assert!(gate.try_enter(range(3)).is_some() && told.try_recv().is_err(), "five is told of when three is answered");
+    watch.promoted();
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(5))));
+    watch.done(ByteRange::new(0, 10 * CLUSTER).expect("all"));
+    ends(&five);
+    let (why, tally) = watch.end();
+    assert_eq!((why, tally.waited), (None, 2));
+    assert!(gate.try_enter(range(9)).is_some());
+}
+
+#[test]
+fn t0_waits_for_the_writes_on_their_way_and_later_ones_wait_for_it() {
+    let gate = Arc::new(Gate::default());
+    let watch = gate.watch(LONG, Box::new(|_| ())).expect("the only job");
+    let before = gate.enter(range(0));
+    let gathers = thread::spawn(move || {
+        watch.gather(10 * CLUSTER, unit()).expect("it ends in time");
+        watch
+    });
+    // From the moment on at which nobody may pass, it is being gathered.
+    while gate.try_enter(range(0)).is_some() {
+        thread::yield_now();
+    }
+    let later = write(&gate, 1);
+    assert!(!gathers.is_finished() && !has_ended(&later));
+    drop(before);
+    let watch = gathers.join().expect("no panic");
+    watch.watch().expect("T0");
+    assert!(!has_ended(&later), "its cluster is not done");
+    watch.done(range(1));
+    ends(&later);
+}
+
+#[test]
+fn a_clone_call_waits_for_writes_and_writes_for_it() {
+    let (gate, watch, _told) = watched(LONG);
+    watch.done(range(0));
+    watch.calling();
+    assert!(gate.is_calling() && gate.try_enter(range(0)).is_none());
+    let held = write(&gate, 0);
+    thread::yield_now();
+    assert!(!has_ended(&held));
+    watch.called();
+    ends(&held);
+    assert!(!gate.is_calling());
+}
+
+#[test]
+fn a_job_that_goes_lets_everybody_go_on_and_another_may_come() {
+    let (gate, watch, _told) = watched(LONG);
+    let held = write(&gate, 7);
+    assert!(gate.watch(LONG, Box::new(|_| ())).is_err(), "one at a time");
+    watch.calling();
+    drop(watch);
+    ends(&held);
+    assert!(!gate.is_calling() && gate.watch(LONG, Box::new(|_| ())).is_ok());
+}
+
+#[test]
+fn at_the_deadline_the_snapshot_breaks_and_not_the_write() {
+    let (gate, watch, told) = watched(Duration::from_millis(10));
+    drop(gate.enter(range(4)));
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(4))));
+    assert!(matches!(told.recv_timeout(LONG), Ok(News::Broken(why)) if why.contains("--guest-deadline")));
+    assert!(gate.try_enter(range(5)).is_some());
+    assert!(watch.end().0.is_some_and(|why| why.contains("--guest-deadline")));
+}
+
+#[test]
+fn a_call_that_takes_longer_than_the_deadline_breaks_it_too() {
+    let (gate, watch, told) = watched(Duration::from_millis(10));
+    watch.done(range(0));
+    watch.calling();
+    drop(gate.enter(range(0)));
+    assert!(matches!(told.recv_timeout(LONG), Ok(News::Broken(why)) if why.contains("a clone call")));
+    watch.called();
+    assert!(watch.end().0.is_some());
+}
+
+#[test]
+fn a_write_that_does_not_come_to_its_end_is_no_t0() {
+    let gate = Arc::new(Gate::default());
+    let watch = gate.watch(Duration::from_millis(10), Box::new(|_| ())).expect("the only job");
+    let _hangs = gate.enter(range(0));
+    assert!(watch.gather(10 * CLUSTER, unit()).is_err());
+    assert!(gate.try_enter(range(1)).is_some());
+    assert!(watch.watch().is_err());
+}
+
+#[test]
+fn what_was_not_cloned_whole_is_broken() {
+    let (_gate, watch, _told) = watched(LONG);
+    watch.done(range(0));
+    assert!(watch.end().0.is_some_and(|why| why.contains("before everything was cloned")));
+}
+
+/// Writers by the dozen, calls and clones between them: whoever writes to a cluster finds it done, and nobody is left waiting.
+#[test]
+fn many_writers_and_a_job_after_the_other() {
+    let gate = Arc::new(Gate::default());
+    for _ in 0..20 {
+        let (tell, told) = channel();
+        let watch = gate.watch(LONG, Box::new(move |news| drop(tell.send(news)))).expect("the only job");
+        let writers: Vec<_> = (0..24).map(|n| write(&gate, n % 10)).collect();
+        watch.gather(10 * CLUSTER, unit()).expect("they end in time");
+        watch.watch().expect("T0");
+        for cluster in 0..10 {
+            watch.calling();
+            assert_eq!(gate.lock().writing, 0, "none beside a call");
+            watch.called();
+            if let Ok(News::Wanted(wanted)) = told.try_recv() {
+                watch.done(wanted);
+                watch.promoted();
+            }
+            watch.done(range(cluster));
+        }
+        assert_eq!(watch.end().0, None);
+        writers.iter().for_each(ends);
+    }
+}
