@@ -253,6 +253,14 @@ fn another_writer_is_found_before_t0_and_after_it() {
         drop(late);
         assert_eq!(ended.code, Some(6), "{:?}: {}", s.fs, ended.stderr);
         assert!(ended.stderr.contains("past its server") && !s.path("a.snap").exists(), "{}", ended.stderr);
+        // One that comes, writes, and is gone before anybody looks.
+        let mut job =
+            s.start(&[&["snapshot", "--consistency", "filter"], &LASTS_LONG[..], &["a.img", "a.snap"]].concat());
+        assert!(job.wait_for("started"), "{:?}", job.events);
+        drop(open());
+        let ended = job.end();
+        assert_eq!(ended.code, Some(6), "{:?}: {}", s.fs, ended.stderr);
+        assert!(ended.stderr.contains("past its server") && !s.path("a.snap").exists(), "{}", ended.stderr);
         stop(server);
     });
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
-use support::{BOUND, Fs, Job, PROGRAM, Sandbox, has, refused, skipped, until};
+use support::{BOUND, Disk, Fs, Job, PROGRAM, QemuIo, Sandbox, has, must, refused, skipped, until};
 
 const SIZE: u64 = 8 << 20;
 
@@ -149,6 +149,82 @@ fn who_does_not_read_his_answers_keeps_it_from_ending_for_a_while_only() {
     client.write_all(&read.concat().repeat(64)).expect("sent");
     let ended = stop(job);
     assert_eq!(ended.events.last().expect("events")["hung_up"], 1, "{}", ended.stderr);
+}
+
+/// A file system, unmounted when this is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(path: PathBuf, what: &str) -> Self {
+        fs::create_dir(&path).expect("mkdir");
+        let done = Command::new("mount").args(what.split(' ')).arg(&path).status().expect("mount");
+        assert!(done.success(), "mount {what}");
+        Self(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Two clients; the file system is full, and the first one's flush is told so by the kernel. Nobody's ever succeeds after that.
+#[test]
+fn data_that_is_lost_is_told_to_everybody_and_for_ever() {
+    let Some(s) = Sandbox::new(Fs::Xfs) else { return };
+    if !has("qemu-io") {
+        return skipped("qemu-io is not installed");
+    }
+    // A file system whose disk has not room for what it says.
+    let small = Mounted::at(s.outside("small"), "-t tmpfs -o size=70M tmpfs");
+    let disk = small.0.join("disk");
+    File::create(&disk).and_then(|it| it.set_len(400 << 20)).expect("a disk");
+    must("mkfs.xfs", &[&"-q", &disk]);
+    let full = Mounted::at(s.outside("full"), &format!("-o loop {}", disk.display()));
+    let image = full.0.join("vm.img");
+    File::create(&image).and_then(|it| it.set_len(200 << 20)).expect("an image");
+    let socket = s.outside("lost.sock");
+    let mut job = s.start(&["serve", image.to_str().expect("text"), "--socket", socket.to_str().expect("text")]);
+    assert!(job.wait_for("started"));
+    let mut clients = [(); 2].map(|()| QemuIo::nbd(&socket));
+    for (n, client) in clients.iter_mut().enumerate() {
+        let writes = (0..3).map(|part| format!("write -P 7 {}M 30M", n * 100 + part * 30));
+        writes.for_each(|write| assert!(client.does(&write), "{write}"));
+    }
+    let lasts = [0, 1, 0, 1].map(|n| clients[n].does("write -f -P 8 0 4k"));
+    drop(clients);
+    job.signal(Signal::SIGTERM);
+    let job = job.end();
+    drop((full, small));
+    assert_eq!(lasts, [false; 4]);
+    assert!(job.events.iter().filter(|event| event["event"] == "lost").count() == 1, "{:?}", job.events);
+    assert!(job.stderr.contains("cannot be put on the disk"), "{}", job.stderr);
+}
+
+/// Somebody has the directory locked, or listens and takes nobody.
+#[test]
+fn it_does_not_wait_for_others_for_ever_before_it_serves() {
+    let place = Place::new();
+    let dir = File::open(place.0.path()).expect("the directory");
+    dir.lock().expect("a lock");
+    let stderr = place.run(&SERVE).stderr;
+    assert!(String::from_utf8_lossy(&stderr).contains("locked"), "{}", String::from_utf8_lossy(&stderr));
+    drop(dir);
+    let hangs = std::os::unix::net::UnixListener::bind(place.at("vm.sock")).expect("a socket");
+    nix::sys::socket::listen(&hangs, nix::sys::socket::Backlog::new(0).expect("none")).expect("no backlog");
+    let _full: Vec<_> = (0..1).map(|_| UnixStream::connect(place.at("vm.sock"))).collect();
+    let stderr = place.run(&SERVE).stderr;
+    assert!(String::from_utf8_lossy(&stderr).contains("somebody listens"), "{}", String::from_utf8_lossy(&stderr));
+}
+
+#[test]
+fn more_clients_than_there_are_descriptors_for_are_refused() {
+    let place = Place::new();
+    let few = format!("ulimit -n 40; exec {PROGRAM} serve vm.img --socket vm.sock --connections 16");
+    let out = Command::new("sh").args(["-c", &few]).current_dir(place.0.path()).output().expect("a shell");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(3) && stderr.contains("descriptors"), "{stderr}");
 }
 
 /// Whether it is there is looked at by connecting: no news for anybody.

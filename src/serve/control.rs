@@ -1,11 +1,15 @@
 //! Jobs that make a snapshot of what is served: what they say ([`crate::hold::filter::wire`]), and what is done about it.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, send};
+
 use super::gate::{Gate, News, Tell, Watch};
+use super::session::Stream;
 use crate::cbw::Clusters;
 use crate::hold::filter::wire::{Lines, ToJob, ToServer, VERSION, line};
 use crate::range::{ByteRange, PowerOfTwo};
@@ -15,6 +19,9 @@ pub const MOST: usize = 8;
 
 /// The most memory that the states of the image's clusters may take, in bytes.
 const STATES: u64 = 256 << 20;
+
+/// The longest that a job may have a write wait.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The smallest unit that is cloned for a write.
 const LEAST_CLUSTER: u64 = 4096;
@@ -74,7 +81,9 @@ impl Job<'_> {
                 let Served { dev, ino, writes, .. } = *self.served;
                 Some(ToJob::Image { version: VERSION, pid: std::process::id(), dev, ino, writes })
             }
-            ToServer::Prepare { deadline_us } => answer(self.prepare(Duration::from_micros(deadline_us))?),
+            ToServer::Prepare { deadline_us } => {
+                answer(self.prepare(Duration::from_micros(deadline_us).min(LONGEST_DEADLINE))?)
+            }
             ToServer::Gather { size, cluster } => {
                 let gathered = self
                     .unit(size, cluster)
@@ -119,9 +128,13 @@ impl Job<'_> {
                 News::Wanted(range) => ToJob::Wanted { start: range.start(), end: range.end() },
                 News::Broken(why) => ToJob::Broken { why },
             };
-            // At most two of these are on their way at a time, which any socket has room for. A job that is gone hears nothing.
-            let mut stream = &stream;
-            let _ = line(&message).and_then(|line| stream.write_all(&line));
+            // At most two of these are on their way at a time, which any socket has room for: one that has not belongs to a job that
+            // does not listen, and writes wait for this.
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let sent = line(&message).map(|line| send(stream.as_raw_fd(), &line, flags) == Ok(line.len()));
+            if !sent.unwrap_or(false) {
+                stream.close();
+            }
         });
         Ok(self.served.gate.watch(deadline, tell).map(|watch| self.watch = Some(watch)))
     }

@@ -1,7 +1,7 @@
 //! An image past the page cache (O_DIRECT) as a [`Device`].
 //!
 //! The kernel wants whole blocks, from memory at a block's boundary. So data goes through memory of our own; a write that is not of whole
-//! blocks goes through the page cache, with nobody else writing meanwhile, for a write of the same block past the cache would overtake it.
+//! blocks goes through the page cache, with nobody else writing to them meanwhile, for a write of the same block past the cache would overtake it.
 //! The kernel keeps the two in step: it writes back what a direct access touches, and forgets it where that is a write.
 
 use std::fs::File;
@@ -9,10 +9,11 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::stat::fstat;
 
+use super::blocks::{Blocks, Held};
 use super::device::{Device, Extents};
 use super::disk::Disk;
 
@@ -31,8 +32,8 @@ pub struct Direct {
     /// The same file, through the page cache.
     disk: Disk,
     file: File,
-    /// Held alone by who writes a part of a block.
-    whole_blocks: RwLock<()>,
+    /// Held alone by who writes a part of a block, together by others.
+    blocks: Blocks,
     /// Each has room for `PIECE`, for what makes whole blocks of it, and for what lies before the first boundary.
     memory: Mutex<Vec<Vec<u8>>>,
 }
@@ -48,7 +49,7 @@ impl Direct {
         if identity(&file)? != identity(&disk)? {
             return Err(nix::errno::Errno::ESTALE.into());
         }
-        let direct = Self { disk, file, whole_blocks: RwLock::default(), memory: Mutex::default() };
+        let direct = Self { disk, file, blocks: Blocks::default(), memory: Mutex::default() };
         direct.with_memory(BLOCK, |memory| direct.file.read_at(memory, 0))?;
         Ok(direct)
     }
@@ -85,12 +86,26 @@ impl Direct {
         })
     }
 
+    /// The kernel writes zeroes to the blocks of which a range has a part, through the page cache; what lies between them is nobody's but the
+    /// client's own to keep in order.
+    fn parts(&self, offset: u64, length: u64) -> Held<'_> {
+        let block = BLOCK as u64;
+        let of = |at: u64| (!at.is_multiple_of(block)).then(|| whole(at, 1));
+        self.blocks.take([of(offset), of(offset + length)].into_iter().flatten(), true)
+    }
+
     fn write_piece(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.with_memory(bytes.len(), |memory| {
             memory.copy_from_slice(bytes);
             self.file.write_all_at(memory, offset)
         })
     }
+}
+
+/// The whole blocks that a range has a part of.
+fn whole(offset: u64, length: u64) -> std::ops::Range<u64> {
+    let block = BLOCK as u64;
+    offset / block * block..(offset + length).next_multiple_of(block)
 }
 
 impl Device for Direct {
@@ -121,10 +136,10 @@ impl Device for Direct {
 
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if !offset.is_multiple_of(BLOCK as u64) || !bytes.len().is_multiple_of(BLOCK) {
-            let _alone = self.whole_blocks.write().unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.blocks.take([whole(offset, bytes.len() as u64)], true);
             return self.disk.write(bytes, offset);
         }
-        let _together = self.whole_blocks.read().unwrap_or_else(PoisonError::into_inner);
+        let _together = self.blocks.take([whole(offset, bytes.len() as u64)], false);
         let mut at = offset;
         for piece in bytes.chunks(PIECE) {
             self.write_piece(piece, at)?;
@@ -138,12 +153,12 @@ impl Device for Direct {
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
-        let _alone = self.whole_blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.parts(offset, length);
         self.disk.trim(offset, length)
     }
 
     fn zero(&self, offset: u64, length: u64, allocate: bool, fast: bool) -> io::Result<()> {
-        let _alone = self.whole_blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.parts(offset, length);
         self.disk.zero(offset, length, allocate, fast)
     }
 

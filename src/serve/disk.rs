@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
@@ -18,11 +19,17 @@ const HOLE: u32 = 1 | 1 << 1;
 /// Zeroes for a file system that cannot make any itself.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
+/// Who is told that what clients wrote is lost.
+pub type Alarm = Box<dyn Fn(&io::Error) + Send + Sync>;
+
 /// An image in the page cache.
-#[derive(Debug)]
 pub struct Disk {
     file: File,
     size: u64,
+    /// Why a flush has failed once. The kernel tells of data that it has lost once for each open file, which all clients have in common; so
+    /// every flush from then on fails, as QEMU's own server has it.
+    failed: Mutex<Option<i32>>,
+    alarm: Alarm,
 }
 
 impl Disk {
@@ -31,8 +38,16 @@ impl Disk {
     /// # Errors
     /// stat(2)'s.
     pub fn new(file: File) -> io::Result<Self> {
+        Self::with(file, Box::new(|_| ()))
+    }
+
+    /// The same, with somebody who is told once when a flush fails.
+    ///
+    /// # Errors
+    /// stat(2)'s.
+    pub fn with(file: File, alarm: Alarm) -> io::Result<Self> {
         let size = file.metadata()?.len();
-        Ok(Self { file, size })
+        Ok(Self { file, size, failed: Mutex::default(), alarm })
     }
 
     /// Changes which blocks a range has. False where the file system cannot.
@@ -92,7 +107,15 @@ impl Device for Disk {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        // Held meanwhile: of two that are under way the kernel would tell one alone.
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errno) = *failed {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.file.sync_data().inspect_err(|e| {
+            *failed = Some(e.raw_os_error().unwrap_or(libc::EIO));
+            (self.alarm)(e);
+        })
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {

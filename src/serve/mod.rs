@@ -4,11 +4,12 @@
 //! - [`negotiation`]: from a client's first option to the export that it uses. Pure.
 //! - [`session`]: one client, from its first byte to its last.
 //! - [`device`]: what a session asks of the disk behind an export; [`disk`] is the image itself, [`direct`] the same past
-//!   the page cache.
+//!   the page cache, with [`blocks`], its locks.
 //! - [`gate`]: whether a write may go on, and who waits; [`filtered`] is a disk behind it, and [`control`] hears what jobs have to say.
 //! - [`exports`]: what there is to be had.
 //! - [`server`]: those who connect.
 
+pub mod blocks;
 pub mod codec;
 pub mod control;
 pub mod device;

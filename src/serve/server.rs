@@ -29,6 +29,8 @@ pub enum Event {
     Went(usize, Option<io::Error>),
     /// One more than there may be was sent away.
     SentAway,
+    /// What clients have written is lost, and every flush fails from now on.
+    Lost(io::Error),
     /// A connection could not be taken.
     Failed(io::Error),
 }

@@ -21,7 +21,7 @@ mod tests;
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::codec::{Broken, Command, OptionHeader, REQUEST, Request, hello, parse_hello, transmission};
 use super::device::Device;
@@ -40,6 +40,12 @@ const HANGS_UP: [ErrorKind; 3] = [ErrorKind::BrokenPipe, ErrorKind::ConnectionRe
 /// The most bytes that are in memory for one request; longer ones are done piece by piece.
 const PIECE: usize = 1 << 20;
 
+/// What takes no waiting takes no longer: 1 MiB from memory takes a quarter of it.
+const QUICK: Duration = Duration::from_micros(500);
+
+/// For how long nothing is tried at once after something took longer.
+const SLOW: Duration = Duration::from_millis(200);
+
 /// Replies are sent at the latest when so many bytes were collected.
 const COLLECTED: usize = 256 << 10;
 
@@ -57,7 +63,7 @@ pub trait Stream: Send + Sync {
     /// The transport's.
     fn send(&self, bytes: &[u8]) -> io::Result<()>;
 
-    /// How long [`Stream::receive`] may wait; for ever with `None`.
+    /// How long [`Stream::receive`] and [`Stream::send`] may wait; for ever with `None`.
     ///
     /// # Errors
     /// The transport's.
@@ -79,7 +85,8 @@ impl Stream for std::os::unix::net::UnixStream {
     }
 
     fn patience(&self, limit: Option<Duration>) -> io::Result<()> {
-        self.set_read_timeout(limit)
+        self.set_read_timeout(limit)?;
+        self.set_write_timeout(limit)
     }
 
     fn close(&self) {
@@ -152,9 +159,10 @@ fn transmit<S: Stream>(stream: &S, input: Input<'_, S>, agreed: &Agreed, device:
     let worker = Worker::new(device, &answers, &agreed.contexts);
     thread::scope(|scope| {
         let pool = Pool::new(scope, &worker);
-        let ended = Session { input, agreed, worker: &worker, pool, replies: Vec::new() }.run();
-        if ended.is_err() {
-            // Nor shall the pool wait for a client that is not listened to any more.
+        let ended = Session { input, agreed, worker: &worker, pool, replies: Vec::new(), slow_until: None }.run();
+        // Nor shall the pool wait for a client that is not listened to any more; but one that says no more may still listen, as at the
+        // server's end.
+        if ended.as_ref().is_err_and(|e| e.kind() != ErrorKind::UnexpectedEof) {
             stream.close();
         }
         ended
@@ -168,6 +176,8 @@ struct Session<'s, 'e, S> {
     pool: Pool<'s, 'e, S>,
     /// Replies that nobody has sent yet.
     replies: Vec<u8>,
+    /// What takes no waiting does, until then: the kernel has let this thread wait all the same.
+    slow_until: Option<Instant>,
 }
 
 impl<S: Stream> Session<'_, '_, S> {
@@ -236,7 +246,8 @@ impl<S: Stream> Session<'_, '_, S> {
         }
         self.have_payload(request.payload as usize)?;
         let data = self.input.take(request.payload as usize);
-        if !request.flags.fua() && self.worker.device.write_now(data, request.offset) {
+        if !request.flags.fua() && at_once(&mut self.slow_until, || self.worker.device.write_now(data, request.offset))
+        {
             self.worker.answers.done(&mut self.replies, request);
             return Ok(());
         }
@@ -268,12 +279,24 @@ impl<S: Stream> Session<'_, '_, S> {
         }
         let before = self.replies.len();
         let data = self.worker.answers.begin_data(&mut self.replies, request, request.offset, length, true);
-        let read = length == 0 || self.worker.device.read_now(data, request.offset);
+        let read = length == 0 || at_once(&mut self.slow_until, || self.worker.device.read_now(data, request.offset));
         if !read {
             self.replies.truncate(before);
         }
         read
     }
+}
+
+/// Does what is said to take no waiting, unless that was not so a moment ago: where accesses are watched, or the file system is frozen, the
+/// kernel has them wait whatever they ask for, and with this thread waits all that the client has to say.
+fn at_once(slow_until: &mut Option<Instant>, access: impl FnOnce() -> bool) -> bool {
+    let began = Instant::now();
+    if slow_until.is_some_and(|until| began < until) {
+        return false;
+    }
+    let done = access();
+    *slow_until = (began.elapsed() > QUICK).then(|| Instant::now() + SLOW);
+    done
 }
 
 /// The lengths of the pieces of so many bytes.

@@ -46,18 +46,18 @@ impl QemuIo {
     /// has several of them.
     pub fn open(image: &Path, options: &str) -> Self {
         let raw = "driver=raw,discard=unmap,file.discard=unmap,file.driver=file,file.locking=off";
-        Self::with(&format!("{raw},file.filename={},{options}", image.display()))
+        Self::with("writethrough", &format!("{raw},file.filename={},{options}", image.display()))
     }
 
-    /// Connects to an NBD server's socket.
+    /// Connects to an NBD server's socket; nothing is flushed unless it is told to.
     pub fn nbd(socket: &Path) -> Self {
         let server = "driver=raw,discard=unmap,file.discard=unmap,file.driver=nbd,file.server.type=unix";
-        Self::with(&format!("{server},file.server.path={}", socket.display()))
+        Self::with("writeback", &format!("{server},file.server.path={}", socket.display()))
     }
 
-    fn with(options: &str) -> Self {
+    fn with(cache: &str, options: &str) -> Self {
         let mut command = Command::new("qemu-io");
-        command.args(["--image-opts", options]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-t", cache, "--image-opts", options]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("qemu-io starts");
         let commands = child.stdin.take().expect("piped");
         let answers = BufReader::new(child.stdout.take().expect("piped"));

@@ -15,7 +15,7 @@ use crate::hold::{holders, image_lock};
 use crate::serve::control::Served;
 use crate::serve::device::Device;
 use crate::serve::direct::Direct;
-use crate::serve::disk::Disk;
+use crate::serve::disk::{Alarm, Disk};
 use crate::serve::filtered::Filtered;
 use crate::serve::gate::Gate;
 
@@ -42,7 +42,7 @@ pub struct Image {
 ///
 /// # Errors
 /// Refused where it cannot be opened, is no regular file, is somebody else's already, or is a snapshot that would be written to.
-pub fn open(args: &ServeArgs) -> Result<Image> {
+pub fn open(args: &ServeArgs, alarm: Alarm) -> Result<Image> {
     let (path, writes) = (&args.src, !args.read_only);
     let name = words::name(path);
     let refused =
@@ -76,16 +76,22 @@ pub fn open(args: &ServeArgs) -> Result<Image> {
     let facts = Facts { bytes: stat.size, block: block(&real) };
     let gate = Arc::new(Gate::default());
     let served = Served { gate: Arc::clone(&gate), dev: stat.dev, ino: stat.ino, size: stat.size, writes };
-    let device = device(file, args, &real, gate).map_err(|e| {
+    let device = device(file, args, &real, gate, alarm).map_err(|e| {
         let what = format!("the image {name} cannot be used with this --cache");
         Error::io(Kind::Refused, what, "leave --cache out", e)
     })?;
     Ok(Image { device, facts, served })
 }
 
-fn device(file: File, args: &ServeArgs, image: &RealFile, gate: Arc<Gate>) -> io::Result<Arc<dyn Device>> {
+fn device(
+    file: File,
+    args: &ServeArgs,
+    image: &RealFile,
+    gate: Arc<Gate>,
+    alarm: Alarm,
+) -> io::Result<Arc<dyn Device>> {
     let through_the_cache = Disk::new(file.try_clone()?)?;
-    let disk = Disk::new(file)?;
+    let disk = Disk::with(file, alarm)?;
     let (disk, meanwhile): (Arc<dyn Device>, Option<Arc<dyn Device>>) = match args.cache {
         Cache::Writeback => (Arc::new(disk), None),
         Cache::None => {

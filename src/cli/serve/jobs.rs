@@ -38,7 +38,10 @@ impl Jobs {
 
     /// Takes no more jobs; the one that there is is broken.
     pub fn stop(&self) {
-        self.0.iter().for_each(|(server, _)| server.stop());
+        if let Some((server, _)) = &self.0 {
+            server.stop();
+            server.hang_up();
+        }
     }
 }
 

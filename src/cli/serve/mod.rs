@@ -10,21 +10,27 @@ pub mod news;
 pub mod socket;
 pub mod tell;
 
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::cli::service::notify;
 use crate::cli::service::wakes::{Wake, Wakes};
 use crate::error::{Error, Kind, Result};
 use crate::serve::exports::Live;
-use crate::serve::server::Server;
+use crate::serve::server::{Event, Server};
 use crate::serve::session;
 use args::ServeArgs;
 use news::News;
 use socket::Place;
 use tell::Teller;
+
+/// What the server itself needs of descriptors.
+const DESCRIPTORS: u64 = 48;
 
 /// How long clients may take to read their last answers.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -43,8 +49,12 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     let mut wakes = Wakes::on_signals()?;
     let news = Arc::new(News::new(wakes.rope()?));
     let place = Place::of(args.socket.as_deref())?;
+    enough_descriptors(args.connections)?;
     // The image first: whoever serves it already has its lock, and keeps its socket.
-    let image = image::open(args)?;
+    let image = image::open(args, {
+        let news = Arc::clone(&news);
+        Box::new(move |e| news.add(Event::Lost(io::Error::new(e.kind(), e.to_string()))))
+    })?;
     let facts = image.facts;
     let socket = place.listen()?;
     let live = Live::new(image.device, args.read_only, facts.block);
@@ -93,4 +103,18 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     drop(socket);
     teller.stopped(news.take(), hung_up);
     Ok(0)
+}
+
+/// A client that there is no descriptor for would wait for one instead of being sent away.
+fn enough_descriptors(connections: u16) -> Result<()> {
+    let needed = u64::from(connections) + DESCRIPTORS;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((needed, needed));
+    if soft < needed && hard >= needed {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, needed, hard);
+    }
+    if hard >= needed {
+        return Ok(());
+    }
+    let what = format!("{connections} clients need {needed} descriptors, and there may be {hard}");
+    Err(Error::new(Kind::Refused, what, "raise the limit (ulimit -n, LimitNOFILE=), or lower --connections"))
 }

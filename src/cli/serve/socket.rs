@@ -1,20 +1,26 @@
 //! Where clients connect: a socket of our own, or the one that systemd hands over.
 
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{self as net, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::cli::words;
 use crate::disk::inherited;
 use crate::error::{Error, Kind, Result};
+
+/// How long another server that looks at the same directory may take, and how often it is looked whether it has.
+const PATIENCE: Duration = Duration::from_secs(2);
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// A socket that listens. What we have made is removed in the end.
 pub struct Socket {
@@ -100,7 +106,12 @@ impl Socket {
         let path = std::path::absolute(path).map_err(cannot)?;
         // Two that find the same dead socket must not each remove the other's new one.
         let dir = path.parent().and_then(|dir| File::open(dir).ok());
-        let _one_at_a_time = dir.as_ref().map(File::lock);
+        if let Some(dir) = &dir {
+            lock(dir).map_err(|()| {
+                let what = format!("somebody keeps the directory of {name} locked");
+                Error::new(Kind::Refused, what, "see who has it (lslocks), or choose another directory")
+            })?;
+        }
         let listener = match bind(&path) {
             Err(e) if e.kind() == ErrorKind::AddrInUse => {
                 remove_dead(&path)?;
@@ -144,8 +155,8 @@ fn remove_dead(path: &Path) -> Result<()> {
     if !is_socket {
         return refused(format!("{name} exists and is no socket"), "choose another name");
     }
-    match UnixStream::connect(path) {
-        Err(e) if e.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(|e| {
+    match is_dead(path) {
+        Ok(true) => fs::remove_file(path).map_err(|e| {
             Error::io(
                 Kind::Refused,
                 format!("cannot remove the dead socket {name}"),
@@ -154,6 +165,26 @@ fn remove_dead(path: &Path) -> Result<()> {
             )
         }),
         _ => refused(format!("somebody listens at {name} already"), "stop that server, or choose another name"),
+    }
+}
+
+/// Whether nobody listens; one that takes no more at the moment does.
+fn is_dead(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = net::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    Ok(net::connect(socket.as_raw_fd(), &UnixAddr::new(path)?) == Err(Errno::ECONNREFUSED))
+}
+
+/// Locks a directory, which whoever may read it can do as well: not for ever.
+fn lock(dir: &File) -> std::result::Result<(), ()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match dir.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(MOMENT),
+            Err(TryLockError::WouldBlock) => return Err(()),
+            // Where there are no locks there is no such care.
+            _ => return Ok(()),
+        }
     }
 }
 

@@ -96,6 +96,14 @@ impl Teller {
                 self.log.event(with("sent-away", self.clients));
                 self.log.error("warning: one more client than --connections allows was sent away\n");
             }
+            Event::Lost(error) => {
+                let error = words::line(&error.to_string());
+                self.log.event(json!({"event": "lost", "error": error}));
+                let hint = "stop the VM and mend the disk; every flush fails until this server is started again, and what is lost stays lost";
+                self.log.error(&format!(
+                    "rclone-img: what clients wrote cannot be put on the disk: {error}\nhint: {hint}\n"
+                ));
+            }
             Event::Failed(error) => {
                 let error = words::line(&error.to_string());
                 let tries = "it is tried on, and this is told once";

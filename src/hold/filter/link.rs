@@ -106,6 +106,11 @@ impl Link {
         Ok(())
     }
 
+    /// Whether something has come that nobody has taken.
+    pub fn has_news(&self) -> bool {
+        self.wanted.is_some() || self.broken.is_some()
+    }
+
     /// What somebody waits for, once.
     pub fn wanted(&mut self) -> Option<ByteRange> {
         self.wanted.take()

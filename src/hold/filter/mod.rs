@@ -5,6 +5,7 @@
 //! A server that loses its job lets all writes go on; a job that loses its server is broken.
 
 pub mod link;
+pub mod strangers;
 pub mod wire;
 
 use std::io;
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 use nix::sys::stat::fstat;
 
 use self::link::{AT_ONCE, Link};
+use self::strangers::Strangers;
 use self::wire::{ToJob, ToServer};
 use super::choose::Image;
 use super::guard::raise;
@@ -34,6 +36,7 @@ pub struct Filter {
     images: Vec<Image>,
     deadline: Duration,
     links: Vec<Link>,
+    strangers: Vec<Strangers>,
     felt: Option<Tally>,
     /// A call is under way that the server of this image knows of.
     calling: Option<usize>,
@@ -44,7 +47,7 @@ pub struct Filter {
 impl Filter {
     /// A hold over images, at least one, that has talked to nobody yet. A write waits for at most `deadline`.
     pub fn new(images: Vec<Image>, deadline: Duration) -> Self {
-        Self { images, deadline, links: Vec::new(), felt: None, calling: None, lost: None }
+        Self { images, deadline, links: Vec::new(), strangers: Vec::new(), felt: None, calling: None, lost: None }
     }
 
     /// The servers' processes.
@@ -77,6 +80,13 @@ impl Filter {
             }
         }
         Ok(())
+    }
+
+    /// Why T0 is lost, by what others did past the servers.
+    fn written_past(&self) -> Option<String> {
+        let came = self.strangers.iter().zip(&self.images).find(|(strangers, _)| strangers.came())?;
+        let name = came.1.1.display();
+        Some(format!("somebody had '{name}' open for writing past its server, and may have written to it"))
     }
 
     /// Asks all servers, one after the other.
@@ -134,6 +144,10 @@ impl Hold for Filter {
         }
         let deadline_us = u64::try_from(self.deadline.as_micros()).unwrap_or(u64::MAX);
         self.ask(AT_ONCE, |_| ToServer::Prepare { deadline_us }).map_err(|e| Error { kind: Kind::Refused, ..e })?;
+        let deaf = |e| Error::io(Kind::Refused, "who closes the image is not told", "check the limits (fs.inotify)", e);
+        // First, and then the look: who comes in between is told of when he goes.
+        let strangers = self.images.iter().map(|(image, _)| Strangers::of(&**image)).collect::<io::Result<_>>();
+        self.strangers = strangers.map_err(deaf)?;
         self.alone()
     }
 
@@ -157,6 +171,9 @@ impl Hold for Filter {
     }
 
     fn demand(&mut self) -> Demand {
+        if let Some(why) = self.written_past() {
+            return Demand::Broken(why);
+        }
         for (index, link) in self.links.iter_mut().enumerate() {
             let heard = link.listen();
             if let Some(why) = link.broken() {
@@ -200,6 +217,9 @@ impl Hold for Filter {
         if self.links.is_empty() {
             return sleep(time);
         }
+        if self.links.iter().any(Link::has_news) {
+            return;
+        }
         let fds: Vec<_> = self.links.iter().map(std::os::fd::AsFd::as_fd).collect();
         link::wait(&fds, time);
     }
@@ -213,7 +233,7 @@ impl Hold for Filter {
         // Who came meanwhile and is still there is seen now, while nothing is renamed yet.
         let alone = self.alone().map_err(|e| Error { kind: Kind::Broken, hint: again.into(), ..e });
         let mut felt = Tally::default();
-        let mut broken = self.lost.clone();
+        let mut broken = self.lost.clone().or_else(|| self.written_past());
         for link in &mut self.links {
             match link.ask(&ToServer::End, AT_ONCE) {
                 Ok(ToJob::Ended { why, seen, waited, longest_us }) => {
@@ -237,5 +257,6 @@ impl Hold for Filter {
     fn release(&mut self) {
         // Who hangs up lets the writes go on.
         self.links.clear();
+        self.strangers.clear();
     }
 }
