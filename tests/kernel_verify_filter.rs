@@ -188,6 +188,19 @@ fn the_job_is_stopped_for_longer_than_a_write_may_wait() {
     });
 }
 
+/// `auto` tries the hold before it takes it: one look after the other must find nobody in the way.
+#[test]
+fn a_job_that_has_left_is_in_nobodys_way() {
+    on_both(|s| {
+        image(s, 1);
+        let server = serve(s, "writeback");
+        for _ in 0..50 {
+            s.exits(0, &["snapshot", "--dry-run", "a.img", "a.snap"]);
+        }
+        stop(server);
+    });
+}
+
 #[test]
 fn a_second_job_is_sent_away() {
     if !there("qemu-io") {

@@ -108,6 +108,10 @@ impl Job<'_> {
                 self.watch.iter().for_each(Watch::promoted);
                 None
             }
+            ToServer::Leave => {
+                self.watch = None;
+                Some(ToJob::Ok)
+            }
             ToServer::End => {
                 let ended = self.watch.take().map(Watch::end);
                 let (why, tally) = ended.unwrap_or_else(|| (Some(nothing()), Default::default()));

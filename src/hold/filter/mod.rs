@@ -27,6 +27,9 @@ use crate::disk::DiskFile;
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
 
+/// How long the server's word is waited for that a job has left.
+const LEAVES: Duration = Duration::from_secs(1);
+
 /// What to do about a server that is gone, or does not speak as it should.
 const START_ANEW: &str =
     "see whether the server runs ('rclone-img serve'), then run the same command again: it takes a new point in time";
@@ -255,8 +258,10 @@ impl Hold for Filter {
     }
 
     fn release(&mut self) {
-        // Who hangs up lets the writes go on.
-        self.links.clear();
+        for mut link in self.links.drain(..) {
+            // Who hangs up lets the writes go on as well, but not before the server has seen it: the next job would find this one still there.
+            let _ = link.ask(&ToServer::Leave, LEAVES);
+        }
         self.strangers.clear();
     }
 }

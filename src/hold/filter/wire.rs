@@ -53,6 +53,8 @@ pub enum ToServer {
     Promoted,
     /// All is done; answered by [`ToJob::Ended`].
     End,
+    /// Writes are let go on, whatever was done; answered by [`ToJob::Ok`]. After that another job may come.
+    Leave,
 }
 
 /// What a server says.
