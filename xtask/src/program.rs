@@ -44,6 +44,13 @@ impl Program {
         command
     }
 
+    /// `rclone-img serve --json SRC --socket SOCKET --cache CACHE`.
+    pub fn serve(&self, source: &Path, socket: &Path, cache: &str) -> Command {
+        let mut command = self.verb("serve");
+        command.arg("--json").arg(source).arg("--socket").arg(socket).args(["--cache", cache]);
+        command
+    }
+
     /// `rclone-img snapshot --json EXTRA SRC DST`.
     pub fn snapshot(&self, source: &Path, target: &Path, extra: &[&str]) -> Command {
         let mut command = self.verb("snapshot");

@@ -10,6 +10,7 @@ mod figures;
 mod guard;
 mod live;
 mod pairs;
+mod serve;
 
 /// Measurements.
 #[derive(Args)]
@@ -30,6 +31,8 @@ enum What {
     Guard(guard::Guard),
     /// What a running guest feels of a snapshot, beside `cp --reflink=always` and a loop of clone calls
     Live(live::Live),
+    /// The NBD server beside nbdkit's file plugin and qemu-nbd
+    Serve(serve::Serve),
 }
 
 impl Bench {
@@ -39,6 +42,7 @@ impl Bench {
             What::Clone(clone) => clone.run()?,
             What::Guard(guard) => guard.run()?,
             What::Live(live) => live.run()?,
+            What::Serve(serve) => serve.run()?,
         };
         eprintln!("{}", told(missed));
         Ok(if self.check && missed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -49,6 +49,11 @@ impl Background {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.running.pid.as_raw()
+    }
+
     /// Asks it to end, by SIGTERM and by the end of its standard input, and waits until it has.
     pub fn stop(mut self) -> Result<()> {
         drop(self.stdin.take());
