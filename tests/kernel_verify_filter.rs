@@ -10,8 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reflink_img_guest::fill::fill;
 use support::{
-    ANY_TIME, Disk, Job, QemuIo, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, has, judged, on_both, runs,
-    skipped,
+    ANY_TIME, Disk, Job, QemuIo, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, judged, on_both, runs, there,
 };
 
 /// The image's size: 4096 extents, one a block.
@@ -28,14 +27,6 @@ fn image(s: &Sandbox, seed: u64) -> PathBuf {
     let _ = fs::remove_file(&path);
     fill(&path, SIZE, true, seed).expect("filled");
     path
-}
-
-fn there(program: &str) -> bool {
-    let there = has(program);
-    if !there {
-        skipped(&format!("{program} is not installed"));
-    }
-    there
 }
 
 fn socket(s: &Sandbox) -> PathBuf {
@@ -57,12 +48,7 @@ fn clients(s: &Sandbox, count: usize) -> Vec<Box<dyn Disk>> {
 /// Takes a snapshot while they write, and another one over it, and judges both.
 fn snapshots_are_right(s: &Sandbox, what: &str, writers: &Writers) {
     for refresh in [&[][..], &["--refresh"]] {
-        let taken = Taken::by(s, &[&LASTS[..], refresh, &["a.img", "a.snap"]].concat());
-        writers.goes_on(20);
-        let verdict = assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), taken.t0.clone());
-        println!("{what} {refresh:?}: {} and {}", taken.finished[0], verdict.json());
-        assert!(taken.finished[0]["hold"] == "filter" && taken.number("promoted") > 0, "{what}");
-        assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
+        Taken::while_they_write(s, what, &[&LASTS[..], refresh].concat(), "filter", writers);
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use reflink_img_guest::fill::fill;
 use support::{
-    ANY_TIME, Disk, QemuIo, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, guard, has, judged, modes,
-    on_both, refused, runs, skipped,
+    ANY_TIME, Disk, QemuIo, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, guard, judged, modes, on_both,
+    refused, runs, there,
 };
 
 /// The image's size: 4096 extents, one a block.
@@ -29,15 +29,6 @@ fn image(s: &Sandbox, seed: u64) -> PathBuf {
     path
 }
 
-/// Whether a program of QEMU's is there.
-fn there(program: &str) -> bool {
-    let there = has(program);
-    if !there {
-        skipped(&format!("{program} is not installed"));
-    }
-    there
-}
-
 /// The ways that this system has.
 fn ways(s: &Sandbox) -> impl Iterator<Item = &'static str> {
     let uring = modes(&s.dir()).contains(&"uring");
@@ -48,12 +39,7 @@ fn ways(s: &Sandbox) -> impl Iterator<Item = &'static str> {
 fn snapshots_are_right(s: &Sandbox, what: &str, writers: &Writers) {
     let times = if what.contains("native") { 2 } else { 1 };
     for refresh in [&[][..], &["--refresh"]].into_iter().take(times) {
-        let taken = Taken::by(s, &[&LASTS[..], refresh, &["a.img", "a.snap"]].concat());
-        writers.goes_on(20);
-        let verdict = assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), taken.t0.clone());
-        println!("{what} {refresh:?}: {} and {}", taken.finished[0], verdict.json());
-        assert!(taken.finished[0]["hold"] == "guard" && taken.number("promoted") > 0, "{what}");
-        assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
+        Taken::while_they_write(s, what, &[&LASTS[..], refresh].concat(), "guard", writers);
     }
 }
 

@@ -50,6 +50,15 @@ impl Place {
         client
     }
 
+    /// A client that has chosen the default export, by EXPORT_NAME and without the zeroes behind its answer.
+    fn choose(&self) -> UnixStream {
+        let mut client = self.connect();
+        let choose = [&3_u32.to_be_bytes()[..], b"IHAVEOPT", &1_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat();
+        client.write_all(&choose).expect("sent");
+        client.read_exact(&mut [0; 10]).expect("the export");
+        client
+    }
+
     /// What qemu-io does on the export; whether it could.
     fn io(&self, command: &str) -> bool {
         let uri = format!("nbd+unix:///?socket={}", self.at("vm.sock").display());
@@ -103,12 +112,7 @@ fn an_image_is_served_until_it_is_told_to_stop() {
 fn what_it_has_taken_is_answered_before_it_ends() {
     let place = Place::new();
     let job = place.start(&SERVE);
-    let mut client = place.connect();
-    // No zeroes, then EXPORT_NAME of the default export, then a write of a byte that comes in two parts.
-    client
-        .write_all(&[&3_u32.to_be_bytes()[..], b"IHAVEOPT", &1_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat())
-        .expect("sent");
-    client.read_exact(&mut [0; 10]).expect("the export");
+    let mut client = place.choose();
     let write = [
         &0x2560_9513_u32.to_be_bytes()[..],
         &[0, 0, 0, 1],
@@ -134,11 +138,7 @@ fn what_it_has_taken_is_answered_before_it_ends() {
 fn who_does_not_read_his_answers_keeps_it_from_ending_for_a_while_only() {
     let place = Place::new();
     let job = place.start(&SERVE);
-    let mut client = place.connect();
-    client
-        .write_all(&[&3_u32.to_be_bytes()[..], b"IHAVEOPT", &1_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat())
-        .expect("sent");
-    client.read_exact(&mut [0; 10]).expect("the export");
+    let mut client = place.choose();
     let read = [
         &0x2560_9513_u32.to_be_bytes()[..],
         &[0; 4],

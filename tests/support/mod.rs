@@ -98,6 +98,15 @@ pub fn refused(s: &Sandbox, needle: &str, args: &[&str]) {
     assert_eq!(s.listing(), before, "{:?} {args:?}", s.fs);
 }
 
+/// Whether a command can be run; says loudly where not.
+pub fn there(program: &str) -> bool {
+    let there = has(program);
+    if !there {
+        skipped(&format!("{program} is not installed"));
+    }
+    there
+}
+
 /// Whether a command can be run.
 pub fn has(tool: &str) -> bool {
     let found = Command::new("sh").args(["-c", "command -v \"$0\"", tool]).stdout(Stdio::null()).status();

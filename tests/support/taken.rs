@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use reflink_img_guest::clock;
 use serde_json::Value;
 
-use super::{Job, PROGRAM, Sandbox};
+use super::{Job, PROGRAM, Sandbox, Writers, assert_one_instant};
 
 /// The clocks are read one after the other, and their distance may change by what a time server says.
 const SLACK: i128 = 1_000_000;
@@ -49,6 +49,16 @@ impl Taken {
         let by_the_log = |distance: i128| u64::try_from(t0 - distance).expect("after the boot");
         let t0 = by_the_log(before.max(after) + SLACK)..=by_the_log(before.min(after) - SLACK);
         Self { finished, t0 }
+    }
+
+    /// Takes a snapshot `a.snap` of `a.img`, as these flags say, under this hold and while its writers write, and judges it.
+    pub fn while_they_write(s: &Sandbox, what: &str, flags: &[&str], hold: &str, writers: &Writers) {
+        let taken = Self::by(s, &[flags, &["a.img", "a.snap"]].concat());
+        writers.goes_on(20);
+        let verdict = assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), taken.t0.clone());
+        println!("{what} {flags:?}: {} and {}", taken.finished[0], verdict.json());
+        assert!(taken.finished[0]["hold"] == hold && taken.number("promoted") > 0, "{what}");
+        assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
     }
 
     /// A number that the first snapshot's report has.
