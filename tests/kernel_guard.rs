@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, symlink};
 use std::os::unix::net::UnixDatagram;
@@ -360,9 +360,7 @@ fn a_reader_that_does_not_read_holds_nothing_up() {
     on_both(|s| {
         let path = s.path("vm.img");
         drop(image(&path));
-        let (_reader, mut full) = std::io::pipe().expect("a pipe");
-        let size = nix::fcntl::fcntl(&full, nix::fcntl::FcntlArg::F_GETPIPE_SZ).expect("its size");
-        full.write_all(&vec![b'.'; size as usize]).expect("an empty pipe takes its size");
+        let (full, _reader) = support::full_pipe();
         let mut command = s.command(&["guard", "vm.img"]);
         let mut child = command.stdout(Stdio::null()).stderr(full).spawn().expect("the program starts");
         assert!(until(|| armed(&open(&path))), "{:?}", s.fs);

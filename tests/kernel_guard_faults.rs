@@ -240,7 +240,7 @@ fn nobody_drains_the_reports() {
         for _ in 0..rounds(20) {
             let mut command = s.command(&["snapshot", "vm.img", "vm.snap", "--json"]);
             // A pipe that is full before the job has told anything.
-            let (full, _keep) = full_pipe();
+            let (full, _keep) = support::full_pipe();
             command.stdout(full.try_clone().expect("dup")).stderr(full);
             let mut front = command.spawn().expect("the program starts");
             assert!(until(|| s.path("vm.snap").exists()), "{:?}", s.fs);
@@ -254,7 +254,7 @@ fn nobody_drains_the_reports() {
 #[test]
 fn the_worker_is_killed_when_all_is_done() {
     beside_a_guest("killed when done", |s, _| {
-        let (full, read) = full_pipe();
+        let (full, read) = support::full_pipe();
         let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "--json"]));
         // It tries for some seconds to tell how it has ended.
         let front = command.stdout(full).stderr(Stdio::piped()).spawn().expect("the program starts");
@@ -271,15 +271,6 @@ fn the_worker_is_killed_when_all_is_done() {
         s.exits(0, &["status", "vm.snap", "--json"]);
         s.no_sidecars("vm.snap");
     });
-}
-
-fn full_pipe() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
-    let (read, write) = nix::unistd::pipe().expect("a pipe");
-    let flags = nix::fcntl::OFlag::O_NONBLOCK;
-    nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(flags)).expect("F_SETFL");
-    while nix::unistd::write(&write, &[0; 4096]).is_ok() {}
-    nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).expect("F_SETFL");
-    (write, read)
 }
 
 /// What the processes that a guest waits for are while it may: in sessions of their own, in memory, never chosen for want of it, without

@@ -87,11 +87,7 @@ impl Drop for Served {
 
 /// Whether all of these can be run; says loudly where not.
 fn have(tools: &[&str]) -> bool {
-    let missing = tools.iter().find(|tool| !support::has(tool));
-    if let Some(tool) = missing {
-        support::skipped(&format!("{tool} is not installed"));
-    }
-    missing.is_none()
+    tools.iter().all(|tool| support::there(tool))
 }
 
 /// What a program that must succeed says.

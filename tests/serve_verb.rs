@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
-use support::{BOUND, Disk, Fs, Job, PROGRAM, QemuIo, Sandbox, has, must, refused, skipped, until};
+use support::{BOUND, Disk, Fs, Job, PROGRAM, QemuIo, Sandbox, must, refused, there, until};
 
 const SIZE: u64 = 8 << 20;
 
@@ -77,6 +77,12 @@ fn stop(job: Job) -> support::Ended {
     ended
 }
 
+/// A request of so many bytes from the first on, without flags; its cookie is 9.
+fn request(command: u16, length: u32) -> Vec<u8> {
+    let numbers = [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0], &command.to_be_bytes(), &9_u64.to_be_bytes()];
+    [&numbers.concat()[..], &0_u64.to_be_bytes(), &length.to_be_bytes()].concat()
+}
+
 fn first_byte(path: &Path) -> u8 {
     let mut byte = [0];
     File::open(path).and_then(|it| it.read_exact_at(&mut byte, 0)).expect("the image");
@@ -85,8 +91,8 @@ fn first_byte(path: &Path) -> u8 {
 
 #[test]
 fn an_image_is_served_until_it_is_told_to_stop() {
-    if !has("qemu-io") {
-        return skipped("qemu-io is not installed");
+    if !there("qemu-io") {
+        return;
     }
     for cache in ["writeback", "none"] {
         let place = Place::new();
@@ -113,14 +119,7 @@ fn what_it_has_taken_is_answered_before_it_ends() {
     let place = Place::new();
     let job = place.start(&SERVE);
     let mut client = place.choose();
-    let write = [
-        &0x2560_9513_u32.to_be_bytes()[..],
-        &[0, 0, 0, 1],
-        &9_u64.to_be_bytes(),
-        &0_u64.to_be_bytes(),
-        &1_u32.to_be_bytes(),
-        &[7],
-    ];
+    let write = [request(1, 1), vec![7]];
     client.write_all(&write.concat()).expect("sent");
     let ended = stop(job);
     let mut reply = Vec::new();
@@ -139,14 +138,7 @@ fn who_does_not_read_his_answers_keeps_it_from_ending_for_a_while_only() {
     let place = Place::new();
     let job = place.start(&SERVE);
     let mut client = place.choose();
-    let read = [
-        &0x2560_9513_u32.to_be_bytes()[..],
-        &[0; 4],
-        &9_u64.to_be_bytes(),
-        &0_u64.to_be_bytes(),
-        &(1_u32 << 20).to_be_bytes(),
-    ];
-    client.write_all(&read.concat().repeat(64)).expect("sent");
+    client.write_all(&request(0, 1 << 20).repeat(64)).expect("sent");
     let ended = stop(job);
     assert_eq!(ended.events.last().expect("events")["hung_up"], 1, "{}", ended.stderr);
 }
@@ -173,8 +165,8 @@ impl Drop for Mounted {
 #[test]
 fn data_that_is_lost_is_told_to_everybody_and_for_ever() {
     let Some(s) = Sandbox::new(Fs::Xfs) else { return };
-    if !has("qemu-io") {
-        return skipped("qemu-io is not installed");
+    if !there("qemu-io") {
+        return;
     }
     // A file system whose disk has not room for what it says.
     let small = Mounted::at(s.outside("small"), "-t tmpfs -o size=70M tmpfs");
@@ -213,7 +205,7 @@ fn it_does_not_wait_for_others_for_ever_before_it_serves() {
     drop(dir);
     let hangs = std::os::unix::net::UnixListener::bind(place.at("vm.sock")).expect("a socket");
     nix::sys::socket::listen(&hangs, nix::sys::socket::Backlog::new(0).expect("none")).expect("no backlog");
-    let _full: Vec<_> = (0..1).map(|_| UnixStream::connect(place.at("vm.sock"))).collect();
+    let _full = UnixStream::connect(place.at("vm.sock")).expect("the one that there is room for");
     let stderr = place.run(&SERVE).stderr;
     assert!(String::from_utf8_lossy(&stderr).contains("somebody listens"), "{}", String::from_utf8_lossy(&stderr));
 }
@@ -247,8 +239,8 @@ fn who_else_may_write_is_told() {
 
 #[test]
 fn an_image_has_one_server_and_no_other_writer_that_locks() {
-    if !has("qemu-io") {
-        return skipped("qemu-io is not installed");
+    if !there("qemu-io") {
+        return;
     }
     let place = Place::new();
     let job = place.start(&SERVE);
@@ -331,9 +323,7 @@ fn one_client_more_than_there_may_be_is_told_of() {
 #[test]
 fn a_reader_that_does_not_read_holds_no_client_up() {
     let place = Place::new();
-    let (_reader, mut full) = std::io::pipe().expect("a pipe");
-    let size = nix::fcntl::fcntl(&full, nix::fcntl::FcntlArg::F_GETPIPE_SZ).expect("its size");
-    full.write_all(&vec![b'.'; size as usize]).expect("an empty pipe takes its size");
+    let (full, _reader) = support::full_pipe();
     let mut command = place.command(&SERVE);
     let mut child = command.stdout(Stdio::null()).stderr(full).spawn().expect("the program starts");
     assert!(until(|| UnixStream::connect(place.at("vm.sock")).is_ok()));
@@ -380,8 +370,8 @@ os.set_inheritable(3, True)
 os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=sys.argv[2])
 os.execv(sys.argv[3], sys.argv[3:])
 ";
-    if !has("python3") {
-        return skipped("python3 is not installed");
+    if !there("python3") {
+        return;
     }
     let place = Place::new();
     let handed = |what: &str, count: &str| {

@@ -27,6 +27,13 @@ pub struct Limits {
     pub deadline: Duration,
 }
 
+impl Limits {
+    /// Of a job whose user lets an access wait for at most `deadline`: a fifth of it is for what comes after the job's own look at the time.
+    pub fn within(deadline: Duration, waiting: usize) -> Self {
+        Self { waiting, deadline: deadline * 4 / 5 }
+    }
+}
+
 /// What was seen so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tally {

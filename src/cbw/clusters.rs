@@ -53,6 +53,9 @@ pub struct Clusters<W = AtomicU64> {
     done_bytes: AtomicU64,
 }
 
+/// The most memory that the states of an image's clusters may take, in bytes: 64 TiB with clusters of 64 KiB.
+pub const STATES_MAX: u64 = 256 << 20;
+
 impl Clusters {
     /// Bytes of memory that the states of an image of `size` bytes take.
     pub fn memory(size: u64, cluster: PowerOfTwo) -> u64 {

@@ -8,4 +8,4 @@ pub mod accesses;
 pub mod clusters;
 
 pub use accesses::{Accesses, Limits, Tally};
-pub use clusters::{Cluster, Clusters};
+pub use clusters::{Cluster, Clusters, STATES_MAX};

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use crate::hold::choose::GUEST_DEADLINE_MAX;
+
 /// The least `--chunk`: a block of every file system that can clone here.
 pub const CHUNK_MIN: u64 = 4 << 10;
 /// The greatest `--chunk`.
@@ -22,8 +24,6 @@ pub const GUEST_DEADLINE_MIN: Duration = Duration::from_millis(100);
 pub const FREEZE_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// See [`FREEZE_TIMEOUT_MIN`].
 pub const FREEZE_TIMEOUT_MAX: Duration = Duration::from_secs(600);
-/// The greatest `--guest-deadline`: guests give an access up after 30 s or more.
-pub const GUEST_DEADLINE_MAX: Duration = Duration::from_secs(30);
 /// The greatest `--wait`.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 

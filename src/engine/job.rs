@@ -13,7 +13,7 @@ use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked};
 use super::window::{Target, Window, Work};
 use super::{commit, group, inspect, members, room};
-use crate::cbw::Clusters;
+use crate::cbw::{Clusters, STATES_MAX};
 use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
 use crate::error::{Error, Kind, Result, each};
 use crate::hold::Hold;
@@ -63,9 +63,6 @@ pub const LATENCY_ATOMIC: Duration = Duration::from_millis(5);
 
 /// What one call may take where nobody does: an interrupt is answered after it.
 pub const LATENCY_FROZEN: Duration = Duration::from_millis(100);
-
-/// The most memory that the states of an image's clusters may take, in bytes: 64 TiB with the default cluster.
-const STATES_MAX: u64 = 256 << 20;
 
 /// A job that is about to run.
 pub struct Job<'a, D: Disk> {

@@ -43,6 +43,9 @@ pub type Image = (Arc<RealFile>, PathBuf);
 /// How long an access of a guest may wait before the snapshot breaks (DESIGN section 3).
 const GUEST_DEADLINE: Duration = Duration::from_secs(1);
 
+/// The longest that it may be told to: guests give an access up after 30 s or more.
+pub const GUEST_DEADLINE_MAX: Duration = Duration::from_secs(30);
+
 /// What the hold `guard` needs besides the images.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Means {
@@ -82,10 +85,9 @@ pub fn survey(images: &[Image], stall: Duration, means: &Means) -> Vec<Candidate
 
 /// Each is tried when it is asked for: to try the guard raises this process above others, for good.
 fn candidates(images: &[Image], stall: Duration, means: &Means) -> impl Iterator<Item = Candidate> {
-    // Of servers those who have none need not hear.
-    let served = Filter::is_served(images);
+    // Of servers those who have none need not hear; and nobody looks for one where the image is frozen.
     let kinds = [HoldKind::Frozen, HoldKind::Filter, HoldKind::Guard, HoldKind::Atomic].into_iter();
-    kinds.filter(move |kind| served || *kind != HoldKind::Filter).map(move |kind| match kind {
+    kinds.filter(|kind| *kind != HoldKind::Filter || Filter::is_served(images)).map(move |kind| match kind {
         HoldKind::Frozen => frozen(images),
         HoldKind::Filter => filter(images, means),
         HoldKind::Guard => guard(images, means),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::unistd::geteuid;
 
-use super::holders::{self, Holders};
+use super::holders::{self, Holders, NAMED};
 use super::image_lock::{self, byte};
 use super::{Demand, Hold, HoldKind, T0};
 use crate::cbw::Clusters;
@@ -85,14 +85,8 @@ impl Frozen {
     }
 }
 
-/// How many holders are named; a busy host may have more.
-const NAMED: usize = 5;
-
 fn describe(holders: &Holders) -> String {
-    let mut words: Vec<String> = holders.found.iter().take(NAMED).map(ToString::to_string).collect();
-    if holders.found.len() > NAMED {
-        words.push(format!("and {} more", holders.found.len() - NAMED));
-    }
+    let mut words = vec![holders::named(&holders.found)];
     let hidden = holders::that_count(&holders.hidden);
     if !hidden.is_empty() {
         let mut named: Vec<String> = hidden.iter().take(NAMED).map(|pid| format!("pid {pid}")).collect();

@@ -5,22 +5,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::{Demand, Hold, HoldKind, T0};
+use super::{Demand, Hold, HoldKind, T0, settle};
 use crate::cbw::Clusters;
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
-
-/// A flush shorter than this leaves little that a clone call would have to write under the inode's lock.
-const SHORT_FLUSH: Duration = Duration::from_millis(20);
-
-/// How many flushes before T0 at most: a guest that never stops writing must not keep the job from starting.
-const FLUSHES: u32 = 8;
 
 /// The hold.
 pub struct Live {
@@ -61,14 +54,7 @@ impl Hold for Live {
 
     /// Outside the clone's lock: on Btrfs a clone call flushes the whole inode under it (217-389 ms for 256 MiB, KERNEL.md).
     fn settle(&mut self) -> Result<()> {
-        for _ in 0..FLUSHES {
-            let began = Instant::now();
-            self.image.sync_data().map_err(cannot)?;
-            if began.elapsed() < SHORT_FLUSH {
-                break;
-            }
-        }
-        Ok(())
+        settle::until_short(|| self.image.sync_data().map_err(cannot)).map(drop)
     }
 
     fn begin(&mut self, images: &[Arc<Clusters>]) -> Result<Vec<T0>> {

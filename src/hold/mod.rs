@@ -92,7 +92,7 @@ pub trait Hold {
     fn calling(&mut self, _image: usize) {}
 
     /// It has returned.
-    fn called(&mut self) {}
+    fn called(&mut self, _image: usize) {}
 
     /// All of these bytes of an image are in the snapshot.
     fn done(&mut self, _image: usize, _range: ByteRange) {}

@@ -187,8 +187,8 @@ impl Hold for Quiesced<'_> {
         self.inner.calling(image);
     }
 
-    fn called(&mut self) {
-        self.inner.called();
+    fn called(&mut self, image: usize) {
+        self.inner.called(image);
     }
 
     fn done(&mut self, image: usize, range: ByteRange) {

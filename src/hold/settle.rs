@@ -19,12 +19,22 @@ const ROUNDS: u32 = 8;
 /// What the disk says.
 pub fn images(images: &[Image]) -> Result<bool> {
     let cannot = |e| Error::io(Kind::Failed, "cannot write the image's dirty data", "check the kernel's log", e);
+    until_short(|| {
+        images.iter().try_for_each(|(image, _)| {
+            let whole = ByteRange::new(0, image.stat().map_err(cannot)?.size);
+            whole.map_or(Ok(()), |whole| image.write_back(whole)).map_err(cannot)
+        })
+    })
+}
+
+/// Writes dirty data back, round by round, until a round is short; whether one was.
+///
+/// # Errors
+/// What a round says.
+pub fn until_short(mut round: impl FnMut() -> Result<()>) -> Result<bool> {
     for _ in 0..ROUNDS {
         let began = Instant::now();
-        for (image, _) in images {
-            let whole = ByteRange::new(0, image.stat().map_err(cannot)?.size);
-            whole.map_or(Ok(()), |whole| image.write_back(whole)).map_err(cannot)?;
-        }
+        round()?;
         if began.elapsed() < SHORT_ROUND {
             return Ok(true);
         }

@@ -10,18 +10,13 @@ use nix::sys::socket::{MsgFlags, send};
 
 use super::gate::{Gate, News, Tell, Watch};
 use super::session::Stream;
-use crate::cbw::Clusters;
+use crate::cbw::{Clusters, STATES_MAX};
+use crate::hold::choose::GUEST_DEADLINE_MAX;
 use crate::hold::filter::wire::{Lines, ToJob, ToServer, VERSION, line};
 use crate::range::{ByteRange, PowerOfTwo};
 
 /// The most jobs that are listened to: one of them can have the image, the others are told so.
 pub const MOST: usize = 8;
-
-/// The most memory that the states of the image's clusters may take, in bytes.
-const STATES: u64 = 256 << 20;
-
-/// The longest that a job may have a write wait.
-const LONGEST_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The smallest unit that is cloned for a write.
 const LEAST_CLUSTER: u64 = 4096;
@@ -82,7 +77,7 @@ impl Job<'_> {
                 Some(ToJob::Image { version: VERSION, pid: std::process::id(), dev, ino, writes })
             }
             ToServer::Prepare { deadline_us } => {
-                answer(self.prepare(Duration::from_micros(deadline_us).min(LONGEST_DEADLINE))?)
+                answer(self.prepare(Duration::from_micros(deadline_us).min(GUEST_DEADLINE_MAX))?)
             }
             ToServer::Gather { size, cluster } => {
                 let gathered = self
@@ -149,7 +144,7 @@ impl Job<'_> {
         }
         let unit = PowerOfTwo::new(cluster).filter(|unit| unit.get() >= LEAST_CLUSTER);
         let unit = unit.ok_or("a cluster is a power of two, and 4 KiB at least")?;
-        if Clusters::memory(size, unit) > STATES {
+        if Clusters::memory(size, unit) > STATES_MAX {
             return Err("the image has more clusters than there is memory for: choose a larger --cluster".into());
         }
         Ok(unit)

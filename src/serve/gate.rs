@@ -17,7 +17,6 @@ mod tests;
 mod watch;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,9 +27,6 @@ pub use watch::Watch;
 
 /// The most writes that wait at once: more than all clients together can have on the way.
 const WAITING: usize = 1 << 16;
-
-/// The job's own part of the deadline: the rest is for what comes between the look at the time and the disk.
-const OWN_PART: (u32, u32) = (4, 5);
 
 /// The shortest sleep of a write at its deadline.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -53,23 +49,20 @@ pub struct Gate {
     /// Told whenever somebody who waits may go on.
     changed: Condvar,
     born: Instant,
-    /// A clone call runs.
-    calling: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     /// Writes on their way to the disk.
     writing: usize,
-    /// The number of the next write that waits, or of the next job.
-    next: u64,
+    /// The number of the last write that came.
+    last: u64,
     /// Of those who wait, who may go on.
     answered: BTreeSet<u64>,
     job: Option<Job>,
 }
 
 struct Job {
-    number: u64,
     machine: Accesses<u64>,
     clusters: Option<Arc<Clusters>>,
     deadline: Duration,
@@ -116,7 +109,7 @@ impl Drop for Passing<'_> {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), born: Instant::now(), calling: AtomicBool::new(false) }
+        Self { state: Mutex::default(), changed: Condvar::new(), born: Instant::now() }
     }
 }
 
@@ -126,7 +119,8 @@ impl Gate {
         let (since, mut waited) = (self.now(), false);
         let mut state = self.lock();
         loop {
-            let number = state.number();
+            state.last += 1;
+            let number = state.last;
             let Some(job) = &mut state.job else { break };
             if job.machine.arrive(number, 0, range, self.now()).is_none() {
                 waited = true;
@@ -165,7 +159,7 @@ impl Gate {
 
     /// Whether a clone call has the image's lock, or is about to.
     pub fn is_calling(&self) -> bool {
-        self.calling.load(Ordering::Acquire)
+        self.lock().job.as_ref().is_some_and(|job| job.calling)
     }
 
     /// A job is to be: writes go on until [`Watch::gather`]. One waits for at most `deadline`.
@@ -177,11 +171,9 @@ impl Gate {
         if state.job.is_some() {
             return Err("another job makes a snapshot of this image".into());
         }
-        let number = state.number();
-        let limits = Limits { waiting: WAITING, deadline: deadline * OWN_PART.0 / OWN_PART.1 };
+        let limits = Limits::within(deadline, WAITING);
         let machine = Accesses::new(limits);
         state.job = Some(Job {
-            number,
             machine,
             clusters: None,
             deadline: limits.deadline,
@@ -190,7 +182,7 @@ impl Gate {
             told_broken: false,
             tell,
         });
-        Ok(Watch::new(Arc::clone(self), number))
+        Ok(Watch::new(Arc::clone(self)))
     }
 
     fn until_answered<'a>(&'a self, mut state: MutexGuard<'a, State>, number: u64) -> MutexGuard<'a, State> {
@@ -266,12 +258,5 @@ impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere must not keep anybody waiting.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn number(&mut self) -> u64 {
-        self.next += 1;
-        self.next
     }
 }

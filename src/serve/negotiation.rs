@@ -1,8 +1,8 @@
 //! From the client's first option to the export that it uses: a pure state machine, option in, bytes out.
 
 use super::codec::{
-    Asked, BlockSizes, PAYLOAD_MAX, Query, Refusal, Unasked, context, export_info, option_ack, option_refused, server,
-    sizes_info, text_info, transmission,
+    Asked, BlockSizes, EXPORT_NAME, PAYLOAD_MAX, Query, Refusal, SET_META_CONTEXT, Unasked, context, export_info,
+    option_ack, option_refused, server, sizes_info, text_info, transmission,
 };
 
 /// An export as it is told to clients.
@@ -144,9 +144,6 @@ impl Negotiation {
         Agreed { offer, structured: self.structured, contexts }
     }
 }
-
-const EXPORT_NAME: u32 = 1;
-const SET_META_CONTEXT: u32 = 10;
 
 /// The contexts that queries are about: each by its name, and for the asking those of a namespace as well (`base:`); all, where nothing
 /// is asked.

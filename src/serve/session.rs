@@ -246,8 +246,8 @@ impl<S: Stream> Session<'_, '_, S> {
         }
         self.have_payload(request.payload as usize)?;
         let data = self.input.take(request.payload as usize);
-        if !request.flags.fua() && at_once(&mut self.slow_until, || self.worker.device.write_now(data, request.offset))
-        {
+        let tried = !request.flags.fua() && !is_slow(self.slow_until);
+        if tried && at_once(&mut self.slow_until, || self.worker.device.write_now(data, request.offset)) {
             self.worker.answers.done(&mut self.replies, request);
             return Ok(());
         }
@@ -274,7 +274,7 @@ impl<S: Stream> Session<'_, '_, S> {
     /// Answers a read from memory; false where that cannot be.
     fn read_now(&mut self, request: &Request) -> bool {
         let length = request.length as usize;
-        if length > PIECE || !self.worker.device.has_memory() {
+        if length > PIECE || !self.worker.device.has_memory() || is_slow(self.slow_until) {
             return false;
         }
         let before = self.replies.len();
@@ -287,13 +287,15 @@ impl<S: Stream> Session<'_, '_, S> {
     }
 }
 
-/// Does what is said to take no waiting, unless that was not so a moment ago: where accesses are watched, or the file system is frozen, the
+/// Whether what is said to take no waiting has taken some a moment ago: where accesses are watched, or the file system is frozen, the
 /// kernel has them wait whatever they ask for, and with this thread waits all that the client has to say.
+fn is_slow(until: Option<Instant>) -> bool {
+    until.is_some_and(|until| Instant::now() < until)
+}
+
+/// Does what is said to take no waiting, and finds out whether that is so.
 fn at_once(slow_until: &mut Option<Instant>, access: impl FnOnce() -> bool) -> bool {
     let began = Instant::now();
-    if slow_until.is_some_and(|until| began < until) {
-        return false;
-    }
     let done = access();
     *slow_until = (began.elapsed() > QUICK).then(|| Instant::now() + SLOW);
     done

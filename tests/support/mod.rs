@@ -38,7 +38,7 @@ pub use files::{
 };
 pub use guest::{Armed, Felt, Guest};
 pub use job::{Ended, Job};
-pub use other::{LoopDevice, Other, XfsIo};
+pub use other::{LoopDevice, Other, XfsIo, full_pipe};
 pub use qemu::{Disk, QemuIo, Vm, Writers};
 pub use recording::{Recording, Request};
 pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged, modes};

@@ -105,3 +105,13 @@ impl Drop for XfsIo {
         let _ = self.child.wait();
     }
 }
+
+/// The writing end of a pipe that takes no byte more, and the reading one, which keeps it open.
+pub fn full_pipe() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
+    let (read, write) = nix::unistd::pipe().expect("a pipe");
+    let flags = nix::fcntl::OFlag::O_NONBLOCK;
+    nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(flags)).expect("F_SETFL");
+    while nix::unistd::write(&write, &[0; 4096]).is_ok() {}
+    nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).expect("F_SETFL");
+    (write, read)
+}

@@ -54,7 +54,7 @@ pub fn open(args: &ServeArgs, alarm: Alarm) -> Result<Image> {
     }
     let file = File::options().read(true).write(writes).open(path).map_err(refused)?;
     let real = RealFile::from(file.try_clone().map_err(refused)?);
-    place::warning(&real, path).into_iter().for_each(|text| crate::cli::warn(Some(text)));
+    crate::cli::warn(place::warning(&real, path));
     if writes && real.record().map_err(refused)?.is_some() {
         let what = format!("{name} is a snapshot, and one that is written to is none any more");
         let hint = "serve it with --read-only, or a copy of it (cp --reflink=always)";
@@ -90,27 +90,23 @@ fn device(
     gate: Arc<Gate>,
     alarm: Alarm,
 ) -> io::Result<Arc<dyn Device>> {
-    let through_the_cache = Disk::new(file.try_clone()?)?;
-    let disk = Disk::with(file, alarm)?;
-    let (disk, meanwhile): (Arc<dyn Device>, Option<Arc<dyn Device>>) = match args.cache {
-        Cache::Writeback => (Arc::new(disk), None),
+    let mut meanwhile: Option<Arc<dyn Device>> = None;
+    let disk: Arc<dyn Device> = match args.cache {
+        Cache::Writeback => Arc::new(Disk::with(file, alarm)?),
         Cache::None => {
-            let btrfs = image.fs().is_ok_and(|fs| fs.kind == FsKind::Btrfs);
-            let direct = Direct::new(disk, &args.src, !args.read_only)?;
-            (Arc::new(direct), btrfs.then(|| Arc::new(through_the_cache) as Arc<dyn Device>))
+            if image.fs().is_ok_and(|fs| fs.kind == FsKind::Btrfs) {
+                meanwhile = Some(Arc::new(Disk::new(file.try_clone()?)?));
+            }
+            Arc::new(Direct::new(Disk::with(file, alarm)?, &args.src, !args.read_only)?)
         }
     };
     Ok(Arc::new(Filtered::new(disk, gate, meanwhile)))
 }
 
-/// How many others are named.
-const NAMED: usize = 5;
-
 /// Who else has an image open for writing, as far as can be seen.
 fn others(image: &File) -> Option<String> {
     let found = holders::holders(image.as_fd()).ok()?.found;
-    let named: Vec<_> = found.iter().take(NAMED).map(ToString::to_string).collect();
-    (!named.is_empty()).then(|| named.join("; "))
+    (!found.is_empty()).then(|| holders::named(&found))
 }
 
 /// The preferred block, as the protocol allows for it.

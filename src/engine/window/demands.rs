@@ -49,13 +49,9 @@ impl<D: Disk> Window<'_, D> {
             let at = cluster.align_down(cover.bytes().start());
             if let Some(open) = target.clusters.next_open(at, PROMOTE.min(end - at)).filter(|o| o.start() < end) {
                 let open = target.with_neighbours(open, self.hold.beside());
-                self.hold.calling(image);
-                let cloned = target.clone_promoted(open);
-                self.hold.called();
-                cloned?;
-                target.done(open)?;
-                self.hold.done(image, open);
-                target.work.promoted += open.len().div_ceil(cluster.get());
+                self.call(image, |target| target.clone_promoted(open))?;
+                self.done(image, open)?;
+                self.targets[image].work.promoted += open.len().div_ceil(cluster.get());
             }
         }
         self.hold.promoted(image, range);

@@ -116,8 +116,7 @@ impl<'a, D: Disk> Window<'a, D> {
             for range in self.targets[image].compared(part)? {
                 self.runs(image, range.bytes(), None)?;
             }
-            self.targets[image].done(part)?;
-            self.hold.done(image, part);
+            self.done(image, part)?;
             rest = open.split(part.end()).1;
             // Where guests have promoted every other cluster there are many parts.
             self.step()?;
@@ -139,10 +138,7 @@ impl<'a, D: Disk> Window<'a, D> {
             if !target.written_back(piece)? {
                 continue;
             }
-            self.hold.calling(image);
-            let cloned = target.clone_piece(piece, extents);
-            self.hold.called();
-            cloned?;
+            self.call(image, |target| target.clone_piece(piece, extents))?;
             rest = range.split(piece.end()).1;
             if let Some(from) = claimed {
                 claimed = Some(self.claim_up_to(image, from, piece.end())?);
@@ -155,6 +151,21 @@ impl<'a, D: Disk> Window<'a, D> {
             Some(from) => self.claim_up_to(image, from, range.end()).map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Makes a clone call of an image, of which the hold is told before and after.
+    fn call(&mut self, image: usize, clone: impl FnOnce(&mut Target<'a, D>) -> Result<()>) -> Result<()> {
+        self.hold.calling(image);
+        let cloned = clone(&mut self.targets[image]);
+        self.hold.called(image);
+        cloned
+    }
+
+    /// All of a range is in the snapshot, as the hold is told.
+    fn done(&mut self, image: usize, range: ByteRange) -> Result<()> {
+        self.targets[image].done(range)?;
+        self.hold.done(image, range);
+        Ok(())
     }
 
     /// Claims the whole clusters of `from..end`; where the next claim begins.

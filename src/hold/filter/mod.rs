@@ -41,8 +41,6 @@ pub struct Filter {
     links: Vec<Link>,
     strangers: Vec<Strangers>,
     felt: Option<Tally>,
-    /// A call is under way that the server of this image knows of.
-    calling: Option<usize>,
     /// What the servers were to be told of and could not.
     lost: Option<String>,
 }
@@ -50,7 +48,7 @@ pub struct Filter {
 impl Filter {
     /// A hold over images, at least one, that has talked to nobody yet. A write waits for at most `deadline`.
     pub fn new(images: Vec<Image>, deadline: Duration) -> Self {
-        Self { images, deadline, links: Vec::new(), strangers: Vec::new(), felt: None, calling: None, lost: None }
+        Self { images, deadline, links: Vec::new(), strangers: Vec::new(), felt: None, lost: None }
     }
 
     /// The servers' processes.
@@ -200,16 +198,14 @@ impl Hold for Filter {
         let Some(link) = self.links.get_mut(image) else { return };
         // One that does not answer in time has let the writes go on.
         match link.ask(&ToServer::Calling, self.deadline) {
-            Ok(ToJob::Ok) => self.calling = Some(image),
+            Ok(ToJob::Ok) => {}
             Ok(_) => self.lost = Some(gone(io::ErrorKind::InvalidData.into()).to_string()),
             Err(e) => self.lost = Some(gone(e).to_string()),
         }
     }
 
-    fn called(&mut self) {
-        if let Some(image) = self.calling.take() {
-            self.tell(image, &ToServer::Called);
-        }
+    fn called(&mut self, image: usize) {
+        self.tell(image, &ToServer::Called);
     }
 
     fn done(&mut self, image: usize, range: ByteRange) {

@@ -32,9 +32,6 @@ pub const SUPERVISOR: &str = "__supervisor";
 /// Stack of the answering thread: its memory is locked.
 const STACK: usize = 256 << 10;
 
-/// The answering thread gives this part of the deadline to itself; the rest is the supervisor's.
-const OWN_PART: (u32, u32) = (4, 5);
-
 /// How long the supervisor's end is waited for.
 const SUPERVISOR_ENDS: Duration = Duration::from_secs(2);
 
@@ -59,7 +56,7 @@ impl Watch {
         let table = Table::create(deadline, numbers).map_err(own)?;
         let (supervisor, socket) = supervised(&group, &table)?;
         let images: io::Result<Vec<_>> = files.iter().map(|f| watched(&**f)).collect();
-        let limits = Limits { waiting: SLOTS - 1, deadline: deadline * OWN_PART.0 / OWN_PART.1 };
+        let limits = Limits::within(deadline, SLOTS - 1);
         let shared = Arc::new(Shared {
             group: Arc::new(group),
             table: Arc::new(table),

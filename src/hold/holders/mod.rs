@@ -34,6 +34,18 @@ pub fn that_count(hidden: &[u32]) -> Vec<u32> {
     hidden.iter().copied().filter(|pid| *pid != FIRST_PROCESS).collect()
 }
 
+/// How many of many are named; a busy host may have more.
+pub(super) const NAMED: usize = 5;
+
+/// Some of these holders in words, and how many more there are.
+pub fn named(found: &[Holder]) -> String {
+    let mut words: Vec<String> = found.iter().take(NAMED).map(ToString::to_string).collect();
+    if found.len() > NAMED {
+        words.push(format!("and {} more", found.len() - NAMED));
+    }
+    words.join("; ")
+}
+
 /// How somebody holds an image.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Holding {

@@ -9,7 +9,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-pub use option::{Asked, OptionHeader, Query, Unasked, hello, parse_hello};
+pub use option::{Asked, EXPORT_NAME, OptionHeader, Query, SET_META_CONTEXT, Unasked, hello, parse_hello};
 pub use reply::{
     BlockSizes, Chunk, Refusal, chunk_header, context, error_chunk, export_info, option_ack, option_refused, server,
     simple_reply, sizes_info, status_chunk, text_info,

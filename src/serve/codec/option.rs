@@ -13,6 +13,18 @@ const I_HAVE_OPT: u64 = 0x4948_4156_454f_5054;
 const FIXED_NEWSTYLE: u16 = 1;
 const NO_ZEROES: u16 = 1 << 1;
 
+/// The options' numbers (`NBD_OPT_...`).
+pub const EXPORT_NAME: u32 = 1;
+const ABORT: u32 = 2;
+const LIST: u32 = 3;
+const STARTTLS: u32 = 5;
+const INFO: u32 = 6;
+const GO: u32 = 7;
+const STRUCTURED_REPLY: u32 = 8;
+const LIST_META_CONTEXT: u32 = 9;
+/// Of the metadata contexts that are to be used.
+pub const SET_META_CONTEXT: u32 = 10;
+
 /// What the server says first.
 pub fn hello() -> [u8; 18] {
     let mut bytes = [0; 18];
@@ -119,15 +131,15 @@ impl Asked {
     /// What the client is to be told: an unknown option, or data that is not what the option has.
     pub fn parse(option: u32, data: &[u8]) -> Result<Self, Unasked> {
         let asked = match option {
-            1 => Self::ExportName(string(data)?.to_vec()),
+            EXPORT_NAME => Self::ExportName(string(data)?.to_vec()),
             // Data is ignored, the protocol says.
-            2 => Self::Abort,
-            3 if data.is_empty() => Self::List,
-            6 | 7 => info(data, option == 7)?,
-            8 if data.is_empty() => Self::StructuredReply,
-            9 | 10 => contexts(data, option == 10)?,
-            3 | 8 => return Err(invalid("this option has no data")),
-            5 => return Err(Unasked(Refusal::Policy, "this server has no TLS")),
+            ABORT => Self::Abort,
+            LIST if data.is_empty() => Self::List,
+            INFO | GO => info(data, option == GO)?,
+            STRUCTURED_REPLY if data.is_empty() => Self::StructuredReply,
+            LIST_META_CONTEXT | SET_META_CONTEXT => contexts(data, option == SET_META_CONTEXT)?,
+            LIST | STRUCTURED_REPLY => return Err(invalid("this option has no data")),
+            STARTTLS => return Err(Unasked(Refusal::Policy, "this server has no TLS")),
             _ => return Err(Unasked(Refusal::Unsupported, "this server does not know the option")),
         };
         Ok(asked)

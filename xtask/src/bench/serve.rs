@@ -224,7 +224,7 @@ impl Serve {
                         sandbox::settle(&file_system.path(), Duration::from_secs(10))?;
                         let serving = Serving::start(&server.command(program, &image, &socket, cache), &socket)?;
                         all.push(f64::from(work.count) / bench(&socket, cache, work)?);
-                        serving.end()?;
+                        serving.end();
                     }
                 }
                 eprintln!("  {}, cache {cache}: {:.2} of the better of the others", work.name, row.ratio());
@@ -258,11 +258,10 @@ impl Serving {
         self.0.pid()
     }
 
-    fn end(self) -> Result<()> {
+    fn end(self) {
         // How they end on a signal is their own business.
         let _ = self.0.stop();
         let _ = fs::remove_file(&self.1);
-        Ok(())
     }
 }
 
@@ -302,7 +301,7 @@ fn memory(program: &Program, image: &Path, socket: &Path) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", serving.pid())).context("the server's memory")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
     let peak = peak.and_then(|it| it.parse::<u64>().ok()).context("the server's memory")? << 10;
-    serving.end()?;
+    serving.end();
     Ok(peak)
 }
 
