@@ -12,10 +12,13 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use rclone_img::disk::real::RealFile;
 use rclone_img::serve::device::Device;
 use rclone_img::serve::direct::Direct;
 use rclone_img::serve::disk::Disk;
-use rclone_img::serve::exports::Live;
+use rclone_img::serve::exports::Catalogue;
+use rclone_img::serve::finished::Finder;
+use rclone_img::serve::points::Points;
 use rclone_img::serve::server::Server;
 use rclone_img::serve::session;
 
@@ -45,8 +48,12 @@ impl Served {
         File::create(&image).and_then(|it| it.set_len(SIZE)).expect("an image");
         let file = File::options().read(true).write(!read_only).open(&image).expect("the image");
         let listener = UnixListener::bind(folder.path().join("vm.sock")).expect("a socket");
-        let live = Live::new(device(Disk::new(file).expect("a disk"), &image), read_only, 4096);
-        let serve: Serve = Box::new(move |stream| session::serve(stream, &live));
+        let device = device(Disk::new(file).expect("a disk"), &image);
+        let map = Arc::new(RealFile::open_image(&image).expect("the image"));
+        let finder = Finder::new(&map, folder.path()).expect("a finder");
+        let points = Points::new(Arc::clone(&device), map, finder, Box::new(|file| Ok(Arc::new(Disk::new(file)?))));
+        let exports = Catalogue::new(device, read_only, 4096, Arc::new(points));
+        let serve: Serve = Box::new(move |stream| session::serve(stream, &exports));
         let server = Server::new(listener, serve, most, Box::new(|event| eprintln!("{event:?}")));
         let server = Arc::new(server.expect("a server"));
         let runs = Some(thread::spawn({

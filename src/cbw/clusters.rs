@@ -110,6 +110,19 @@ impl<W: Word> Clusters<W> {
         ByteRange::new(first * self.cluster.get(), (end * self.cluster.get()).min(self.size))
     }
 
+    /// The first part of `range`, which lies within the image, whose clusters are all done, or all not; and whether they are.
+    pub fn run(&self, range: ByteRange) -> (ByteRange, bool) {
+        let touched = self.touched(range);
+        let (first, last) = (touched.start, touched.end);
+        let done = self.get(first) == DONE;
+        let end = match done {
+            true => self.first_open(touched),
+            false => (first + 1..last).find(|&i| self.get(i) == DONE),
+        };
+        let end = end.map_or(range.end(), |index| (index * self.cluster.get()).min(range.end()));
+        (ByteRange::new(range.start(), end).expect("at least its first cluster's part"), done)
+    }
+
     /// The first part of `range` whose clusters are not done; begins where the range does if that lies within a cluster that
     /// is not done.
     pub fn open_part(&self, range: ByteRange) -> Option<ByteRange> {
@@ -253,6 +266,16 @@ mod tests {
         assert_eq!(c.open_part(range(5000, 20000)), Some(range(5000, 8192)));
         assert_eq!(c.open_part(range(8192, 12288)), None);
         assert_eq!(c.open_part(range(8192, 12289)), Some(range(12288, 12289)));
+    }
+
+    #[test]
+    fn a_run_is_all_done_or_all_not() {
+        let c = clusters(4096 * 100 + 10);
+        c.finish(range(4096 * 2, 4096 * 90));
+        assert_eq!(c.run(range(5, 4096 * 100)), (range(5, 4096 * 2), false));
+        assert_eq!(c.run(range(4096 * 2 + 1, 4096 * 100 + 10)), (range(4096 * 2 + 1, 4096 * 90), true));
+        assert_eq!(c.run(range(4096 * 3, 4096 * 3 + 1)), (range(4096 * 3, 4096 * 3 + 1), true));
+        assert_eq!(c.run(range(4096 * 95, 4096 * 100 + 10)), (range(4096 * 95, 4096 * 100 + 10), false));
     }
 
     /// Counts how often this thread looks at a word.

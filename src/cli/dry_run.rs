@@ -21,7 +21,7 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
         for (image, (src, _)) in images.iter().zip(&args.pairs) {
             super::warn(place::warning(&*image.file, src).filter(|_| !args.job.output.quiet));
         }
-        let mut chosen = choose_hold(args, &images)?;
+        let mut chosen = choose_hold(args, &images, &places)?;
         let options = options(args, chosen.hold.kind(), &images)?;
         let plans =
             job::dry_run(&jobs(&places, &images, &options, &chosen.why, &Nobody, &|| false), chosen.hold.as_mut())?;

@@ -27,6 +27,13 @@ pub struct Place {
     pub names: Names,
 }
 
+impl Place {
+    /// Where the snapshot is made, and will be.
+    pub fn making(&self) -> choose::Making {
+        choose::Making { partial: self.dir.join(&self.names.partial), snapshot: self.dir.join(&self.names.dst) }
+    }
+}
+
 /// The place of a snapshot.
 ///
 /// # Errors

@@ -64,7 +64,7 @@ pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
                     reporter.on(Event::Warning(text));
                 }
             }
-            let chosen = choose_hold(args, &images)?;
+            let chosen = choose_hold(args, &images, &places)?;
             if process == Process::Front && chosen.hold.kind().wants_a_worker() {
                 // A VM was started since this process took the job for one that nobody waits for.
                 return Err(worker::begin_anew(stop));
@@ -315,10 +315,11 @@ pub(super) fn jobs<'a>(
 ///
 /// # Errors
 /// Refused where none does.
-pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image]) -> Result<Chosen<'static>> {
+pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image], places: &[Place]) -> Result<Chosen<'static>> {
     // The rehearsal changes nothing, so it leaves a QEMU that runs as it is.
     let monitors = if args.dry_run { Vec::new() } else { args.qmp.clone() };
-    let means = Means { deadline: args.guest_deadline, monitors };
+    let making = places.iter().map(Place::making).collect();
+    let means = Means { deadline: args.guest_deadline, monitors, making };
     let held: Vec<_> = images.iter().map(Image::held).collect();
     match args.consistency {
         Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_ATOMIC), &means),

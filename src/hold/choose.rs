@@ -46,18 +46,29 @@ const GUEST_DEADLINE: Duration = Duration::from_secs(1);
 /// The longest that it may be told to: guests give an access up after 30 s or more.
 pub const GUEST_DEADLINE_MAX: Duration = Duration::from_secs(30);
 
-/// What the hold `guard` needs besides the images.
+/// Where a snapshot is made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Making {
+    /// The file that it is made in.
+    pub partial: PathBuf,
+    /// Where it will be.
+    pub snapshot: PathBuf,
+}
+
+/// What holds need besides the images.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Means {
     /// How long an access of a guest may wait.
     pub deadline: Duration,
     /// Sockets of monitors (QMP) of QEMUs that may be made to open the images anew.
     pub monitors: Vec<PathBuf>,
+    /// Where the snapshots are made, in the order of the images, if others may read them meanwhile.
+    pub making: Vec<Making>,
 }
 
 impl Default for Means {
     fn default() -> Self {
-        Self { deadline: GUEST_DEADLINE, monitors: Vec::new() }
+        Self { deadline: GUEST_DEADLINE, monitors: Vec::new(), making: Vec::new() }
     }
 }
 
@@ -70,7 +81,7 @@ pub fn make(kind: HoldKind, images: &[Image], means: &Means) -> Box<dyn Hold> {
         }
     };
     match (kind, images) {
-        (HoldKind::Filter, _) => Box::new(Filter::new(images.to_vec(), means.deadline)),
+        (HoldKind::Filter, _) => Box::new(Filter::new(images.to_vec(), means)),
         (HoldKind::Guard, _) => Box::new(Guard::new(images.to_vec(), means.clone())),
         (_, [image]) => single(image),
         _ => Box::new(Several(images.iter().map(single).collect())),
@@ -104,7 +115,7 @@ pub fn frozen(images: &[Image]) -> Candidate {
 }
 
 fn filter(images: &[Image], means: &Means) -> Candidate {
-    let mut filter = Filter::new(images.to_vec(), means.deadline);
+    let mut filter = Filter::new(images.to_vec(), means);
     let tried = filter.prepare();
     let servers = filter.servers().iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
     filter.release();

@@ -1,14 +1,18 @@
 //! Jobs that make a snapshot of what is served: what they say ([`crate::hold::filter::wire`]), and what is done about it.
 
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send};
 
-use super::gate::{Gate, News, Tell, Watch};
+use super::gate::{Gate, News, OnError, Tell, Watch};
+use super::points::Points;
 use super::session::Stream;
 use crate::cbw::{Clusters, STATES_MAX};
 use crate::hold::choose::GUEST_DEADLINE_MAX;
@@ -26,6 +30,8 @@ const LEAST_CLUSTER: u64 = 4096;
 pub struct Served {
     /// Its gate.
     pub gate: Arc<Gate>,
+    /// Its points in time.
+    pub points: Arc<Points>,
     /// The image's device.
     pub dev: u64,
     /// Its inode.
@@ -41,6 +47,13 @@ pub struct Served {
 /// # Errors
 /// Where it does not speak as a job does, or the connection fails.
 pub fn serve(stream: &UnixStream, served: &Served) -> io::Result<()> {
+    let ended = hear(stream, served);
+    // A job goes when its snapshot is where it is to be, which nobody may hold any longer: the next one may be about to overwrite it.
+    served.points.look();
+    ended
+}
+
+fn hear(stream: &UnixStream, served: &Served) -> io::Result<()> {
     let (mut lines, mut bytes) = (Lines::default(), [0; 4096]);
     let mut job = Job { stream, served, watch: None };
     loop {
@@ -74,6 +87,7 @@ impl Job<'_> {
         Ok(match message {
             ToServer::Hello { .. } => {
                 let Served { dev, ino, writes, .. } = *self.served;
+                self.served.points.look();
                 Some(ToJob::Image { version: VERSION, pid: std::process::id(), dev, ino, writes })
             }
             ToServer::Prepare { deadline_us } => {
@@ -86,6 +100,13 @@ impl Job<'_> {
                 answer(gathered)
             }
             ToServer::Watch => answer(self.watch.as_ref().ok_or_else(nothing).and_then(Watch::watch)),
+            ToServer::Show { partial, snapshot } => {
+                let point = self.watch.as_ref().and_then(Watch::point).ok_or_else(nothing);
+                let [partial, snapshot] = [partial, snapshot].map(|path| PathBuf::from(OsString::from_vec(path)));
+                let shown = point
+                    .and_then(|point| self.served.points.show(&partial, &snapshot, point).map_err(|e| e.to_string()));
+                answer(shown)
+            }
             ToServer::Calling => {
                 self.watch.iter().for_each(Watch::calling);
                 Some(ToJob::Ok)
@@ -135,7 +156,7 @@ impl Job<'_> {
                 stream.close();
             }
         });
-        Ok(self.served.gate.watch(deadline, tell).map(|watch| self.watch = Some(watch)))
+        Ok(self.served.gate.watch(deadline, OnError::BreakSnapshot, tell).map(|watch| self.watch = Some(watch)))
     }
 
     fn unit(&self, size: u64, cluster: u64) -> Result<PowerOfTwo, String> {

@@ -26,8 +26,8 @@ impl Filtered {
     }
 
     /// Waits until a range may be changed; nothing to wait for where there is none of it.
-    fn enter(&self, offset: u64, length: u64) -> Option<Passing<'_>> {
-        ByteRange::at(offset, length).map(|range| self.gate.enter(range))
+    fn enter(&self, offset: u64, length: u64) -> io::Result<Option<Passing<'_>>> {
+        ByteRange::at(offset, length).map(|range| self.gate.enter(range)).transpose()
     }
 }
 
@@ -54,7 +54,7 @@ impl Device for Filtered {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let _on = self.enter(offset, bytes.len() as u64);
+        let _on = self.enter(offset, bytes.len() as u64)?;
         self.disk.write(bytes, offset)
     }
 
@@ -63,12 +63,12 @@ impl Device for Filtered {
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
-        let _on = self.enter(offset, length);
+        let _on = self.enter(offset, length)?;
         self.disk.trim(offset, length)
     }
 
     fn zero(&self, offset: u64, length: u64, allocate: bool, fast: bool) -> io::Result<()> {
-        let _on = self.enter(offset, length);
+        let _on = self.enter(offset, length)?;
         self.disk.zero(offset, length, allocate, fast)
     }
 

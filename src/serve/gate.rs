@@ -1,4 +1,4 @@
-//! The gate that the guest's writes go through: open, unless a job makes a snapshot.
+//! The gate that the guest's writes go through: open, unless somebody keeps a point in time: a job that makes a snapshot, or a fleece.
 //!
 //! | the job | a write that comes |
 //! |---|---|
@@ -9,24 +9,32 @@
 //! | watches, and they are done | goes on |
 //! | is broken, or gone | goes on |
 //!
-//! A write that waits looks at the time itself: at the deadline the snapshot breaks, whatever the job is at. Reads do not come here. What
-//! is decided, [`crate::cbw::Accesses`] decides; this is the lock around it, and those who sleep.
+//! Of several jobs a write has to wait for each. One that waits looks at the time itself: at the deadline the snapshot breaks, whatever the job
+//! is at, or the write fails ([`OnError`]). Reads do not come here. What is decided, [`crate::cbw::Accesses`] decides; this is the lock
+//! around it, and those who sleep.
 
+mod job;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cbw::{Accesses, Clusters, Limits};
+use crate::cbw::Limits;
 use crate::range::ByteRange;
 
-pub use watch::Watch;
+pub use job::{Fate, OnError};
+use job::{Job, Stop};
+pub use watch::{Point, Watch};
 
 /// The most writes that wait at once: more than all clients together can have on the way.
 const WAITING: usize = 1 << 16;
+
+/// The most jobs at a time.
+const JOBS: usize = 16;
 
 /// The shortest sleep of a write at its deadline.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -55,42 +63,23 @@ pub struct Gate {
 struct State {
     /// Writes on their way to the disk.
     writing: usize,
-    /// The number of the last write that came.
+    /// The number of the last write, or job, that came.
     last: u64,
-    /// Of those who wait, who may go on.
-    answered: BTreeSet<u64>,
-    job: Option<Job>,
+    /// Of the writes that wait, those that need not any more: they go on, or fail with this error.
+    answered: BTreeMap<u64, Result<(), i32>>,
+    jobs: BTreeMap<u64, Job>,
 }
 
-struct Job {
-    machine: Accesses<u64>,
-    clusters: Option<Arc<Clusters>>,
-    deadline: Duration,
-    calling: bool,
-    /// Something was wanted, and no answer has come.
-    asked: bool,
-    told_broken: bool,
-    tell: Tell,
-}
-
-impl Job {
-    /// Whether writes wait for a clone call.
-    fn holds(&self) -> bool {
-        self.calling && self.machine.is_watching()
+impl State {
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
     }
 
-    /// Tells what the job does not know yet.
-    fn tell(&mut self) {
-        if let Some(why) = self.machine.broken().filter(|_| !self.told_broken) {
-            let why = why.to_owned();
-            self.told_broken = true;
-            (self.tell)(News::Broken(why));
-        } else if !self.asked
-            && let Some((_, range)) = self.machine.wanted()
-        {
-            self.asked = true;
-            (self.tell)(News::Wanted(range));
-        }
+    fn fail(&mut self, writes: Vec<u64>, errno: i32) -> bool {
+        let any = !writes.is_empty();
+        self.answered.extend(writes.into_iter().map(|number| (number, Err(errno))));
+        any
     }
 }
 
@@ -101,7 +90,7 @@ impl Drop for Passing<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.writing -= 1;
-        if state.writing == 0 && state.job.is_some() {
+        if state.writing == 0 && !state.jobs.is_empty() {
             self.0.changed.notify_all();
         }
     }
@@ -115,42 +104,51 @@ impl Default for Gate {
 
 impl Gate {
     /// Lets a write of these bytes on as soon as it may.
-    pub fn enter(&self, range: ByteRange) -> Passing<'_> {
-        let (since, mut waited) = (self.now(), false);
+    ///
+    /// # Errors
+    /// Where it may not be made at all ([`OnError::BreakGuestWrite`]): ETIMEDOUT, or why what it would overwrite cannot be kept.
+    pub fn enter(&self, range: ByteRange) -> io::Result<Passing<'_>> {
+        let since = self.now();
+        let mut waited = Vec::new();
         let mut state = self.lock();
         loop {
-            state.last += 1;
-            let number = state.last;
-            let Some(job) = &mut state.job else { break };
-            if job.machine.arrive(number, 0, range, self.now()).is_none() {
-                waited = true;
+            let (number, now) = (state.next(), self.now());
+            let stopped = state.jobs.iter_mut().find_map(|(id, job)| Some((*id, job.stops(number, range, now)?)));
+            let Some((id, stop)) = stopped else { break };
+            waited.push(id);
+            if let Some(job) = state.jobs.get_mut(&id) {
                 job.tell();
-                state = self.until_answered(state, number);
-            } else if job.holds() {
-                waited = true;
-                state = self.while_calling(state, since);
-            } else {
-                if waited {
-                    job.machine.went_on(since, self.now());
-                }
-                if job.machine.broken().is_some() {
-                    // It may have been one too many.
-                    self.settle(&mut state);
-                }
-                break;
             }
+            let answer;
+            (state, answer) = match stop {
+                Stop::Clusters => self.until_answered(state, id, number),
+                Stop::Call => self.while_calling(state, id, since),
+            };
+            answer.map_err(io::Error::from_raw_os_error)?;
             // From the beginning: by now it may be another job's turn, and nothing may come between the last look and what follows.
         }
+        let now = self.now();
+        let mut broken = Vec::new();
+        for (id, job) in &mut state.jobs {
+            if waited.contains(id) {
+                job.machine.went_on(since, now);
+            }
+            // It may have been one too many.
+            if job.machine.broken().is_some() && job.fate.lost().is_none() {
+                broken.push(*id);
+            }
+        }
+        for id in broken {
+            self.settle(&mut state, id);
+        }
         state.writing += 1;
-        Passing(self)
+        Ok(Passing(self))
     }
 
     /// The same where it takes no waiting.
     pub fn try_enter(&self, range: ByteRange) -> Option<Passing<'_>> {
         let mut state = self.lock();
-        if let Some(job) = &mut state.job
-            && (job.holds() || !job.machine.lets_on(0, range))
-        {
+        if !state.jobs.values().all(|job| job.lets_on(range)) {
             return None;
         }
         state.writing += 1;
@@ -159,45 +157,44 @@ impl Gate {
 
     /// Whether a clone call has the image's lock, or is about to.
     pub fn is_calling(&self) -> bool {
-        self.lock().job.as_ref().is_some_and(|job| job.calling)
+        self.lock().jobs.values().any(|job| job.calling)
     }
 
     /// A job is to be: writes go on until [`Watch::gather`]. One waits for at most `deadline`.
     ///
     /// # Errors
-    /// Why not, in words: there is one already.
-    pub fn watch(self: &Arc<Self>, deadline: Duration, tell: Tell) -> Result<Watch, String> {
+    /// Why not, in words: there are too many.
+    pub fn watch(self: &Arc<Self>, deadline: Duration, on_error: OnError, tell: Tell) -> Result<Watch, String> {
         let mut state = self.lock();
-        if state.job.is_some() {
-            return Err("another job makes a snapshot of this image".into());
+        if state.jobs.len() >= JOBS {
+            return Err(format!("{JOBS} points in time of this image are kept already"));
         }
-        let limits = Limits::within(deadline, WAITING);
-        let machine = Accesses::new(limits);
-        state.job = Some(Job {
-            machine,
-            clusters: None,
-            deadline: limits.deadline,
-            calling: false,
-            asked: false,
-            told_broken: false,
-            tell,
-        });
-        Ok(Watch::new(Arc::clone(self)))
+        let id = state.next();
+        state.jobs.insert(id, Job::new(Limits::within(deadline, WAITING), on_error, tell));
+        Ok(Watch::new(Arc::clone(self), id))
     }
 
-    fn until_answered<'a>(&'a self, mut state: MutexGuard<'a, State>, number: u64) -> MutexGuard<'a, State> {
+    fn until_answered<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        id: u64,
+        number: u64,
+    ) -> (MutexGuard<'a, State>, Result<(), i32>) {
         loop {
-            if state.answered.remove(&number) {
-                return state;
+            if let Some(answer) = state.answered.remove(&number) {
+                return (state, answer);
             }
-            let due = state.job.as_ref().and_then(|job| job.machine.due()).unwrap_or_default();
+            // A job that goes answers everybody.
+            let due = state.jobs.get(&id).and_then(|job| job.machine.due()).unwrap_or_default();
             match due.saturating_sub(self.now()) {
                 Duration::ZERO => {
-                    if let Some(job) = &mut state.job {
-                        job.machine.expire(self.now());
+                    let now = self.now();
+                    let late = state.jobs.get_mut(&id).map(|job| job.expire(now)).unwrap_or_default();
+                    if state.fail(late, libc::ETIMEDOUT) {
+                        self.changed.notify_all();
                     }
-                    self.settle(&mut state);
-                    if !state.answered.contains(&number) {
+                    self.settle(&mut state, id);
+                    if !state.answered.contains_key(&number) {
                         // Somebody else's time is up, and he is about to see it.
                         state = self.sleep(state, MOMENT);
                     }
@@ -207,30 +204,37 @@ impl Gate {
         }
     }
 
-    fn while_calling<'a>(&'a self, mut state: MutexGuard<'a, State>, since: Duration) -> MutexGuard<'a, State> {
+    fn while_calling<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        id: u64,
+        since: Duration,
+    ) -> (MutexGuard<'a, State>, Result<(), i32>) {
         loop {
-            let Some(job) = state.job.as_mut().filter(|job| job.holds()) else { return state };
-            match (since + job.deadline).saturating_sub(self.now()) {
-                Duration::ZERO => {
-                    let deadline = job.deadline;
+            let Some(job) = state.jobs.get_mut(&id).filter(|job| job.holds()) else { return (state, Ok(())) };
+            let deadline = job.limits.deadline;
+            match ((since + deadline).saturating_sub(self.now()), job.on_error) {
+                (Duration::ZERO, OnError::BreakGuestWrite) => return (state, Err(libc::ETIMEDOUT)),
+                (Duration::ZERO, OnError::BreakSnapshot) => {
                     job.machine.break_off(&format!(
                         "a clone call has kept a write of the guest waiting for longer than --guest-deadline allows ({deadline:?} of it \
                          are the job's own)"
                     ));
-                    self.settle(&mut state);
+                    self.settle(&mut state, id);
                 }
-                left => state = self.sleep(state, left),
+                (left, _) => state = self.sleep(state, left),
             }
         }
     }
 
-    /// Lets those go who may, and tells the job what it should know.
-    fn settle(&self, state: &mut State) {
-        let Some(job) = &mut state.job else { return };
+    /// Lets those go who may, as far as a job is concerned, and tells it what it should know.
+    fn settle(&self, state: &mut State, id: u64) {
+        let Some(job) = state.jobs.get_mut(&id) else { return };
+        // First of all: who goes on may overwrite what was not kept.
+        let lost = job.tell();
         let ready = job.machine.ready(self.now());
-        job.tell();
-        if !ready.is_empty() || job.told_broken {
-            state.answered.extend(ready);
+        if lost || !ready.is_empty() {
+            state.answered.extend(ready.into_iter().map(|number| (number, Ok(()))));
             self.changed.notify_all();
         }
     }

@@ -6,10 +6,13 @@
 //! - [`device`]: what a session asks of the disk behind an export; [`disk`] is the image itself, [`direct`] the same past
 //!   the page cache, with [`blocks`], its locks.
 //! - [`gate`]: whether a write may go on, and who waits; [`filtered`] is a disk behind it, and [`control`] hears what jobs have to say.
+//! - [`view`]: a point in time, read while it is kept and afterwards; [`changes`] tells what differs from an earlier one.
+//! - [`points`]: the points in time that there are; [`finished`] finds the snapshots among them.
 //! - [`exports`]: what there is to be had.
 //! - [`server`]: those who connect.
 
 pub mod blocks;
+pub mod changes;
 pub mod codec;
 pub mod control;
 pub mod device;
@@ -17,7 +20,10 @@ pub mod direct;
 pub mod disk;
 pub mod exports;
 pub mod filtered;
+pub mod finished;
 pub mod gate;
 pub mod negotiation;
+pub mod points;
 pub mod server;
 pub mod session;
+pub mod view;

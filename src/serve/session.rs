@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use super::codec::{Broken, Command, OptionHeader, REQUEST, Request, hello, parse_hello, transmission};
 use super::device::Device;
-use super::negotiation::{Agreed, Exports, Negotiation, Next};
+use super::negotiation::{Agreed, Exports, Negotiation, Next, Offer};
 use answers::Answers;
 use input::Input;
 use pool::{Job, Pool, Worker};
@@ -97,8 +97,11 @@ impl Stream for std::os::unix::net::UnixStream {
 
 /// Exports with the disks behind them.
 pub trait Shelf: Exports {
-    /// The disk of an export that was offered under this name; `None` where it is gone since.
-    fn open(&self, name: &[u8]) -> Option<Arc<dyn Device>>;
+    /// The disk of an export that was offered; `None` where it is gone since.
+    ///
+    /// # Errors
+    /// What the kernel says of it.
+    fn open(&self, offer: &Offer) -> io::Result<Option<Arc<dyn Device>>>;
 }
 
 /// Serves a client until it goes.
@@ -108,8 +111,8 @@ pub trait Shelf: Exports {
 pub fn serve(stream: &impl Stream, shelf: &impl Shelf) -> io::Result<()> {
     let ended = match negotiate(stream, shelf) {
         Ok(Some((agreed, input))) => {
-            let device = shelf.open(&agreed.offer.name);
-            device.map_or(Ok(()), |device| transmit(stream, input, &agreed, &*device))
+            let device = shelf.open(&agreed.offer);
+            device.and_then(|device| device.map_or(Ok(()), |device| transmit(stream, input, &agreed, &*device)))
         }
         Ok(None) => Ok(()),
         // Somebody who only looks whether a server is there.

@@ -14,6 +14,7 @@ mod job;
 mod other;
 mod qemu;
 mod recording;
+pub mod serving;
 mod stamper;
 mod taken;
 

@@ -46,18 +46,24 @@ impl QemuIo {
     /// has several of them.
     pub fn open(image: &Path, options: &str) -> Self {
         let raw = "driver=raw,discard=unmap,file.discard=unmap,file.driver=file,file.locking=off";
-        Self::with("writethrough", &format!("{raw},file.filename={},{options}", image.display()))
+        Self::with(&["-t", "writethrough"], &format!("{raw},file.filename={},{options}", image.display()))
     }
 
     /// Connects to an NBD server's socket; nothing is flushed unless it is told to.
     pub fn nbd(socket: &Path) -> Self {
         let server = "driver=raw,discard=unmap,file.discard=unmap,file.driver=nbd,file.server.type=unix";
-        Self::with("writeback", &format!("{server},file.server.path={}", socket.display()))
+        Self::with(&["-t", "writeback"], &format!("{server},file.server.path={}", socket.display()))
     }
 
-    fn with(cache: &str, options: &str) -> Self {
+    /// Connects to an export that is read only.
+    pub fn nbd_export(socket: &Path, export: &str) -> Self {
+        let server = "read-only=on,driver=raw,file.driver=nbd,file.server.type=unix";
+        Self::with(&["-r"], &format!("{server},file.export={export},file.server.path={}", socket.display()))
+    }
+
+    fn with(how: &[&str], options: &str) -> Self {
         let mut command = Command::new("qemu-io");
-        command.args(["-t", cache, "--image-opts", options]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(how).args(["--image-opts", options]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("qemu-io starts");
         let commands = child.stdin.take().expect("piped");
         let answers = BufReader::new(child.stdout.take().expect("piped"));
@@ -82,7 +88,10 @@ impl Disk for QemuIo {
     fn does(&mut self, command: &str) -> bool {
         writeln!(self.commands, "{command}").expect("it runs");
         let said = self.answer();
-        !command.starts_with("write") || said.starts_with("wrote ")
+        let done = [("write", "wrote "), ("read", "read ")]
+            .iter()
+            .all(|(of, begins)| !command.starts_with(of) || said.starts_with(begins));
+        done && !said.contains("failed")
     }
 }
 

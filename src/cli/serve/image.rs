@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::args::{Cache, ServeArgs};
@@ -17,7 +18,9 @@ use crate::serve::device::Device;
 use crate::serve::direct::Direct;
 use crate::serve::disk::{Alarm, Disk};
 use crate::serve::filtered::Filtered;
+use crate::serve::finished::Finder;
 use crate::serve::gate::Gate;
+use crate::serve::points::{Open, Points};
 
 /// What is known of an image.
 #[derive(Clone, Copy, Debug)]
@@ -75,12 +78,31 @@ pub fn open(args: &ServeArgs, alarm: Alarm) -> Result<Image> {
     let stat = real.stat().map_err(refused)?;
     let facts = Facts { bytes: stat.size, block: block(&real) };
     let gate = Arc::new(Gate::default());
-    let served = Served { gate: Arc::clone(&gate), dev: stat.dev, ino: stat.ino, size: stat.size, writes };
-    let device = device(file, args, &real, gate, alarm).map_err(|e| {
+    let finder = finder(&real, path).map_err(refused)?;
+    let device = device(file, args, &real, Arc::clone(&gate), alarm).map_err(|e| {
         let what = format!("the image {name} cannot be used with this --cache");
         Error::io(Kind::Refused, what, "leave --cache out", e)
     })?;
+    let points = Points::new(Arc::clone(&device), Arc::new(real), finder, opener(args.cache));
+    let served = Served { gate, points: Arc::new(points), dev: stat.dev, ino: stat.ino, size: stat.size, writes };
     Ok(Image { device, facts, served })
+}
+
+/// Finished snapshots are looked for beside the image itself, wherever the path is a link to it.
+fn finder(image: &RealFile, path: &Path) -> io::Result<Finder> {
+    let path = path.canonicalize()?;
+    Finder::new(image, path.parent().unwrap_or(Path::new("/")))
+}
+
+/// A snapshot is read as the image is.
+fn opener(cache: Cache) -> Open {
+    Box::new(move |file| match cache {
+        Cache::Writeback => Ok(Arc::new(Disk::new(file)?)),
+        Cache::None => {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            Ok(Arc::new(Direct::new(Disk::new(file)?, Path::new(&path), false)?))
+        }
+    })
 }
 
 fn device(

@@ -21,7 +21,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::cli::service::notify;
 use crate::cli::service::wakes::{Wake, Wakes};
 use crate::error::{Error, Kind, Result};
-use crate::serve::exports::Live;
+use crate::serve::exports::Catalogue;
 use crate::serve::server::{Event, Server};
 use crate::serve::session;
 use args::ServeArgs;
@@ -57,14 +57,14 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     })?;
     let facts = image.facts;
     let socket = place.listen()?;
-    let live = Live::new(image.device, args.read_only, facts.block);
+    let exports = Catalogue::new(image.device, args.read_only, facts.block, Arc::clone(&image.served.points));
     let tell = Box::new({
         let news = Arc::clone(&news);
         move |event| news.add(event)
     });
     let most = usize::from(args.connections);
     let no_server = |e| Error::io(Kind::Failed, "the server cannot be set up", "see ulimit -n", e);
-    let serve = |stream: &UnixStream| session::serve(stream, &live);
+    let serve = |stream: &UnixStream| session::serve(stream, &exports);
     let server = Server::new(socket.listener()?, serve, most, tell).map_err(no_server)?;
     let jobs = jobs::Jobs::listen(image.served);
     let mut teller = Teller::new(args, &socket, facts);

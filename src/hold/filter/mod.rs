@@ -9,6 +9,8 @@ pub mod strangers;
 pub mod wire;
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use nix::sys::stat::fstat;
 use self::link::{AT_ONCE, Link};
 use self::strangers::Strangers;
 use self::wire::{ToJob, ToServer};
-use super::choose::Image;
+use super::choose::{Image, Making, Means};
 use super::guard::raise;
 use super::holders::{self, Holding};
 use super::{Demand, Hold, HoldKind, T0, settle};
@@ -38,7 +40,10 @@ const START_ANEW: &str =
 pub struct Filter {
     images: Vec<Image>,
     deadline: Duration,
+    making: Vec<Making>,
     links: Vec<Link>,
+    /// Those that were let go: their servers learn from the end of the connection that the snapshots are where they are to be.
+    left: Vec<Link>,
     strangers: Vec<Strangers>,
     felt: Option<Tally>,
     /// What the servers were to be told of and could not.
@@ -46,9 +51,19 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// A hold over images, at least one, that has talked to nobody yet. A write waits for at most `deadline`.
-    pub fn new(images: Vec<Image>, deadline: Duration) -> Self {
-        Self { images, deadline, links: Vec::new(), strangers: Vec::new(), felt: None, lost: None }
+    /// A hold over images, at least one, that has talked to nobody yet.
+    pub fn new(images: Vec<Image>, means: &Means) -> Self {
+        let Means { deadline, making, .. } = means.clone();
+        Self {
+            images,
+            deadline,
+            making,
+            links: Vec::new(),
+            left: Vec::new(),
+            strangers: Vec::new(),
+            felt: None,
+            lost: None,
+        }
     }
 
     /// The servers' processes.
@@ -88,6 +103,16 @@ impl Filter {
         let came = self.strangers.iter().zip(&self.images).find(|(strangers, _)| strangers.came())?;
         let name = came.1.1.display();
         Some(format!("somebody had '{name}' open for writing past its server, and may have written to it"))
+    }
+
+    /// Clients may read the points in time from now on. Those of a server that cannot open a file cannot, and the snapshot is as good.
+    fn show(&mut self) -> Result<()> {
+        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+        for (link, Making { partial, snapshot }) in self.links.iter_mut().zip(&self.making) {
+            let show = ToServer::Show { partial: bytes(partial), snapshot: bytes(snapshot) };
+            link.ask(&show, AT_ONCE).map_err(gone)?;
+        }
+        Ok(())
     }
 
     /// Asks all servers, one after the other.
@@ -168,6 +193,7 @@ impl Hold for Filter {
             return Err(super::resized_before_t0());
         }
         self.ask(AT_ONCE, |_| ToServer::Watch)?;
+        self.show()?;
         Ok(stats.into_iter().map(|image| T0 { at, image }).collect())
     }
 
@@ -257,6 +283,7 @@ impl Hold for Filter {
         for mut link in self.links.drain(..) {
             // Who hangs up lets the writes go on as well, but not before the server has seen it: the next job would find this one still there.
             let _ = link.ask(&ToServer::Leave, LEAVES);
+            self.left.push(link);
         }
         self.strangers.clear();
     }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of this language; the other end must speak the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The longest line.
 const LONGEST: usize = 64 << 10;
@@ -38,6 +38,13 @@ pub enum ToServer {
     },
     /// This was T0: writes to what is done go on. Answered by [`ToJob::Ok`].
     Watch,
+    /// Clients may read the point in time from now on; answered by [`ToJob::Ok`], or [`ToJob::Refused`] where they cannot.
+    Show {
+        /// The file that it is made in, a path.
+        partial: Vec<u8>,
+        /// Where it will be, a path.
+        snapshot: Vec<u8>,
+    },
     /// A clone call is about to be made: writes wait. Answered by [`ToJob::Ok`] when it can be.
     Calling,
     /// It has returned.
@@ -154,7 +161,7 @@ mod tests {
 
     #[test]
     fn messages_come_in_any_pieces() {
-        let said = [ToServer::Hello { version: 1 }, ToServer::Done { start: 4096, end: u64::MAX }, ToServer::End];
+        let said = [ToServer::Hello { version: VERSION }, ToServer::Done { start: 4096, end: u64::MAX }, ToServer::End];
         let bytes: Vec<u8> = said.iter().flat_map(|it| line(it).expect("text")).collect();
         for size in [1, 7, bytes.len()] {
             let (mut lines, mut heard) = (Lines::default(), Vec::new());

@@ -21,7 +21,9 @@ fn unit() -> PowerOfTwo {
 fn watched(deadline: Duration) -> (Arc<Gate>, Watch, Receiver<News>) {
     let gate = Arc::new(Gate::default());
     let (tell, told) = channel();
-    let watch = gate.watch(deadline, Box::new(move |news| drop(tell.send(news)))).expect("the only job");
+    let watch = gate
+        .watch(deadline, OnError::BreakSnapshot, Box::new(move |news| drop(tell.send(news))))
+        .expect("the only job");
     watch.gather(10 * CLUSTER, unit()).expect("nobody writes");
     watch.watch().expect("T0");
     (gate, watch, told)
@@ -48,7 +50,7 @@ fn ends(write: &Receiver<()>) {
 #[test]
 fn without_a_job_everybody_goes_on() {
     let gate = Arc::new(Gate::default());
-    let [one, two] = [gate.enter(range(0)), gate.enter(range(0))];
+    let [one, two] = [gate.enter(range(0)), gate.enter(range(0))].map(|passing| passing.expect("on"));
     assert!(gate.try_enter(range(0)).is_some());
     drop((one, two));
     assert_eq!(gate.lock().writing, 0);
@@ -78,7 +80,7 @@ fn a_write_waits_for_its_cluster_and_the_job_is_told() {
 #[test]
 fn t0_waits_for_the_writes_on_their_way_and_later_ones_wait_for_it() {
     let gate = Arc::new(Gate::default());
-    let watch = gate.watch(LONG, Box::new(|_| ())).expect("the only job");
+    let watch = gate.watch(LONG, OnError::BreakSnapshot, Box::new(|_| ())).expect("the only job");
     let before = gate.enter(range(0));
     let gathers = thread::spawn(move || {
         watch.gather(10 * CLUSTER, unit()).expect("it ends in time");
@@ -116,11 +118,10 @@ fn a_clone_call_waits_for_writes_and_writes_for_it() {
 fn a_job_that_goes_lets_everybody_go_on_and_another_may_come() {
     let (gate, watch, _told) = watched(LONG);
     let held = write(&gate, 7);
-    assert!(gate.watch(LONG, Box::new(|_| ())).is_err(), "one at a time");
     watch.calling();
     drop(watch);
     ends(&held);
-    assert!(!gate.is_calling() && gate.watch(LONG, Box::new(|_| ())).is_ok());
+    assert!(!gate.is_calling() && gate.watch(LONG, OnError::BreakSnapshot, Box::new(|_| ())).is_ok());
 }
 
 #[test]
@@ -147,7 +148,7 @@ fn a_call_that_takes_longer_than_the_deadline_breaks_it_too() {
 #[test]
 fn a_write_that_does_not_come_to_its_end_is_no_t0() {
     let gate = Arc::new(Gate::default());
-    let watch = gate.watch(Duration::from_millis(10), Box::new(|_| ())).expect("the only job");
+    let watch = gate.watch(Duration::from_millis(10), OnError::BreakSnapshot, Box::new(|_| ())).expect("the only job");
     let _hangs = gate.enter(range(0));
     assert!(watch.gather(10 * CLUSTER, unit()).is_err());
     assert!(gate.try_enter(range(1)).is_some());
@@ -161,13 +162,82 @@ fn what_was_not_cloned_whole_is_broken() {
     assert!(watch.end().0.is_some_and(|why| why.contains("before everything was cloned")));
 }
 
+/// A write waits for both, one after the other.
+#[test]
+fn a_write_waits_for_each_of_two_jobs() {
+    let (gate, first, told_first) = watched(LONG);
+    let (tell, told_second) = channel();
+    let second = gate.watch(LONG, OnError::BreakSnapshot, Box::new(move |news| drop(tell.send(news)))).expect("a job");
+    second.gather(10 * CLUSTER, unit()).expect("nobody writes");
+    second.watch().expect("T0");
+    let write = write(&gate, 3);
+    assert_eq!(told_first.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    first.done(range(3));
+    assert_eq!(told_second.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    assert!(!has_ended(&write));
+    drop(first);
+    assert!(!has_ended(&write));
+    second.done(range(3));
+    ends(&write);
+}
+
+/// A watch of one that is to be told when a write fails, and the error of a write to this cluster.
+fn guest_write_breaks(deadline: Duration, then: impl FnOnce(&Watch)) -> Option<i32> {
+    let gate = Arc::new(Gate::default());
+    let (tell, told) = channel();
+    let watch =
+        gate.watch(deadline, OnError::BreakGuestWrite, Box::new(move |news| drop(tell.send(news)))).expect("a job");
+    watch.gather(10 * CLUSTER, unit()).expect("nobody writes");
+    watch.watch().expect("T0");
+    watch.done(range(0));
+    let write = thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || gate.enter(range(4)).map(drop).err().and_then(|e| e.raw_os_error())
+    });
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(4))));
+    then(&watch);
+    let error = write.join().expect("no panic");
+    assert!(gate.try_enter(range(0)).is_some() && gate.try_enter(range(5)).is_none(), "it is watched on");
+    let point = watch.point().expect("T0");
+    assert!(point.fate.lost().is_none() && gate.lock().answered.is_empty());
+    error
+}
+
+#[test]
+fn where_the_user_says_so_the_write_fails_and_the_snapshot_stays() {
+    assert_eq!(guest_write_breaks(Duration::from_millis(10), |_| ()), Some(libc::ETIMEDOUT));
+    let full = |watch: &Watch| watch.cannot_keep(range(4), "it is full", libc::ENOSPC);
+    assert_eq!(guest_write_breaks(LONG, full), Some(libc::ENOSPC));
+}
+
+#[test]
+fn what_cannot_be_kept_is_known_before_the_write_goes_on() {
+    let (gate, watch, told) = watched(LONG);
+    let point = watch.point().expect("T0");
+    let write = thread::spawn({
+        let (gate, fate) = (Arc::clone(&gate), Arc::clone(&point.fate));
+        move || {
+            let _on = gate.enter(range(4)).expect("on");
+            fate.lost().map(str::to_owned)
+        }
+    });
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(4))));
+    watch.cannot_keep(range(4), "it is full", libc::ENOSPC);
+    assert_eq!(write.join().expect("no panic").as_deref(), Some("it is full"));
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Broken("it is full".into())));
+    drop(watch);
+    assert_eq!(point.fate.lost(), Some("it is full"));
+}
+
 /// Writers by the dozen, calls and clones between them: whoever writes to a cluster finds it done, and nobody is left waiting.
 #[test]
 fn many_writers_and_a_job_after_the_other() {
     let gate = Arc::new(Gate::default());
     for _ in 0..20 {
         let (tell, told) = channel();
-        let watch = gate.watch(LONG, Box::new(move |news| drop(tell.send(news)))).expect("the only job");
+        let watch = gate
+            .watch(LONG, OnError::BreakSnapshot, Box::new(move |news| drop(tell.send(news))))
+            .expect("the only job");
         let writers: Vec<_> = (0..24).map(|n| write(&gate, n % 10)).collect();
         watch.gather(10 * CLUSTER, unit()).expect("they end in time");
         watch.watch().expect("T0");

@@ -83,8 +83,8 @@ impl Exports for One {
 }
 
 impl Shelf for One {
-    fn open(&self, _: &[u8]) -> Option<Arc<dyn Device>> {
-        Some(Arc::clone(&self.0) as Arc<dyn Device>)
+    fn open(&self, _: &Offer) -> io::Result<Option<Arc<dyn Device>>> {
+        Ok(Some(Arc::clone(&self.0) as Arc<dyn Device>))
     }
 }
 

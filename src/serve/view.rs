@@ -1,0 +1,228 @@
+//! A point in time as a [`Device`] that can be read: while it is kept, and after that.
+//!
+//! What is not kept yet is still in the image, which is read without a lock: a write goes on only after what it overwrites was marked as kept,
+//! so what was read is of T0 if it is not marked as kept afterwards. If it is, it is read once more from where it is kept. So no reader
+//! waits for a guest's write, and no write for a reader; a reader reads twice at most.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use nix::errno::Errno;
+
+use super::changes::{Base, DIRTY, push};
+use super::device::{Device, Extents};
+use super::gate::Point;
+use crate::disk::DiskFile;
+use crate::disk::real::RealFile;
+use crate::range::ByteRange;
+
+/// What has to be known of a point in time as long as not all of it is kept.
+pub struct Making {
+    /// The image, for its bytes.
+    pub image: Arc<dyn Device>,
+    /// The same for its block map.
+    pub map: Arc<RealFile>,
+    /// What is kept, and whether all is lost.
+    pub point: Point,
+    flushed: OnceLock<()>,
+}
+
+impl Making {
+    /// Of an image, in two ways, and what is known of the point.
+    pub fn new(image: Arc<dyn Device>, map: Arc<RealFile>, point: Point) -> Self {
+        Self { image, map, point, flushed: OnceLock::new() }
+    }
+}
+
+/// A point in time.
+pub struct View {
+    /// Where it is kept.
+    kept: Arc<dyn Device>,
+    /// The same for its block map.
+    map: Arc<RealFile>,
+    making: Option<Making>,
+    /// Those that can be asked for what has changed since, in the order of the contexts behind the first one.
+    bases: Vec<Base>,
+}
+
+impl View {
+    /// One that is finished, with `making` of `None`, or not yet.
+    pub fn new(kept: Arc<dyn Device>, map: Arc<RealFile>, making: Option<Making>, bases: Vec<Base>) -> Self {
+        Self { kept, map, making, bases }
+    }
+
+    /// The pieces of a range that lie in one place, and whether they are kept.
+    fn runs(&self, offset: u64, length: u64) -> impl Iterator<Item = (ByteRange, bool)> {
+        let mut rest = ByteRange::at(offset, length);
+        std::iter::from_fn(move || {
+            let range = rest?;
+            let (run, kept) = self.making.as_ref().map_or((range, true), |it| it.point.clusters.run(range));
+            rest = range.split(run.end()).1;
+            Some((run, kept))
+        })
+    }
+
+    /// Whether a range of the image, just looked at, is still what it was at T0.
+    ///
+    /// # Errors
+    /// EIO where the point in time is lost.
+    fn holds(&self, range: ByteRange) -> io::Result<bool> {
+        // What was looked at, was so before the states are (the write that may have come between has seen them first).
+        fence(Ordering::SeqCst);
+        let pending = self.making.as_ref().is_none_or(|it| it.point.clusters.run(range) == (range, false));
+        self.whole().map(|()| pending)
+    }
+
+    /// # Errors
+    /// EIO where the point in time is lost.
+    fn whole(&self) -> io::Result<()> {
+        match self.making.as_ref().and_then(|it| it.point.fate.lost()) {
+            Some(why) => Err(io::Error::other(format!("this point in time is lost: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads a range of the image that is not kept, as far as it is not kept by then; the rest from where it is kept.
+    fn read_pending(&self, image: &dyn Device, bytes: &mut [u8], range: ByteRange) -> io::Result<()> {
+        image.read(bytes, range.start())?;
+        if self.holds(range)? {
+            return Ok(());
+        }
+        for (run, _) in self.runs(range.start(), range.len()).filter(|(_, kept)| *kept) {
+            let from = (run.start() - range.start()) as usize;
+            self.kept.read(&mut bytes[from..from + run.len() as usize], run.start())?;
+        }
+        Ok(())
+    }
+
+    /// What is where in the first part of a range that is kept, or is not; of what is not, as far as it still is not afterwards: nothing,
+    /// where its first cluster is kept by then.
+    fn piece(&self, range: ByteRange, kept: bool, ask: &Ask<'_>) -> io::Result<Extents> {
+        if let Some(making) = self.making.as_ref().filter(|_| !kept) {
+            making.flush();
+            let mut extents = ask(&*making.image, &making.map, range)?;
+            let pending = if self.holds(range)? { range.len() } else { self.pending(range) };
+            cut(&mut extents, pending);
+            return Ok(extents);
+        }
+        if self.making.is_some() {
+            // What could not be cloned was copied, and may be dirty.
+            flush(&self.map);
+        }
+        ask(&*self.kept, &self.map, range)
+    }
+
+    /// How much of the beginning of a range is not kept.
+    fn pending(&self, range: ByteRange) -> u64 {
+        let first = self.runs(range.start(), range.len()).next();
+        first.filter(|(_, kept)| !kept).map_or(0, |(run, _)| run.len())
+    }
+}
+
+/// Leaves of extents what is within so many bytes.
+fn cut(extents: &mut Extents, bytes: u64) {
+    let mut left = bytes;
+    extents.retain_mut(|(length, _)| {
+        *length = u64::from(*length).min(left) as u32;
+        left -= u64::from(*length);
+        *length > 0
+    });
+}
+
+impl Making {
+    /// The map shows everything that was written before T0: what is pending is not written to any more, so once is enough.
+    fn flush(&self) {
+        self.flushed.get_or_init(|| flush(&self.map));
+    }
+}
+
+/// Has a map show all that was written; one that does not differs from what it is compared with, or is not read at all.
+fn flush(file: &RealFile) {
+    let first = ByteRange::new(0, 1).expect("a byte");
+    let _ = file.map(first, 1, true, &mut Vec::new());
+}
+
+/// What is asked of a file: its device, its map, and a range.
+type Ask<'a> = dyn Fn(&dyn Device, &RealFile, ByteRange) -> io::Result<Extents> + 'a;
+
+impl Device for View {
+    fn size(&self) -> u64 {
+        self.kept.size()
+    }
+
+    fn has_memory(&self) -> bool {
+        self.kept.has_memory()
+    }
+
+    fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool {
+        let mut runs = self.runs(offset, bytes.len() as u64);
+        let (Some((range, kept)), None) = (runs.next(), runs.next()) else { return false };
+        match self.making.as_ref().filter(|_| !kept) {
+            None => self.kept.read_now(bytes, offset) && self.whole().is_ok(),
+            Some(making) => making.image.read_now(bytes, offset) && self.holds(range).unwrap_or(false),
+        }
+    }
+
+    fn write_now(&self, _: &[u8], _: u64) -> bool {
+        false
+    }
+
+    fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        for (run, kept) in self.runs(offset, bytes.len() as u64) {
+            let from = (run.start() - offset) as usize;
+            let bytes = &mut bytes[from..from + run.len() as usize];
+            match self.making.as_ref().filter(|_| !kept) {
+                None => self.kept.read(bytes, run.start())?,
+                Some(making) => self.read_pending(&*making.image, bytes, run)?,
+            }
+        }
+        self.whole()
+    }
+
+    fn write(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(Errno::EPERM.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn trim(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(Errno::EPERM.into())
+    }
+
+    fn zero(&self, _: u64, _: u64, _: bool, _: bool) -> io::Result<()> {
+        Err(Errno::EPERM.into())
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.kept.cache(offset, length)
+    }
+
+    fn extents(&self, context: u32, offset: u64, length: u32, most: usize) -> io::Result<Extents> {
+        let allocation = |device: &dyn Device, _: &RealFile, range: ByteRange| {
+            device.extents(0, range.start(), range.len() as u32, most)
+        };
+        let base = (context as usize).checked_sub(1).and_then(|nth| self.bases.get(nth));
+        let changes = |_: &dyn Device, map: &RealFile, range: ByteRange| {
+            Ok(base.map_or_else(|| vec![(range.len() as u32, DIRTY)], |base| base.changes(map, range, most)))
+        };
+        let ask: &Ask<'_> = if context == 0 { &allocation } else { &changes };
+        let mut extents = Extents::new();
+        let (mut at, end) = (offset, offset + u64::from(length));
+        while extents.len() < most
+            && let Some((run, kept)) = self.runs(at, end - at).next()
+        {
+            for (length, flags) in self.piece(run, kept, ask)? {
+                push(&mut extents, length, flags);
+                at += u64::from(length);
+            }
+        }
+        extents.truncate(most);
+        Ok(extents)
+    }
+}

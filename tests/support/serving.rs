@@ -1,0 +1,78 @@
+//! `rclone-img serve` of an image `a.img` in a sandbox, those that write to it, and what its clients read.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use reflink_img_guest::fill::fill;
+
+use super::{Disk, Job, QemuIo, Sandbox};
+
+/// The image's size: 4096 extents, one a block.
+pub const SERVED: u64 = 16 << 20;
+
+/// Flags by which a job lasts.
+pub const LASTS: [&str; 2] = ["--latency", "1ms"];
+
+/// The same for one that is to be met in the midst of it.
+pub const LASTS_LONG: [&str; 4] = ["--latency", "1ms", "--chunk", "4K"];
+
+/// Makes the image anew.
+pub fn image(s: &Sandbox, seed: u64) -> PathBuf {
+    let path = s.path("a.img");
+    let _ = fs::remove_file(&path);
+    fill(&path, SERVED, true, seed).expect("filled");
+    path
+}
+
+/// The server's socket.
+pub fn socket(s: &Sandbox) -> PathBuf {
+    s.outside("a.sock")
+}
+
+/// The URI of an export.
+pub fn uri(s: &Sandbox, export: &str) -> String {
+    format!("nbd+unix:///{export}?socket={}", socket(s).display())
+}
+
+/// Starts the server.
+pub fn serve(s: &Sandbox, cache: &str) -> Job {
+    let socket = socket(s).display().to_string();
+    let mut job = s.start(&["serve", "a.img", "--socket", &socket, "--cache", cache]);
+    assert!(job.wait_for("started"), "{:?}", job.events);
+    job
+}
+
+/// Ends it.
+pub fn stop(job: Job) {
+    job.signal(Signal::SIGTERM);
+    let ended = job.end();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+/// So many connections, each with a write under way.
+pub fn clients(s: &Sandbox, count: usize) -> Vec<Box<dyn Disk>> {
+    (0..count).map(|_| Box::new(QemuIo::nbd(&socket(s))) as Box<dyn Disk>).collect()
+}
+
+/// Copies an export by nbdcopy, with several connections; why not, where that fails.
+pub fn copied(s: &Sandbox, export: &str, to: &str) -> Result<PathBuf, String> {
+    let to = s.outside(to);
+    let _ = fs::remove_file(&to);
+    let ran = Command::new("nbdcopy").arg(uri(s, export)).arg(&to).output().expect("nbdcopy");
+    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    if ran.status.success() { Ok(to) } else { Err(said) }
+}
+
+/// What `nbdinfo --map` says of a context of an export: where each extent begins, how long it is, and its flags.
+pub fn map(s: &Sandbox, export: &str, context: &str) -> Vec<(u64, u64, u64)> {
+    let said = super::must("nbdinfo", &[&"--json", &format!("--map={context}"), &uri(s, export)]);
+    let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let number = |it: &serde_json::Value, name: &str| it[name].as_u64().expect("a number");
+    said.as_array()
+        .expect("extents")
+        .iter()
+        .map(|it| (number(it, "offset"), number(it, "length"), number(it, "type")))
+        .collect()
+}
