@@ -12,10 +12,12 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, send};
 
 use super::gate::{Gate, News, OnError, Tell, Watch};
+use super::orphans::Orphans;
 use super::points::Points;
 use super::session::Stream;
 use crate::cbw::{Clusters, STATES_MAX};
 use crate::hold::choose::GUEST_DEADLINE_MAX;
+use crate::hold::filter::handover::{self, Handover};
 use crate::hold::filter::wire::{Lines, ToJob, ToServer, VERSION, line};
 use crate::range::{ByteRange, PowerOfTwo};
 
@@ -32,6 +34,8 @@ pub struct Served {
     pub gate: Arc<Gate>,
     /// Its points in time.
     pub points: Arc<Points>,
+    /// What an earlier server has left.
+    pub orphans: Arc<Orphans>,
     /// The image's device.
     pub dev: u64,
     /// Its inode.
@@ -55,7 +59,7 @@ pub fn serve(stream: &UnixStream, served: &Served) -> io::Result<()> {
 
 fn hear(stream: &UnixStream, served: &Served) -> io::Result<()> {
     let (mut lines, mut bytes) = (Lines::default(), [0; 4096]);
-    let mut job = Job { stream, served, watch: None };
+    let mut job = Job { stream, served, watch: None, handover: None, left: None };
     loop {
         while let Some(message) = lines.message()? {
             if let Some(answer) = job.hear(message)? {
@@ -77,6 +81,10 @@ struct Job<'a> {
     stream: &'a UnixStream,
     served: &'a Served,
     watch: Option<Watch>,
+    /// What is left to the next server from [`ToServer::Gather`] on; not yet with size and cluster.
+    handover: Option<Handover>,
+    /// Where it is.
+    left: Option<PathBuf>,
 }
 
 impl Job<'_> {
@@ -90,13 +98,17 @@ impl Job<'_> {
                 self.served.points.look();
                 Some(ToJob::Image { version: VERSION, pid: std::process::id(), dev, ino, writes })
             }
-            ToServer::Prepare { deadline_us } => {
-                answer(self.prepare(Duration::from_micros(deadline_us).min(GUEST_DEADLINE_MAX))?)
+            ToServer::Prepare { job, pid, pid_start, deadline_us } => {
+                let deadline_us = Duration::from_micros(deadline_us).min(GUEST_DEADLINE_MAX).as_micros() as u64;
+                answer(self.prepare(Handover { job, pid, pid_start, deadline_us, size: 0, cluster: 0 })?)
             }
+            ToServer::Return { job } => answer(self.take_back(&job)?),
             ToServer::Gather { size, cluster } => {
-                let gathered = self
-                    .unit(size, cluster)
-                    .and_then(|cluster| self.watch.as_ref().ok_or_else(nothing)?.gather(size, cluster));
+                let gathered = self.unit(size, cluster).and_then(|cluster| {
+                    let watch = self.watch.as_ref().ok_or_else(nothing)?;
+                    self.leave_behind(size, cluster);
+                    watch.gather(size, cluster)
+                });
                 answer(gathered)
             }
             ToServer::Watch => answer(self.watch.as_ref().ok_or_else(nothing).and_then(Watch::watch)),
@@ -129,6 +141,8 @@ impl Job<'_> {
                 Some(ToJob::Ok)
             }
             ToServer::End => {
+                // All writes may go on from now on, also with another server.
+                self.let_go();
                 let ended = self.watch.take().map(Watch::end);
                 let (why, tally) = ended.unwrap_or_else(|| (Some(nothing()), Default::default()));
                 let longest_us = u64::try_from(tally.longest.as_micros()).unwrap_or(u64::MAX);
@@ -137,13 +151,59 @@ impl Job<'_> {
         })
     }
 
-    fn prepare(&mut self, deadline: Duration) -> io::Result<Result<(), String>> {
+    fn prepare(&mut self, handover: Handover) -> io::Result<Result<(), String>> {
         if !self.served.writes {
             return Ok(Err("nobody writes to what is served read-only".into()));
         }
         self.watch = None;
+        let tell = self.tell(&handover.job)?;
+        let watch = self.served.gate.watch(handover.deadline(), OnError::BreakSnapshot, tell);
+        self.left = self.left_by(&handover.job);
+        self.handover = Some(handover);
+        Ok(watch.map(|watch| self.watch = Some(watch)))
+    }
+
+    /// A job whose server is gone: this one has had the writes wait for it from its first moment on.
+    fn take_back(&mut self, job: &str) -> io::Result<Result<(), String>> {
+        let Some(watch) = self.served.orphans.take(job) else {
+            return Ok(Err("writes have gone on without the job since its server was started again".into()));
+        };
+        watch.retell(self.tell(job)?);
+        self.watch = Some(watch);
+        self.left = self.left_by(job);
+        Ok(Ok(()))
+    }
+
+    /// What the next server needs to know if this one is killed. Where it cannot be written down, T0 is lost then.
+    fn leave_behind(&self, size: u64, cluster: PowerOfTwo) {
+        if let (Some(handover), Some(left)) = (&self.handover, &self.left) {
+            let _ = Handover { size, cluster: cluster.get(), ..handover.clone() }.write(left);
+        }
+    }
+
+    fn let_go(&self) {
+        if let Some(left) = &self.left {
+            handover::take(left);
+        }
+    }
+
+    fn left_by(&self, job: &str) -> Option<PathBuf> {
+        handover::path(self.served.dev, self.served.ino, job)
+    }
+
+    /// How a job is told.
+    fn tell(&self, job: &str) -> io::Result<Tell> {
         let stream = self.stream.try_clone()?;
-        let tell: Tell = Box::new(move |news| {
+        let left = self.left_by(job);
+        let orphans = Arc::clone(&self.served.orphans);
+        Ok(Box::new(move |news| {
+            if orphans.is_leaving() {
+                return;
+            }
+            // Before the write goes on for which it is broken.
+            if let (News::Broken(_), Some(left)) = (&news, &left) {
+                handover::take(left);
+            }
             let message = match news {
                 News::Wanted(range) => ToJob::Wanted { start: range.start(), end: range.end() },
                 News::Broken(why) => ToJob::Broken { why },
@@ -155,8 +215,7 @@ impl Job<'_> {
             if !sent.unwrap_or(false) {
                 stream.close();
             }
-        });
-        Ok(self.served.gate.watch(deadline, OnError::BreakSnapshot, tell).map(|watch| self.watch = Some(watch)))
+        }))
     }
 
     fn unit(&self, size: u64, cluster: u64) -> Result<PowerOfTwo, String> {

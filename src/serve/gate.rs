@@ -44,7 +44,7 @@ const MOMENT: Duration = Duration::from_millis(1);
 pub enum News {
     /// A write waits for these bytes; not told again before [`Watch::promoted`].
     Wanted(ByteRange),
-    /// The snapshot is lost, for this reason.
+    /// The snapshot is lost, for this reason. Told before a write goes on that may have cost it.
     Broken(String),
 }
 

@@ -8,6 +8,7 @@
 //! - [`gate`]: whether a write may go on, and who waits; [`filtered`] is a disk behind it, and [`control`] hears what jobs have to say.
 //! - [`view`]: a point in time, read while it is kept and afterwards; [`changes`] tells what differs from an earlier one.
 //! - [`points`]: the points in time that there are; [`finished`] finds the snapshots among them.
+//! - [`orphans`]: points in time whose jobs an earlier server has had.
 //! - [`exports`]: what there is to be had.
 //! - [`server`]: those who connect.
 
@@ -23,6 +24,7 @@ pub mod filtered;
 pub mod finished;
 pub mod gate;
 pub mod negotiation;
+pub mod orphans;
 pub mod points;
 pub mod server;
 pub mod session;

@@ -52,6 +52,8 @@ impl QemuIo {
     /// Connects to an NBD server's socket; nothing is flushed unless it is told to.
     pub fn nbd(socket: &Path) -> Self {
         let server = "driver=raw,discard=unmap,file.discard=unmap,file.driver=nbd,file.server.type=unix";
+        // A server that is started again is waited for.
+        let server = format!("{server},file.reconnect-delay=60");
         Self::with(&["-t", "writeback"], &format!("{server},file.server.path={}", socket.display()))
     }
 

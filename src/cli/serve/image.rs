@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::args::{Cache, ServeArgs};
 use crate::cli::{place, words};
 use crate::disk::DiskFile;
-use crate::disk::FsKind;
 use crate::disk::real::RealFile;
+use crate::disk::{FsKind, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::{holders, image_lock};
 use crate::serve::control::Served;
@@ -20,6 +20,7 @@ use crate::serve::disk::{Alarm, Disk};
 use crate::serve::filtered::Filtered;
 use crate::serve::finished::Finder;
 use crate::serve::gate::Gate;
+use crate::serve::orphans::Orphans;
 use crate::serve::points::{Open, Points};
 
 /// What is known of an image.
@@ -84,7 +85,10 @@ pub fn open(args: &ServeArgs, alarm: Alarm) -> Result<Image> {
         Error::io(Kind::Refused, what, "leave --cache out", e)
     })?;
     let points = Points::new(Arc::clone(&device), Arc::new(real), finder, opener(args.cache));
-    let served = Served { gate, points: Arc::new(points), dev: stat.dev, ino: stat.ino, size: stat.size, writes };
+    // Nobody is served yet.
+    let orphans = Arc::new(Orphans::adopt(&gate, stat.dev, stat.ino, stat.size));
+    let (points, Stat { dev, ino, size, .. }) = (Arc::new(points), stat);
+    let served = Served { gate, points, orphans, dev, ino, size, writes };
     Ok(Image { device, facts, served })
 }
 

@@ -66,6 +66,7 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     let no_server = |e| Error::io(Kind::Failed, "the server cannot be set up", "see ulimit -n", e);
     let serve = |stream: &UnixStream| session::serve(stream, &exports);
     let server = Server::new(socket.listener()?, serve, most, tell).map_err(no_server)?;
+    let orphans = Arc::clone(&image.served.orphans);
     let jobs = jobs::Jobs::listen(image.served);
     let mut teller = Teller::new(args, &socket, facts);
     let hung_up = thread::scope(|scope| {
@@ -92,12 +93,16 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
         }
         notify::stopping();
         server.stop();
-        jobs.stop();
         // Who does not read his answers keeps nobody else from ending.
         let until = Instant::now() + FAREWELL;
         while !serving.is_finished() && Instant::now() < until {
             thread::sleep(MOMENT);
         }
+        if serving.is_finished() {
+            // Nobody writes any more: the next server takes up the jobs.
+            orphans.leave();
+        }
+        jobs.stop();
         Ok(if serving.is_finished() { 0 } else { server.hang_up() })
     })?;
     drop(socket);

@@ -1,7 +1,8 @@
 //! Who opens a served image for writing past its server, writes and is gone: nobody would find him afterwards.
 //!
 //! inotify(7) tells, to everybody who may read the file, when one that was open for writing is closed; the server itself closes none while
-//! it runs. Who is still there is found by a look at /proc.
+//! it runs. Who is still there is found by a look at /proc. When a server ends, its own descriptors are closed as well, and the kernel tells
+//! several closings as one: so it is noted who opens the image, whom only a server's end could hide.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -10,7 +11,13 @@ use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 /// Watches one image.
-pub struct Strangers(Inotify);
+pub struct Strangers {
+    inotify: Inotify,
+    /// Somebody has opened it, to read or to write.
+    opened: bool,
+    /// And after that somebody has closed it.
+    closed: bool,
+}
 
 impl Strangers {
     /// Of an image that is open.
@@ -21,14 +28,42 @@ impl Strangers {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
         // The file itself, whatever its name is by now.
         let path = format!("/proc/self/fd/{}", image.as_fd().as_raw_fd());
-        inotify.add_watch(path.as_str(), AddWatchFlags::IN_CLOSE_WRITE)?;
-        Ok(Self(inotify))
+        inotify.add_watch(path.as_str(), AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_OPEN)?;
+        Ok(Self { inotify, opened: false, closed: false })
     }
 
-    /// Whether somebody came and went since the last look; also where that cannot be told.
-    pub fn came(&self) -> bool {
-        // Whatever is told is either that, or that more was told than could be kept.
-        !matches!(self.0.read_events(), Err(Errno::EAGAIN))
+    /// Whether somebody closed it who had it open for writing, since the last look; also where that cannot be told.
+    pub fn came(&mut self) -> bool {
+        let mut came = false;
+        loop {
+            match self.inotify.read_events() {
+                Err(Errno::EAGAIN) => return came,
+                Err(Errno::EINTR) => {}
+                Err(_) => return true,
+                Ok(events) => {
+                    for event in events {
+                        // What is told else is that more happened than could be kept.
+                        let opened = event.mask == AddWatchFlags::IN_OPEN;
+                        self.opened |= opened;
+                        self.closed |= self.opened && !opened;
+                        came |= !opened;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The server has ended, and has closed the image: whether somebody else may have as well. The next server opens it after that.
+    pub fn came_with_its_end(&mut self) -> bool {
+        self.came();
+        self.closed
+    }
+
+    /// A server has opened the image since the last one's end, and nobody else has closed it. False where somebody has.
+    pub fn server_came(&mut self) -> bool {
+        let came = self.came();
+        (self.opened, self.closed) = (false, false);
+        !came
     }
 }
 
@@ -41,12 +76,28 @@ mod tests {
     #[test]
     fn who_writes_and_goes_is_told_of_and_who_reads_is_not() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let strangers = Strangers::of(file.as_file()).expect("a watch");
+        let mut strangers = Strangers::of(file.as_file()).expect("a watch");
         drop(File::open(file.path()).expect("the file"));
         assert!(!strangers.came());
         let writer = File::options().write(true).open(file.path()).expect("the file");
         assert!(!strangers.came(), "he is still there");
         drop(writer);
         assert!(strangers.came() && !strangers.came());
+    }
+
+    #[test]
+    fn a_servers_end_hides_nobody() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let open = || File::options().write(true).open(file.path()).expect("the file");
+        let server = open();
+        let mut strangers = Strangers::of(file.as_file()).expect("a watch");
+        drop(server);
+        assert!(!strangers.came_with_its_end());
+        let next = open();
+        assert!(!strangers.came() && !strangers.came_with_its_end() && strangers.server_came());
+        let other = open();
+        assert!(!strangers.came());
+        drop((next, other));
+        assert!(strangers.came_with_its_end());
     }
 }

@@ -26,8 +26,20 @@ pub enum ToServer {
     },
     /// There is to be a T0; answered by [`ToJob::Ok`], or [`ToJob::Refused`] where another job has the image.
     Prepare {
+        /// The job's name, which no other has: hexadecimal.
+        job: String,
+        /// Its process.
+        pid: u32,
+        /// When that started, in clock ticks since the boot.
+        pid_start: u64,
         /// How long a write may wait, in microseconds.
         deadline_us: u64,
+    },
+    /// The job had its T0 by a server that is gone: answered by [`ToJob::Ok`] where all writes have waited for it since, or
+    /// [`ToJob::Refused`]. It says what is done, and then [`ToServer::Watch`].
+    Return {
+        /// The job's name.
+        job: String,
     },
     /// Writes wait from now on; answered by [`ToJob::Ok`] once none is on its way to the disk any more, or [`ToJob::Refused`].
     Gather {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-use super::{Fate, Gate, Job, OnError, State};
+use super::{Fate, Gate, Job, OnError, State, Tell};
 use crate::cbw::{Clusters, Tally};
 use crate::range::{ByteRange, PowerOfTwo};
 
@@ -59,6 +59,13 @@ impl Watch {
         let Some(clusters) = job.clusters.clone() else { return Err("nothing was gathered".into()) };
         job.machine.watch(vec![clusters], Vec::new());
         self.whole(state)
+    }
+
+    /// From now on the job is told like this: it has come back.
+    pub fn retell(&self, tell: Tell) {
+        let mut state = self.gate.lock();
+        let job = self.job(&mut state);
+        (job.tell, job.asked) = (tell, false);
     }
 
     /// What readers need to know of it, from [`Watch::gather`] on.
@@ -144,9 +151,8 @@ impl Drop for Watch {
         let mut state = self.gate.lock();
         if let Some(mut job) = state.jobs.remove(&self.id) {
             job.machine.break_off("the job has ended");
-            if let Some(why) = job.machine.broken() {
-                job.fate.lose(why);
-            }
+            // Before anybody goes on.
+            job.tell();
             let ready = job.machine.ready(self.gate.now());
             state.answered.extend(ready.into_iter().map(|number| (number, Ok(()))));
         }
