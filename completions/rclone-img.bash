@@ -22,6 +22,9 @@ _rclone__img() {
             rclone__img,check)
                 cmd="rclone__img__subcmd__check"
                 ;;
+            rclone__img,fleece)
+                cmd="rclone__img__subcmd__fleece"
+                ;;
             rclone__img,guard)
                 cmd="rclone__img__subcmd__guard"
                 ;;
@@ -40,6 +43,15 @@ _rclone__img() {
             rclone__img,status)
                 cmd="rclone__img__subcmd__status"
                 ;;
+            rclone__img__subcmd__fleece,list)
+                cmd="rclone__img__subcmd__fleece__subcmd__list"
+                ;;
+            rclone__img__subcmd__fleece,start)
+                cmd="rclone__img__subcmd__fleece__subcmd__start"
+                ;;
+            rclone__img__subcmd__fleece,stop)
+                cmd="rclone__img__subcmd__fleece__subcmd__stop"
+                ;;
             *)
                 ;;
         esac
@@ -47,7 +59,7 @@ _rclone__img() {
 
     case "${cmd}" in
         rclone__img)
-            opts="-h -V --help --version snapshot resume status abort map check guard serve"
+            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -81,6 +93,102 @@ _rclone__img() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__fleece)
+            opts="-h --help start stop list"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__fleece__subcmd__list)
+            opts="-h --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__fleece__subcmd__start)
+            opts="-q -h --name --sidecar --base --cluster --guest-deadline --on-cbw-error --max-sidecar --ram --min-free --durable --json --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sidecar)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --base)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cluster)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --guest-deadline)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --on-cbw-error)
+                    COMPREPLY=($(compgen -W "break-snapshot break-guest-write" -- "${cur}"))
+                    return 0
+                    ;;
+                --max-sidecar)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --ram)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --min-free)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__fleece__subcmd__stop)
+            opts="-q -h --name --json --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

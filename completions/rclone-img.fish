@@ -34,6 +34,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "map" -d 'Show
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Say which holds apply to the image SRC, and why not; of a directory, which images are in use unarmed'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "serve" -d 'Give the image SRC to a VM over NBD'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "fleece" -d 'Read one instant of a served image over NBD, while only what is overwritten is kept'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
@@ -91,3 +92,27 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l read-onl
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and not __fish_seen_subcommand_from start stop list" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and not __fish_seen_subcommand_from start stop list" -f -a "start" -d 'Begin a fleece of the served image SRC'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and not __fish_seen_subcommand_from start stop list" -f -a "stop" -d 'End a fleece of SRC, with what it has kept'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and not __fish_seen_subcommand_from start stop list" -f -a "list" -d 'Show the fleeces of SRC'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l name -d 'Its name: at most 64 letters, digits, \'-\', \'_\' and \'.\'' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l sidecar -d 'The directory in which is kept what the guest overwrites; where it is on the image\'s file system blocks are shared, else they are copied [default: the image\'s]' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l base -d 'A finished snapshot of the image: only what has changed since is kept, and may be read' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l cluster -d 'The unit that is kept; a power of two from 4K to 64M' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l guest-deadline -d 'How long a write of the guest may wait for it, 100ms to 30s' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l on-cbw-error -d 'What happens where what the guest overwrites cannot be kept, or not in time' -r -f -a "break-snapshot\t'The guest\'s write goes on, and the fleece is lost'
+break-guest-write\t'The guest\'s write fails, and the fleece stays whole'"
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l max-sidecar -d 'The most that is kept [default: as much as --min-free allows]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l ram -d 'The most memory for what is copied and not on the sidecar\'s disk yet' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l min-free -d 'Free space, on the image\'s file system and on the sidecar\'s, below which the fleece is given up' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l durable -d 'What is kept is on the disk before the guest overwrites it, so that the fleece outlives a power cut; each first write to a cluster takes as long as two syncs'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from stop" -l name -d 'The fleece\'s name' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from stop" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from stop" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from list" -l json -d 'One JSON object a fleece, one a line'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'

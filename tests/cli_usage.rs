@@ -50,6 +50,8 @@ fn help_is_what_is_stored() {
     check_help(&["check", "--help"], file!["snapshots/help-check.txt"]);
     check_help(&["guard", "--help"], file!["snapshots/help-guard.txt"]);
     check_help(&["serve", "--help"], file!["snapshots/help-serve.txt"]);
+    check_help(&["fleece", "--help"], file!["snapshots/help-fleece.txt"]);
+    check_help(&["fleece", "start", "--help"], file!["snapshots/help-fleece-start.txt"]);
 }
 
 #[test]
@@ -106,8 +108,8 @@ fn what_freezes_is_whole_and_of_use() {
     check_usage(&snapshot(&["--freeze-timeout", "0s"]), range);
 }
 
-#[test]
 fn what_is_not_built_is_not_accepted() {
+    check_usage(&["rotate", "a"], "error: unrecognized subcommand 'rotate'");
     check_usage(&["fleece", "start", "a"], "error: unrecognized subcommand 'fleece'");
     check_usage(
         &["snapshot", "a", "b", "--consistency", "anchor"],

@@ -18,6 +18,7 @@ use rclone_img::serve::direct::Direct;
 use rclone_img::serve::disk::Disk;
 use rclone_img::serve::exports::Catalogue;
 use rclone_img::serve::finished::Finder;
+use rclone_img::serve::fleece::all::{self, Fleeces};
 use rclone_img::serve::points::Points;
 use rclone_img::serve::server::Server;
 use rclone_img::serve::session;
@@ -51,7 +52,16 @@ impl Served {
         let device = device(Disk::new(file).expect("a disk"), &image);
         let map = Arc::new(RealFile::open_image(&image).expect("the image"));
         let finder = Finder::new(&map, folder.path()).expect("a finder");
-        let points = Points::new(Arc::clone(&device), map, finder, Box::new(|file| Ok(Arc::new(Disk::new(file)?))));
+        let of = all::Image {
+            device: Arc::clone(&device),
+            map: Arc::clone(&map),
+            gate: Arc::default(),
+            finder: finder.clone(),
+            path: image,
+        };
+        let fleeces = Arc::new(Fleeces::adopt(of).expect("the image's directory").0);
+        let open = Box::new(|file| Ok(Arc::new(Disk::new(file)?) as Arc<dyn Device>));
+        let points = Points::new(Arc::clone(&device), map, finder, open, fleeces);
         let exports = Catalogue::new(device, read_only, 4096, Arc::new(points));
         let serve: Serve = Box::new(move |stream| session::serve(stream, &exports));
         let server = Server::new(listener, serve, most, Box::new(|event| eprintln!("{event:?}")));

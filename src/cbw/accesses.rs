@@ -161,6 +161,16 @@ impl<A, W: Word> Accesses<A, W> {
         chosen.map(|(_, open)| open)
     }
 
+    /// What is not done of the ranges that accesses wait for, of at most so many of them.
+    pub fn all_wanted(&self, most: usize) -> Vec<(usize, ByteRange)> {
+        let waiting = self.waiting.iter().filter(|_| self.phase == Phase::Watching);
+        waiting
+            .filter_map(|w| self.open(w.image, w.range).map(|(image, open)| (image, open, w.range.end())))
+            .take(most)
+            .filter_map(|(image, open, end)| Some((image, ByteRange::new(open.start(), end)?)))
+            .collect()
+    }
+
     /// The first part of a range that is not done.
     fn open(&self, image: usize, range: ByteRange) -> Option<(usize, ByteRange)> {
         Some((image, self.images.get(image)?.open_part(range)?))

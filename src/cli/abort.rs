@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use super::args::AbortArgs;
+use super::fleece::orphan;
 use super::place::{self, Place};
 use super::{last_words, words};
 use crate::disk::{Access, Disk, DiskFile, process};
@@ -27,6 +28,11 @@ const LOOK: Duration = Duration::from_millis(50);
 /// # Errors
 /// Refused where there is nothing to abort; busy where the job does not stop.
 pub fn run(args: &AbortArgs) -> Result<u8> {
+    if let Some(fleece) = orphan::at(&args.dst) {
+        fleece.remove()?;
+        tell(args, &args.dst, Aborted::Removed, false)?;
+        return Ok(0);
+    }
     let place = place::place(&args.dst)?;
     // The job that is told to stop promises nothing of what it leaves, as long as this is open.
     let mark = place.disk.open(&place.names.journal, Access::Read);

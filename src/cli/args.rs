@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use super::fleece::args::{EXAMPLES as FLEECE_EXAMPLES, FleeceArgs};
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
 use super::serve::args::{EXAMPLES as SERVE_EXAMPLES, ServeArgs};
 use super::values::{self, MinFree};
@@ -120,6 +121,9 @@ pub enum Verb {
     /// Give the image SRC to a VM over NBD
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(ServeArgs),
+    /// Read one instant of a served image over NBD, while only what is overwritten is kept
+    #[command(after_help = FLEECE_EXAMPLES, disable_help_subcommand = true)]
+    Fleece(FleeceArgs),
 }
 
 /// What is said of progress, and where.

@@ -9,6 +9,7 @@ pub mod args;
 pub mod check;
 pub mod check_dir;
 pub mod dry_run;
+pub mod fleece;
 pub mod freezer;
 pub mod guard;
 pub mod json;
@@ -90,6 +91,7 @@ fn dispatch(verb: &Verb) -> Result<u8> {
         Verb::Check(args) => check::run(args),
         Verb::Guard(args) => guard::run(args),
         Verb::Serve(args) => serve::run(args),
+        Verb::Fleece(args) => fleece::run(args),
     }
 }
 

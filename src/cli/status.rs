@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::args::StatusArgs;
+use super::fleece::orphan;
 use super::{live, place, words};
 use crate::disk::{Disk, DiskFile};
 use crate::engine::inspect::{Condition, Unfinished, inspect};
@@ -37,6 +38,12 @@ pub fn run(args: &StatusArgs) -> Result<u8> {
     let mut worst = 0;
     let mut out = std::io::stdout().lock();
     for path in &snapshots {
+        if let Some(fleece) = orphan::at(path) {
+            worst = worst.max(fleece.exit_code());
+            let text = if args.json { format!("{}\n", fleece.object()) } else { fleece.person() };
+            super::written(out.write_all(text.as_bytes()))?;
+            continue;
+        }
         let condition = match condition(path) {
             Ok(condition) => condition,
             // The others are looked at all the same.
@@ -87,7 +94,7 @@ fn with_image(condition: Condition, place: &place::Place) -> Condition {
     }
 }
 
-/// The snapshots that have a journal in a directory.
+/// The snapshots that have a journal in a directory, and the maps of fleeces.
 fn jobs_in(dir: &Path) -> Result<Vec<PathBuf>> {
     let cannot = |e| {
         Error::io(Kind::Refused, format!("cannot list {}", words::name(dir)), "check the directory's permissions", e)
@@ -98,6 +105,7 @@ fn jobs_in(dir: &Path) -> Result<Vec<PathBuf>> {
         if let Some(stem) = name.as_bytes().strip_suffix(JOURNAL.as_bytes()).filter(|s| !s.is_empty()) {
             jobs.push(dir.join(OsStr::from_bytes(stem)));
         }
+        jobs.extend(Some(dir.join(&name)).filter(|path| orphan::at(path).is_some()));
     }
     jobs.sort();
     Ok(jobs)

@@ -60,6 +60,14 @@ pub fn cluster(text: &str) -> Result<u64, String> {
     Err("a cluster is a power of two from 4K to 64M".into())
 }
 
+/// A size, not of nothing.
+///
+/// # Errors
+/// Words that name the form.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    size(text).and_then(|bytes| if bytes > 0 { Ok(bytes) } else { Err("more than nothing".into()) })
+}
+
 /// `--latency`: 1ms to 10s.
 ///
 /// # Errors

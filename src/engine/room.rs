@@ -16,6 +16,15 @@ pub fn enough_space<D: Disk>(job: &Job<'_, D>) -> Result<()> {
     leaves(space, job.options.min_free)
 }
 
+/// The same of the file system that a directory is on.
+///
+/// # Errors
+/// Refused, with the figures.
+pub fn is_enough(disk: &impl Disk, min_free: MinFree) -> Result<()> {
+    let space = disk.space().map_err(|e| cannot_look("the free space", e))?;
+    leaves(space, min_free)
+}
+
 /// Whether this much is left of this.
 fn leaves(space: Space, min_free: MinFree) -> Result<()> {
     let part = match min_free {

@@ -82,7 +82,8 @@ pub fn push(extents: &mut Extents, length: u32, flags: u32) {
     }
 }
 
-/// Addresses of XFS's data and realtime devices are not to be compared.
+/// Addresses of two file systems are not to be compared, nor those of XFS's data and realtime devices.
 fn same_device(a: &RealFile, b: &RealFile) -> bool {
-    matches!((a.realtime(), b.realtime()), (Ok(a), Ok(b)) if a == b)
+    let fs = |file: &RealFile| Some((file.fs().ok()?.uuid, file.realtime().ok()?));
+    fs(a).is_some_and(|a| Some(a) == fs(b))
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, send};
 
+use super::fleece::all::Fleeces;
 use super::gate::{Gate, News, OnError, Tell, Watch};
 use super::orphans::Orphans;
 use super::points::Points;
@@ -36,6 +37,10 @@ pub struct Served {
     pub points: Arc<Points>,
     /// What an earlier server has left.
     pub orphans: Arc<Orphans>,
+    /// Points in time of which only what is overwritten is kept.
+    pub fleeces: Arc<Fleeces>,
+    /// The path of the socket that clients connect to, if it has one.
+    pub socket: Option<Vec<u8>>,
     /// The image's device.
     pub dev: u64,
     /// Its inode.
@@ -136,6 +141,12 @@ impl Job<'_> {
                 self.watch.iter().for_each(Watch::promoted);
                 None
             }
+            ToServer::Fleece(order) => Some(match self.fleeces().and_then(|fleeces| fleeces.start(&order)) {
+                Ok(fleece) => self.told_of(|name| name == fleece.name()),
+                Err(why) => ToJob::Refused { why },
+            }),
+            ToServer::EndFleece { name } => answer(self.fleeces().and_then(|fleeces| fleeces.stop(&name))),
+            ToServer::Fleeces => Some(self.told_of(|_| true)),
             ToServer::Leave => {
                 self.watch = None;
                 Some(ToJob::Ok)
@@ -161,6 +172,17 @@ impl Job<'_> {
         self.left = self.left_by(&handover.job);
         self.handover = Some(handover);
         Ok(watch.map(|watch| self.watch = Some(watch)))
+    }
+
+    fn fleeces(&self) -> Result<&Fleeces, String> {
+        let writes = Some(&*self.served.fleeces).filter(|_| self.served.writes);
+        writes.ok_or_else(|| "nobody writes to what is served read-only: read it as it is".into())
+    }
+
+    /// How the fleeces of these names stand.
+    fn told_of(&self, which: impl Fn(&str) -> bool) -> ToJob {
+        let all = self.served.fleeces.states().into_iter().filter(|it| which(&it.name)).collect();
+        ToJob::Fleeces { socket: self.served.socket.clone(), all }
     }
 
     /// A job whose server is gone: this one has had the writes wait for it from its first moment on.

@@ -51,9 +51,9 @@ impl Catalogue {
         let bases = it.bases.iter().map(|base| format!("{NAMESPACE}{base}"));
         Offer {
             name: format!("{SNAPSHOT}{}", it.name).into_bytes(),
-            description: if it.making { "a snapshot that is being made" } else { "a snapshot" }.into(),
+            description: it.what.into(),
             size: it.size,
-            flags: READS | flags::READ_ONLY,
+            flags: READS | if it.trims { flags::SEND_TRIM } else { flags::READ_ONLY },
             block: self.block,
             contexts: [ALLOCATION.to_owned()].into_iter().chain(bases).collect(),
         }

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::changes::{Base, NAMESPACE};
 use super::device::Device;
 use super::finished::Finder;
+use super::fleece::Fleece;
+use super::fleece::all::Fleeces;
 use super::gate::Point;
 use super::view::{Making, View};
 use crate::disk::real::RealFile;
@@ -32,8 +34,10 @@ pub struct Listed {
     pub size: u64,
     /// The names of those that its changes since can be asked of.
     pub bases: Vec<String>,
-    /// Whether it is still being made.
-    pub making: bool,
+    /// What it is, for a person.
+    pub what: &'static str,
+    /// Whether readers may let parts of it go (TRIM).
+    pub trims: bool,
 }
 
 struct Shown {
@@ -51,12 +55,13 @@ pub struct Points {
     finder: Finder,
     open: Open,
     shown: Mutex<Vec<Shown>>,
+    fleeces: Arc<Fleeces>,
 }
 
 impl Points {
-    /// Of an image, for its bytes and for its map, with a finder of what is finished.
-    pub fn new(image: Arc<dyn Device>, map: Arc<RealFile>, finder: Finder, open: Open) -> Self {
-        Self { image, map, finder, open, shown: Mutex::default() }
+    /// Of an image, for its bytes and for its map, with a finder of what is finished, and its fleeces.
+    pub fn new(image: Arc<dyn Device>, map: Arc<RealFile>, finder: Finder, open: Open, fleeces: Arc<Fleeces>) -> Self {
+        Self { image, map, finder, open, shown: Mutex::default(), fleeces }
     }
 
     /// One that is being made in the file `partial` and will be at `path`.
@@ -99,11 +104,31 @@ impl Points {
         let finished = self.finder.all();
         let bases = |newest: usize| finished.iter().skip(newest).take(BASES).map(|it| it.0.clone()).collect();
         let size = self.image.size();
-        let making = |it: &Shown| Listed { name: it.name.clone(), size, bases: bases(0), making: true };
-        let mut all: Vec<_> = self.shown().iter().map(making).collect();
+        let making = |it: &Shown| Listed {
+            name: it.name.clone(),
+            size,
+            bases: bases(0),
+            what: "a snapshot that is being made",
+            trims: false,
+        };
+        let fleece = |it: Arc<Fleece>| Listed {
+            name: it.name().to_owned(),
+            size,
+            bases: it.base().map_or_else(|| bases(0), |base| vec![base.to_owned()]),
+            what: "a fleece",
+            trims: true,
+        };
+        let fleeces = self.fleeces.all().into_iter().filter(|it| it.point().fate.lost().is_none());
+        let mut all: Vec<_> = fleeces.map(fleece).chain(self.shown().iter().map(making)).collect();
         for (index, (name, _, size)) in finished.iter().enumerate() {
             if all.iter().all(|it| it.name != *name) {
-                all.push(Listed { name: name.clone(), size: *size, bases: bases(index + 1), making: false });
+                all.push(Listed {
+                    name: name.clone(),
+                    size: *size,
+                    bases: bases(index + 1),
+                    what: "a snapshot",
+                    trims: false,
+                });
             }
         }
         all
@@ -117,6 +142,9 @@ impl Points {
         self.look();
         let bases = contexts.iter().filter_map(|it| it.strip_prefix(NAMESPACE));
         let bases = bases.map(|base| Base::new(base.into(), self.finder.clone())).collect();
+        if let Some(fleece) = self.fleeces.get(name) {
+            return Ok(Some(View::of_fleece(fleece, Arc::clone(&self.image), Arc::clone(&self.map), bases)));
+        }
         let shown = self.shown();
         if let Some(shown) = shown.iter().find(|it| it.name == name) {
             let making = Making::new(Arc::clone(&self.image), Arc::clone(&self.map), shown.point.clone());

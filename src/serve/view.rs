@@ -15,6 +15,7 @@ use nix::errno::Errno;
 
 use super::changes::{Base, DIRTY, push};
 use super::device::{Device, Extents};
+use super::fleece::Fleece;
 use super::gate::Point;
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
@@ -45,6 +46,8 @@ pub struct View {
     /// The same for its block map.
     map: Arc<RealFile>,
     making: Option<Making>,
+    /// A part of it may not be read, and readers may let parts of it go.
+    fleece: Option<Arc<Fleece>>,
     /// Those that can be asked for what has changed since, in the order of the contexts behind the first one.
     bases: Vec<Base>,
 }
@@ -52,7 +55,27 @@ pub struct View {
 impl View {
     /// One that is finished, with `making` of `None`, or not yet.
     pub fn new(kept: Arc<dyn Device>, map: Arc<RealFile>, making: Option<Making>, bases: Vec<Base>) -> Self {
-        Self { kept, map, making, bases }
+        Self { kept, map, making, bases, fleece: None }
+    }
+
+    /// A fleece, with the image for what it has not kept.
+    pub fn of_fleece(fleece: Arc<Fleece>, image: Arc<dyn Device>, map: Arc<RealFile>, bases: Vec<Base>) -> Self {
+        let making = Making::new(image, map, fleece.point().clone());
+        let sidecar = fleece.sidecar();
+        let (kept, map) = (Arc::clone(sidecar) as Arc<dyn Device>, Arc::clone(sidecar.data()));
+        Self { kept, map, making: Some(making), bases, fleece: Some(fleece) }
+    }
+
+    /// Whether all of a range may be read; looked at before it is and afterwards, for a reader may have let it go.
+    ///
+    /// # Errors
+    /// EPERM where a part may not be.
+    fn may_read(&self, offset: u64, length: u64) -> io::Result<()> {
+        let (mut at, end) = (offset, offset + length);
+        while let Some((fleece, range)) = self.fleece.as_ref().zip(ByteRange::new(at, end)) {
+            at += fleece.readable(range)?;
+        }
+        Ok(())
     }
 
     /// The pieces of a range that lie in one place, and whether they are kept.
@@ -161,10 +184,11 @@ impl Device for View {
     fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool {
         let mut runs = self.runs(offset, bytes.len() as u64);
         let (Some((range, kept)), None) = (runs.next(), runs.next()) else { return false };
-        match self.making.as_ref().filter(|_| !kept) {
+        let read = match self.making.as_ref().filter(|_| !kept) {
             None => self.kept.read_now(bytes, offset) && self.whole().is_ok(),
             Some(making) => making.image.read_now(bytes, offset) && self.holds(range).unwrap_or(false),
-        }
+        };
+        read && self.may_read(range.start(), range.len()).is_ok()
     }
 
     fn write_now(&self, _: &[u8], _: u64) -> bool {
@@ -172,6 +196,7 @@ impl Device for View {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.may_read(offset, bytes.len() as u64)?;
         for (run, kept) in self.runs(offset, bytes.len() as u64) {
             let from = (run.start() - offset) as usize;
             let bytes = &mut bytes[from..from + run.len() as usize];
@@ -180,7 +205,8 @@ impl Device for View {
                 Some(making) => self.read_pending(&*making.image, bytes, run)?,
             }
         }
-        self.whole()
+        self.whole()?;
+        self.may_read(offset, bytes.len() as u64)
     }
 
     fn write(&self, _: &[u8], _: u64) -> io::Result<()> {
@@ -191,8 +217,9 @@ impl Device for View {
         Ok(())
     }
 
-    fn trim(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(Errno::EPERM.into())
+    fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
+        let fleece = self.fleece.as_ref().ok_or(Errno::EPERM)?;
+        ByteRange::at(offset, length).map_or(Ok(()), |range| fleece.release(range))
     }
 
     fn zero(&self, _: u64, _: u64, _: bool, _: bool) -> io::Result<()> {
@@ -204,6 +231,24 @@ impl Device for View {
     }
 
     fn extents(&self, context: u32, offset: u64, length: u32, most: usize) -> io::Result<Extents> {
+        if let Some(fleece) = &self.fleece
+            && let Some(range) = ByteRange::at(offset, u64::from(length))
+        {
+            if context > 0 && fleece.base().is_some() {
+                return Ok(fleece.changes(range, most));
+            }
+            if context == 0 {
+                let readable = fleece.readable(range)?;
+                return self.found(context, offset, readable as u32, most);
+            }
+        }
+        self.found(context, offset, length, most)
+    }
+}
+
+impl View {
+    /// What is where in a range that may be read.
+    fn found(&self, context: u32, offset: u64, length: u32, most: usize) -> io::Result<Extents> {
         let allocation = |device: &dyn Device, _: &RealFile, range: ByteRange| {
             device.extents(0, range.start(), range.len() as u32, most)
         };

@@ -67,7 +67,11 @@ fn files(command: &Command) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let program = format!("{name} {}", command.get_version().unwrap_or_default());
     page(&command, &name, &program, &mut files)?;
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        page(verb, &format!("{name}-{}", verb.get_name()), &program, &mut files)?;
+        let name = format!("{name}-{}", verb.get_name());
+        page(verb, &name, &program, &mut files)?;
+        for part in verb.get_subcommands() {
+            page(part, &format!("{name}-{}", part.get_name()), &program, &mut files)?;
+        }
     }
     for (shell, file) in
         [(Shell::Bash, format!("{name}.bash")), (Shell::Zsh, format!("_{name}")), (Shell::Fish, format!("{name}.fish"))]
@@ -144,7 +148,7 @@ fn ending(title: &str, verb: &str) -> String {
         _ => String::new(),
     };
     let files = if files.is_empty() { files } else { format!(".SH FILES\n{files}") };
-    let verbs = ["check", "snapshot", "resume", "status", "abort", "map", "guard"];
+    let verbs = ["check", "snapshot", "resume", "status", "abort", "map", "guard", "serve", "fleece"];
     let others = verbs
         .iter()
         .filter(|other| **other != verb)

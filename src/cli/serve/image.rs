@@ -19,6 +19,7 @@ use crate::serve::direct::Direct;
 use crate::serve::disk::{Alarm, Disk};
 use crate::serve::filtered::Filtered;
 use crate::serve::finished::Finder;
+use crate::serve::fleece::all::{self, Fleeces};
 use crate::serve::gate::Gate;
 use crate::serve::orphans::Orphans;
 use crate::serve::points::{Open, Points};
@@ -84,12 +85,32 @@ pub fn open(args: &ServeArgs, alarm: Alarm) -> Result<Image> {
         let what = format!("the image {name} cannot be used with this --cache");
         Error::io(Kind::Refused, what, "leave --cache out", e)
     })?;
-    let points = Points::new(Arc::clone(&device), Arc::new(real), finder, opener(args.cache));
+    let map = Arc::new(real);
+    let fleeces = fleeces(&device, &map, &gate, &finder, path).map_err(refused)?;
+    let points = Points::new(Arc::clone(&device), map, finder, opener(args.cache), Arc::clone(&fleeces));
     // Nobody is served yet.
     let orphans = Arc::new(Orphans::adopt(&gate, stat.dev, stat.ino, stat.size));
     let (points, Stat { dev, ino, size, .. }) = (Arc::new(points), stat);
-    let served = Served { gate, points, orphans, dev, ino, size, writes };
+    let served = Served { gate, points, orphans, fleeces, socket: None, dev, ino, size, writes };
     Ok(Image { device, facts, served })
+}
+
+/// Those that an earlier server has left; which of them cannot be taken up is told.
+fn fleeces(
+    device: &Arc<dyn Device>,
+    map: &Arc<RealFile>,
+    gate: &Arc<Gate>,
+    finder: &Finder,
+    path: &Path,
+) -> io::Result<Arc<Fleeces>> {
+    let (device, map, gate) = (Arc::clone(device), Arc::clone(map), Arc::clone(gate));
+    let image = all::Image { device, map, gate, finder: finder.clone(), path: path.canonicalize()? };
+    let (fleeces, lost) = Fleeces::adopt(image)?;
+    for (path, why) in lost {
+        let next = format!("'rclone-img abort {}' removes it", words::shell(&path));
+        crate::cli::warn(Some(format!("the fleece {} is lost: {why}; {next}", words::name(&path))));
+    }
+    Ok(Arc::new(fleeces))
 }
 
 /// Finished snapshots are looked for beside the image itself, wherever the path is a link to it.

@@ -11,6 +11,7 @@ pub mod socket;
 pub mod tell;
 
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
@@ -21,6 +22,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::cli::service::notify;
 use crate::cli::service::wakes::{Wake, Wakes};
 use crate::error::{Error, Kind, Result};
+use crate::serve::control::Served;
 use crate::serve::exports::Catalogue;
 use crate::serve::server::{Event, Server};
 use crate::serve::session;
@@ -67,7 +69,9 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     let serve = |stream: &UnixStream| session::serve(stream, &exports);
     let server = Server::new(socket.listener()?, serve, most, tell).map_err(no_server)?;
     let orphans = Arc::clone(&image.served.orphans);
-    let jobs = jobs::Jobs::listen(image.served);
+    let fleeces = Arc::clone(&image.served.fleeces);
+    let at = socket.path().map(|path| path.into_os_string().into_vec());
+    let jobs = jobs::Jobs::listen(Served { socket: at, ..image.served });
     let mut teller = Teller::new(args, &socket, facts);
     let hung_up = thread::scope(|scope| {
         let serving = thread::Builder::new().name("server".into()).spawn_scoped(scope, || server.run());
@@ -105,6 +109,8 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
         jobs.stop();
         Ok(if serving.is_finished() { 0 } else { server.hang_up() })
     })?;
+    // All clients are gone: nobody writes any more.
+    fleeces.leave();
     drop(socket);
     teller.stopped(news.take(), hung_up);
     Ok(0)

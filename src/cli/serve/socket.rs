@@ -188,13 +188,16 @@ fn lock(dir: &File) -> std::result::Result<(), ()> {
     }
 }
 
-/// The URI of what is served at this socket.
-pub fn uri(path: &Path) -> String {
-    path.as_os_str().as_bytes().iter().fold("nbd+unix:///?socket=".to_owned(), |mut uri, byte| {
-        let plain = byte.is_ascii_alphanumeric() || b"/-_.~".contains(byte);
-        let _ = if plain { write!(uri, "{}", char::from(*byte)) } else { write!(uri, "%{byte:02X}") };
-        uri
-    })
+/// The URI of an export at this socket; the empty name is that of the image.
+pub fn uri(export: &str, path: &Path) -> String {
+    let plain = |text: &[u8]| {
+        text.iter().fold(String::new(), |mut uri, byte| {
+            let plain = byte.is_ascii_alphanumeric() || b"/-_.~".contains(byte);
+            let _ = if plain { write!(uri, "{}", char::from(*byte)) } else { write!(uri, "%{byte:02X}") };
+            uri
+        })
+    };
+    format!("nbd+unix:///{}?socket={}", plain(export.as_bytes()), plain(path.as_os_str().as_bytes()))
 }
 
 #[cfg(test)]
@@ -203,8 +206,8 @@ mod tests {
 
     #[test]
     fn a_uri_is_safe_in_a_shell_and_in_an_option_of_qemu() {
-        assert_eq!(uri(Path::new("/run/vm-1.sock")), "nbd+unix:///?socket=/run/vm-1.sock");
-        assert_eq!(uri(Path::new("/a b,'c%\n")), "nbd+unix:///?socket=/a%20b%2C%27c%25%0A");
+        assert_eq!(uri("", Path::new("/run/vm-1.sock")), "nbd+unix:///?socket=/run/vm-1.sock");
+        assert_eq!(uri("", Path::new("/a b,'c%\n")), "nbd+unix:///?socket=/a%20b%2C%27c%25%0A");
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Teller {
         let only = if self.read_only { ", read-only" } else { "" };
         match &self.socket {
             Some(path) => {
-                let uri = socket::uri(path);
+                let uri = socket::uri("", path);
                 object = with_path(object, "socket", path);
                 object["uri"] = uri.clone().into();
                 self.log.notice(&format!(

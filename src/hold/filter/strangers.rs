@@ -53,6 +53,11 @@ impl Strangers {
         }
     }
 
+    /// Whether somebody has opened it since the last time that this was asked.
+    pub fn has_opened(&mut self) -> bool {
+        std::mem::take(&mut self.opened)
+    }
+
     /// The server has ended, and has closed the image: whether somebody else may have as well. The next server opens it after that.
     pub fn came_with_its_end(&mut self) -> bool {
         self.came();

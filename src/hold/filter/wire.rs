@@ -72,8 +72,63 @@ pub enum ToServer {
     Promoted,
     /// All is done; answered by [`ToJob::Ended`].
     End,
+    /// A fleece is to be; answered by [`ToJob::Fleeces`] with it alone, or [`ToJob::Refused`].
+    Fleece(FleeceOrder),
+    /// A fleece is to end, with its files; answered by [`ToJob::Ok`] or [`ToJob::Refused`].
+    EndFleece {
+        /// Its name.
+        name: String,
+    },
+    /// Which there are; answered by [`ToJob::Fleeces`].
+    Fleeces,
     /// Writes are let go on, whatever was done; answered by [`ToJob::Ok`]. After that another job may come.
     Leave,
+}
+
+/// How a fleece is to be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FleeceOrder {
+    /// Its name.
+    pub name: String,
+    /// The directory of the file with what is kept, a path; that of the image without one.
+    pub sidecar: Option<Vec<u8>>,
+    /// A finished snapshot, a path: only what has changed since is kept.
+    pub base: Option<Vec<u8>>,
+    /// The unit that is kept, in bytes.
+    pub cluster: u64,
+    /// How long a write may wait, in microseconds.
+    pub deadline_us: u64,
+    /// Whether the guest's write fails where what it overwrites cannot be kept.
+    pub break_guest_write: bool,
+    /// The most that may be kept, in bytes.
+    pub max_sidecar: u64,
+    /// The most of it that may be in memory, in bytes.
+    pub ram: u64,
+    /// Free space below which it is given up: hundredths of all, or bytes where these are not 0.
+    pub min_free: (u8, u64),
+    /// Whether what is kept is durable before it is overwritten.
+    pub durable: bool,
+}
+
+/// How a fleece stands.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FleeceState {
+    /// Its name.
+    pub name: String,
+    /// The instant that it shows, RFC 3339.
+    pub t0: String,
+    /// The name of its base.
+    pub base: Option<String>,
+    /// What it has kept, in bytes.
+    pub bytes: u64,
+    /// How much of that was ever copied, for it could not be cloned, in bytes.
+    pub copied: u64,
+    /// Why it is lost, if it is.
+    pub lost: Option<String>,
+    /// Writes that had to wait for it.
+    pub waited: u64,
+    /// The longest that one waited, in microseconds.
+    pub longest_us: u64,
 }
 
 /// What a server says.
@@ -92,6 +147,13 @@ pub enum ToJob {
         ino: u64,
         /// Whether clients may write.
         writes: bool,
+    },
+    /// Fleeces.
+    Fleeces {
+        /// The socket at which clients read them, a path, if it has one.
+        socket: Option<Vec<u8>>,
+        /// How they stand.
+        all: Vec<FleeceState>,
     },
     /// It is as was asked for.
     Ok,

@@ -10,6 +10,9 @@ use crate::range::{ByteRange, PowerOfTwo};
 /// How long a clone call waits for the writes on their way to the disk: those that take longer wait for the image's lock beside it.
 const DRAIN: Duration = Duration::from_millis(20);
 
+/// The most writes that are told of at once: as many as many clients have on the way.
+const WANTED: usize = 256;
+
 /// A point in time, for those who read it.
 #[derive(Clone)]
 pub struct Point {
@@ -101,6 +104,19 @@ impl Watch {
     pub fn promoted(&self) {
         let mut state = self.gate.lock();
         self.job(&mut state).asked = false;
+        self.gate.settle(&mut state, self.id);
+    }
+
+    /// What writes wait for, of many of them.
+    pub fn waiting(&self) -> Vec<ByteRange> {
+        let mut state = self.gate.lock();
+        self.job(&mut state).machine.all_wanted(WANTED).into_iter().map(|(_, range)| range).collect()
+    }
+
+    /// The snapshot is lost, for this reason, and all writes go on.
+    pub fn break_off(&self, why: &str) {
+        let mut state = self.gate.lock();
+        self.job(&mut state).machine.break_off(why);
         self.gate.settle(&mut state, self.id);
     }
 

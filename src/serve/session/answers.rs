@@ -95,8 +95,11 @@ impl<'a, S: Stream> Answers<'a, S> {
 
 /// What a client is told of the kernel's error.
 pub fn told(error: &io::Error) -> Errno {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return Errno::Perm;
+    }
     match error.raw_os_error().map(Kernel::from_raw) {
-        Some(Kernel::EPERM | Kernel::EACCES | Kernel::EROFS) => Errno::Perm,
+        Some(Kernel::EROFS) => Errno::Perm,
         Some(Kernel::ENOSPC | Kernel::EDQUOT | Kernel::EFBIG) => Errno::NoSpc,
         Some(Kernel::EOPNOTSUPP) => Errno::NotSup,
         _ => Errno::Io,

@@ -1,0 +1,185 @@
+//! `fleece start|stop|list SRC`: asks the server of an image; what is kept, it keeps.
+
+pub mod args;
+pub mod orphan;
+
+use std::io::Write;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use self::args::{FleeceArgs, ListArgs, OnCbwError, StartArgs, StopArgs, What};
+use super::serve::socket;
+use super::service::log::with_path;
+use super::values::MinFree;
+use super::{json, last_words, place, words};
+use crate::disk::DiskFile;
+use crate::error::{Error, Kind, Result};
+use crate::hold::filter::link::Link;
+use crate::hold::filter::wire::{FleeceOrder, FleeceState, ToJob, ToServer};
+
+/// How long the server may take: what is dirty of the image is put on the disk first, and the maps of image and base are read.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Runs the verb.
+///
+/// # Errors
+/// Refused where nobody serves the image, or its server will not.
+pub fn run(args: &FleeceArgs) -> Result<u8> {
+    match &args.what {
+        What::Start(args) => start(args),
+        What::Stop(args) => stop(args),
+        What::List(args) => list(args),
+    }
+}
+
+fn start(args: &StartArgs) -> Result<u8> {
+    let order = FleeceOrder {
+        name: args.name.clone(),
+        sidecar: args.sidecar.as_deref().map(absolute).transpose()?,
+        base: args.base.as_deref().map(absolute).transpose()?,
+        cluster: args.cluster,
+        deadline_us: u64::try_from(args.guest_deadline.as_micros()).unwrap_or(u64::MAX),
+        break_guest_write: args.on_cbw_error == OnCbwError::BreakGuestWrite,
+        max_sidecar: args.max_sidecar.unwrap_or(u64::MAX),
+        ram: args.ram,
+        min_free: match args.min_free {
+            MinFree::Percent(percent) => (percent, 0),
+            MinFree::Bytes(bytes) => (0, bytes),
+        },
+        durable: args.durable,
+    };
+    let (at, all) = fleeces(ask(&args.src, &ToServer::Fleece(order))?)?;
+    let Some(fleece) = all.first() else { return Err(nonsense()) };
+    let uri = at.as_deref().map(|at| socket::uri(&export(&args.name), at));
+    if args.output.json {
+        let mut object = object("fleece-started", &args.src, &args.name);
+        object["t0"] = fleece.t0.clone().into();
+        object["base"] = fleece.base.clone().into();
+        object["uri"] = uri.into();
+        say(&object)?;
+    } else if !args.output.quiet {
+        let (name, shell) = (words::name(&args.src), words::shell(&args.src));
+        let read = uri.map_or_else(
+            || format!("the export {} of its server", export(&args.name)),
+            |uri| format!("nbdcopy '{uri}' COPY"),
+        );
+        last_words(format!(
+            "{name}: fleece {} of T0 {:.19}\nnext: {read}; then rclone-img fleece stop {shell} --name {}\n",
+            args.name, fleece.t0, args.name
+        ));
+    }
+    Ok(0)
+}
+
+fn stop(args: &StopArgs) -> Result<u8> {
+    match ask(&args.src, &ToServer::EndFleece { name: args.name.clone() })? {
+        ToJob::Ok => {}
+        _ => return Err(nonsense()),
+    }
+    if args.output.json {
+        say(&object("fleece-stopped", &args.src, &args.name))?;
+    } else if !args.output.quiet {
+        last_words(format!(
+            "{}: fleece {} is ended, and what it had kept is gone\n",
+            words::name(&args.src),
+            args.name
+        ));
+    }
+    Ok(0)
+}
+
+fn list(args: &ListArgs) -> Result<u8> {
+    let (at, all) = fleeces(ask(&args.src, &ToServer::Fleeces)?)?;
+    if all.is_empty() && !args.json {
+        super::written(std::io::stdout().write_all(b"no fleeces; 'rclone-img fleece start' begins one\n"))?;
+    }
+    for fleece in &all {
+        let uri = at.as_deref().map(|at| socket::uri(&export(&fleece.name), at));
+        if args.json {
+            let mut object = object("fleece", &args.src, &fleece.name);
+            object["t0"] = fleece.t0.clone().into();
+            object["base"] = fleece.base.clone().into();
+            object["kept_bytes"] = fleece.bytes.into();
+            object["copied_bytes"] = fleece.copied.into();
+            object["lost"] = fleece.lost.clone().into();
+            object["waited"] = fleece.waited.into();
+            object["longest_guest_wait_ms"] = json::ms(Duration::from_micros(fleece.longest_us)).into();
+            object["uri"] = uri.into();
+            say(&object)?;
+        } else {
+            super::written(std::io::stdout().write_all(person(fleece, uri.as_deref()).as_bytes()))?;
+        }
+    }
+    Ok(0)
+}
+
+fn person(fleece: &FleeceState, uri: Option<&str>) -> String {
+    let longest = words::time(Duration::from_micros(fleece.longest_us));
+    let how = match &fleece.lost {
+        Some(why) => format!("LOST: {}", words::line(why)),
+        None => format!(
+            "{} kept ({} copied); {} of the guest waited, {longest} at most",
+            words::bytes(fleece.bytes),
+            words::bytes(fleece.copied),
+            words::count(fleece.waited, "write")
+        ),
+    };
+    let base = fleece.base.as_ref().map(|base| format!(", what has changed since {}", words::line(base)));
+    let uri = uri.map(|uri| format!("; {uri}")).unwrap_or_default();
+    format!("{}: T0 {:.19}{}; {how}{uri}\n", fleece.name, fleece.t0, base.unwrap_or_default())
+}
+
+/// The name of the export.
+fn export(name: &str) -> String {
+    [crate::serve::exports::SNAPSHOT, name].concat()
+}
+
+fn object(event: &str, src: &Path, name: &str) -> Value {
+    with_path(json!({"v": json::VERSION, "event": event, "name": name}), "src", src)
+}
+
+fn say(object: &Value) -> Result<()> {
+    super::written(std::io::stdout().write_all(format!("{object}\n").as_bytes()))
+}
+
+fn absolute(path: &Path) -> Result<Vec<u8>> {
+    let cannot = |e| Error::io(Kind::Refused, format!("cannot find {}", words::name(path)), "check the path", e);
+    Ok(path.canonicalize().map_err(cannot)?.into_os_string().into_vec())
+}
+
+/// Asks the server of an image.
+fn ask(src: &Path, message: &ToServer) -> Result<ToJob> {
+    let image = place::open_image(src)?;
+    let name = words::name(src);
+    let cannot = |e| Error::io(Kind::Refused, format!("cannot look at {name}"), "check the path", e);
+    let stat = image.file.stat().map_err(cannot)?;
+    let again = "see whether the server runs ('rclone-img serve'), and what it says";
+    let silent = |e| Error::io(Kind::Failed, format!("the server of {name} does not answer"), again, e);
+    let none = || {
+        let hint = "start it: 'rclone-img serve IMAGE --socket PATH', by the same user as this command";
+        Error::new(Kind::Refused, format!("nobody serves {name}"), hint)
+    };
+    let mut link = Link::find(stat.dev, stat.ino).map_err(silent)?.ok_or_else(none)?;
+    match link.ask(message, PATIENCE).map_err(silent)? {
+        ToJob::Refused { why } => {
+            Err(Error::new(Kind::Refused, format!("{name}: {why}"), "'rclone-img fleece list' shows what there is"))
+        }
+        answer => Ok(answer),
+    }
+}
+
+fn fleeces(answer: ToJob) -> Result<(Option<PathBuf>, Vec<FleeceState>)> {
+    match answer {
+        ToJob::Fleeces { socket, all } => {
+            Ok((socket.map(|path| PathBuf::from(std::ffi::OsString::from_vec(path))), all))
+        }
+        _ => Err(nonsense()),
+    }
+}
+
+fn nonsense() -> Error {
+    Error::new(Kind::Failed, "the server's answer makes no sense", "start the server anew, of this version")
+}

@@ -1,0 +1,100 @@
+//! Fleeces that no server has: what `status` says of them, and how `abort` removes them.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::cli::service::log::with_path;
+use crate::cli::{json, words};
+use crate::error::{Error, Kind, Result};
+use crate::serve::fleece::files::{DATA, MAP};
+use crate::serve::fleece::format::{Header, unhex};
+use crate::serve::fleece::map::{Map, read_header};
+
+/// A map of a fleece.
+pub struct Found {
+    path: PathBuf,
+    header: Header,
+    /// Whether a server has it.
+    live: bool,
+}
+
+/// The map at a path; none where it is not called as one, or is none.
+pub fn at(path: &Path) -> Option<Found> {
+    path.file_name().filter(|name| name.as_bytes().ends_with(MAP.as_bytes()))?;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let header = read_header(&file).ok()??;
+    // Given back with the file.
+    let live = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
+    Some(Found { path: path.to_owned(), header, live })
+}
+
+impl Found {
+    /// 0 where a server has it, 6 where none has.
+    pub fn exit_code(&self) -> u8 {
+        if self.live { 0 } else { Kind::Broken.exit_code() }
+    }
+
+    /// A line.
+    pub fn person(&self) -> String {
+        let (name, shell, image) = (words::name(&self.path), words::shell(&self.path), self.image());
+        let of = format!("fleece of {}, T0 {:.0}", words::name(&image), self.header.t0);
+        match &self.header.broken {
+            _ if self.live => {
+                format!("{name}: {of}; its server has it: rclone-img fleece list {}\n", words::shell(&image))
+            }
+            Some(why) => format!("{name}: {of}; lost: {}; rclone-img abort {shell} removes it\n", words::line(why)),
+            None => format!(
+                "{name}: {of}; no server has it: the next one of the image takes it up if it can, or rclone-img abort {shell} removes it\n"
+            ),
+        }
+    }
+
+    /// An object.
+    pub fn object(&self) -> Value {
+        let state = if self.live { "running" } else { "orphaned" };
+        let object = json!({
+            "v": json::VERSION, "event": "status", "state": format!("fleece-{state}"), "name": self.header.name,
+            "t0": self.header.t0.to_string(), "base": self.header.base, "bytes": self.header.size,
+            "durable": self.header.durable, "reason": self.header.broken.clone().unwrap_or_default(),
+        });
+        with_path(with_path(object, "dst", &self.path), "src", &self.image())
+    }
+
+    /// Removes it, with what it has kept.
+    ///
+    /// # Errors
+    /// Busy where a server has it.
+    pub fn remove(&self) -> Result<()> {
+        let name = words::name(&self.path);
+        let cannot =
+            |e| Error::io(Kind::Failed, format!("cannot remove {name}"), "check the directory's permissions", e);
+        let busy = || {
+            let hint = format!("rclone-img fleece stop {} --name {}", words::shell(self.image()), self.header.name);
+            Error::new(Kind::Busy, format!("{name}: a server has it"), hint)
+        };
+        let map = match Map::open(&self.path, |_| None) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(busy()),
+            other => other.map_err(cannot)?,
+        };
+        let Some(map) = map else { return Ok(()) };
+        // Nothing else is removed, whatever the map says.
+        let data = unhex(&map.header().data).map(|path| PathBuf::from(OsString::from_vec(path)));
+        let data = data.filter(|path| path.as_os_str().as_bytes().ends_with(DATA.as_bytes()));
+        match data.map_or(Ok(()), fs::remove_file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot(e)),
+            _ => {}
+        }
+        map.remove();
+        Ok(())
+    }
+
+    fn image(&self) -> PathBuf {
+        unhex(&self.header.path).map(|path| PathBuf::from(OsString::from_vec(path))).unwrap_or_default()
+    }
+}

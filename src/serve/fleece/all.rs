@@ -1,0 +1,194 @@
+//! The fleeces of an image: begun, ended, and taken up from an earlier server.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::files::MAP;
+use super::format::unhex;
+use super::map::Map;
+use super::{Fleece, past_us};
+use crate::cbw::{Clusters, STATES_MAX};
+use crate::disk::DiskFile;
+use crate::disk::real::RealFile;
+use crate::hold::filter::wire::{FleeceOrder, FleeceState};
+use crate::range::PowerOfTwo;
+use crate::serve::device::Device;
+use crate::serve::finished::Finder;
+use crate::serve::gate::Gate;
+
+/// The longest name of a fleece.
+const NAME: usize = 64;
+
+/// How long what is in memory may take to be written when the server ends.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether it is.
+const MOMENT: Duration = Duration::from_millis(5);
+
+/// The image that they are of.
+pub struct Image {
+    /// For its bytes.
+    pub device: Arc<dyn Device>,
+    /// For its block map, and clones of it.
+    pub map: Arc<RealFile>,
+    /// Where its writes go through.
+    pub gate: Arc<Gate>,
+    /// Its finished snapshots.
+    pub finder: Finder,
+    /// Its path, absolute and without links.
+    pub path: PathBuf,
+}
+
+/// All of them.
+pub struct Fleeces {
+    pub(super) image: Image,
+    all: Mutex<BTreeMap<String, Arc<Fleece>>>,
+    pub(super) leaving: Arc<AtomicBool>,
+}
+
+pub(super) type Refusal<T> = Result<T, String>;
+
+impl Fleeces {
+    /// Takes up those that an earlier server has left beside the image; and says which it cannot, and why.
+    ///
+    /// # Errors
+    /// Where the image cannot be looked at.
+    pub fn adopt(image: Image) -> io::Result<(Self, Vec<(PathBuf, String)>)> {
+        let fleeces = Self { image, all: Mutex::default(), leaving: Arc::default() };
+        let (dir, file) = fleeces.place()?;
+        let prefix = [file.as_bytes(), b"."].concat();
+        let mut lost = Vec::new();
+        for entry in fs::read_dir(dir)?.flatten() {
+            let name = entry.file_name();
+            let fleece = name.as_bytes().strip_prefix(&prefix[..]).and_then(|it| it.strip_suffix(MAP.as_bytes()));
+            let Some(fleece) = fleece.and_then(|it| str::from_utf8(it).ok()).filter(|it| is_name(it)) else { continue };
+            match fleeces.take_up(&entry.path()) {
+                Ok(taken) => drop(fleeces.lock().insert(fleece.to_owned(), taken)),
+                Err(why) => lost.push((entry.path(), why)),
+            }
+        }
+        Ok((fleeces, lost))
+    }
+
+    /// Begins one: T0 is before this returns.
+    ///
+    /// # Errors
+    /// Why not, in words; nothing is left then.
+    pub fn start(&self, order: &FleeceOrder) -> Refusal<Arc<Fleece>> {
+        if !is_name(&order.name) {
+            return Err(format!(
+                "a fleece's name has at most {NAME} letters, digits, '-', '_' and '.', and does not begin with '.'"
+            ));
+        }
+        if self.lock().contains_key(&order.name) || self.image.finder.find(&order.name).is_some() {
+            return Err(format!("there is a snapshot or a fleece of the name {} already", order.name));
+        }
+        let stat = self.image.map.stat().map_err(words("look at the image"))?;
+        let unit =
+            PowerOfTwo::new(order.cluster).filter(|unit| unit.get() >= 4096).ok_or("a cluster is a power of two")?;
+        let unit = unit.max(self.facts()?.block);
+        if Clusters::memory(stat.size, unit) > STATES_MAX {
+            return Err("the image has more clusters than there is memory for: choose a larger --cluster".into());
+        }
+        if let Some(other) = past_us(&self.image.map).map_err(words("find out who else writes to the image"))? {
+            return Err(format!("the image may be written to past its server: {other}"));
+        }
+        let base = order.base.as_ref().map(|path| self.base(path)).transpose()?;
+        let (map_path, data_path) = self.paths(order)?;
+        let header = self.header(order, unit, &data_path, base.as_ref().map(|it| it.0.clone()))?;
+        let data = self.make_data(&data_path, stat.size).map_err(words("make the sidecar"))?;
+        let map = Map::create(&map_path, self.mark(&order.name), header).map_err(|e| {
+            let _ = fs::remove_file(&data_path);
+            words("make the map of the fleece")(e)
+        })?;
+        let map = Arc::new(map);
+        let begun = self.begin(&map, data, base.map(|it| it.1)).inspect_err(|_| {
+            map.remove();
+            let _ = fs::remove_file(&data_path);
+        })?;
+        self.lock().insert(order.name.clone(), Arc::clone(&begun));
+        Ok(begun)
+    }
+
+    /// Ends one, with its files.
+    ///
+    /// # Errors
+    /// Where there is none of this name.
+    pub fn stop(&self, name: &str) -> Refusal<()> {
+        let fleece = self.lock().remove(name).ok_or_else(|| format!("there is no fleece {name}"))?;
+        fleece.ears.end();
+        fleece.watch.break_off("the fleece was ended");
+        fleece.sidecar.end();
+        fleece.map.remove();
+        let data = unhex(&fleece.map.header().data).map(|path| PathBuf::from(OsString::from_vec(path)));
+        data.map_or(Ok(()), fs::remove_file).map_err(words("remove the sidecar"))
+    }
+
+    /// The one of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<Fleece>> {
+        self.lock().get(name).cloned()
+    }
+
+    /// All of them, by their names.
+    pub fn all(&self) -> Vec<Arc<Fleece>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// How they stand.
+    pub fn states(&self) -> Vec<FleeceState> {
+        let state = |it: &Arc<Fleece>| {
+            let (bytes, copied) = it.sidecar.sizes();
+            let tally = it.watch.tally();
+            FleeceState {
+                name: it.name.clone(),
+                t0: it.map.header().t0.to_string(),
+                base: it.base.clone(),
+                bytes,
+                copied,
+                lost: it.point.fate.lost().map(str::to_owned),
+                waited: tally.waited,
+                longest_us: u64::try_from(tally.longest.as_micros()).unwrap_or(u64::MAX),
+            }
+        };
+        self.all().iter().map(state).collect()
+    }
+
+    /// Nobody writes any more, and this server goes: its successor takes them up.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Release);
+        let all = self.all();
+        all.iter().for_each(|it| it.sidecar.end());
+        let until = Instant::now() + FAREWELL;
+        while !all.iter().all(|it| it.sidecar.is_written()) && Instant::now() < until {
+            thread::sleep(MOMENT);
+        }
+        all.iter().for_each(|it| it.map.seen());
+    }
+
+    pub(super) fn place(&self) -> io::Result<(&Path, &OsStr)> {
+        let path = &self.image.path;
+        path.parent().zip(path.file_name()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Fleece>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether it can be a part of a file's name and of an export's.
+pub fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=NAME).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.')
+}
+
+pub(super) fn words(what: &str) -> impl Fn(io::Error) -> String {
+    move |e| format!("cannot {what}: {e}")
+}

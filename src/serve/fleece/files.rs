@@ -1,0 +1,111 @@
+//! The files of a fleece: their names, and how they begin.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::all::{Fleeces, Refusal, words};
+use super::format::{Header, hex};
+use crate::disk::real::{RealDisk, RealFile};
+use crate::disk::{Disk, DiskFile};
+use crate::hold::choose::GUEST_DEADLINE_MAX;
+use crate::hold::filter::link;
+use crate::hold::filter::wire::FleeceOrder;
+use crate::range::PowerOfTwo;
+use crate::record::ImageId;
+
+/// How the names of map files end.
+pub const MAP: &str = ".fleece";
+
+/// How the names of the files with the data end.
+pub const DATA: &str = ".fleece-data";
+
+/// What is said of a fleece that a server has not come to begin.
+const NOT_BEGUN: &str = "the server ended while it was begun";
+
+impl Fleeces {
+    /// The map file, beside the image, where the next server looks for it; and the file with the data.
+    pub(super) fn paths(&self, order: &FleeceOrder) -> Refusal<(PathBuf, PathBuf)> {
+        let (dir, file) = self.place().map_err(words("name the map of the fleece"))?;
+        let named = |dir: &Path, ending: &str| {
+            let name = [file.as_bytes(), b".", order.name.as_bytes(), ending.as_bytes()].concat();
+            dir.join(OsString::from_vec(name))
+        };
+        let sidecar = order.sidecar.as_ref().map(|path| PathBuf::from(OsString::from_vec(path.clone())));
+        Ok((named(dir, MAP), named(sidecar.as_deref().unwrap_or(dir), DATA)))
+    }
+
+    pub(super) fn header(
+        &self,
+        order: &FleeceOrder,
+        unit: PowerOfTwo,
+        data: &Path,
+        base: Option<String>,
+    ) -> Refusal<Header> {
+        let stat = self.image.map.stat().map_err(words("look at the image"))?;
+        Ok(Header {
+            name: order.name.clone(),
+            image: ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume },
+            fs: Uuid::from_bytes(self.facts()?.uuid),
+            size: stat.size,
+            path: hex(self.image.path.as_os_str().as_bytes()),
+            data: hex(data.as_os_str().as_bytes()),
+            cluster: unit.get(),
+            t0: Timestamp::UNIX_EPOCH,
+            base,
+            deadline_us: order.deadline_us.min(GUEST_DEADLINE_MAX.as_micros() as u64),
+            break_guest_write: order.break_guest_write,
+            max_sidecar: order.max_sidecar,
+            ram: order.ram,
+            min_free: order.min_free,
+            durable: order.durable,
+            boot: Uuid::nil(),
+            seen: Timestamp::now(),
+            broken: Some(NOT_BEGUN.into()),
+        })
+    }
+
+    pub(super) fn facts(&self) -> Refusal<crate::disk::FsFacts> {
+        self.image.map.fs().map_err(words("look at the image's file system"))
+    }
+
+    /// A file that can share blocks with the image, if its file system can.
+    pub(super) fn make_data(&self, path: &Path, size: u64) -> io::Result<File> {
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        let real = RealFile::from(file.try_clone()?);
+        // Elsewhere there is no such thing.
+        let _ = self.image.map.no_cow().and_then(|on| real.set_no_cow(on));
+        let made = file.set_len(size);
+        made.inspect_err(|_| drop(fs::remove_file(path))).map(|()| file)
+    }
+
+    pub(super) fn mark(&self, name: &str) -> Option<PathBuf> {
+        let stat = self.image.map.stat().ok()?;
+        let socket = link::socket(stat.dev, stat.ino)?;
+        let mark = [socket.file_name()?.to_str()?, MAP, "-", name].concat();
+        Some(socket.with_file_name(mark))
+    }
+
+    /// A base: its name, and its file.
+    pub(super) fn base(&self, path: &[u8]) -> Refusal<(String, RealFile)> {
+        let path = Path::new(OsStr::from_bytes(path));
+        let none = || format!("{} is no finished snapshot of this image", path.display());
+        let (place, name) = path.parent().zip(path.file_name()).ok_or_else(none)?;
+        let found = self.image.finder.at(place, name).ok_or_else(none)?;
+        if found.record.size != self.image.device.size() {
+            return Err(format!("{} has another size than the image", path.display()));
+        }
+        Ok((name.to_string_lossy().into_owned(), RealFile::from(found.file)))
+    }
+
+    pub(super) fn boot(&self) -> Refusal<[u8; 16]> {
+        let (dir, _) = self.place().map_err(words("look at the image's directory"))?;
+        Ok(RealDisk::open_dir(dir).map_err(words("look at the image's directory"))?.host().boot_id)
+    }
+}

@@ -1,0 +1,186 @@
+//! A fleece's map file: a header that says what is kept of which image and how, and a byte for each cluster.
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
+//! | 0 | 8 | [`MAGIC`] |
+//! | 8 | 4 | length of the JSON, little endian |
+//! | 12 | 4 | its CRC-32C, little endian |
+//! | 16 | | [`Header`] as JSON, so that a person can read it |
+//! | [`STATES`] | 1 a cluster | [`State`] |
+//!
+//! Pure.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::record::ImageId;
+
+/// How a map file begins.
+pub const MAGIC: [u8; 8] = *b"RIMGFLC1";
+
+/// Where the clusters' states begin.
+pub const STATES: u64 = 16 << 10;
+
+/// The longest reason that is kept, in bytes.
+const REASON: usize = 1000;
+
+/// What is known of a cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// It is in the image as it was.
+    Pending = 0,
+    /// It is in the sidecar.
+    Kept = 1,
+    /// It is as in the base, and nobody may read it.
+    Denied = 2,
+    /// A reader has let it go.
+    Released = 3,
+    /// It was kept in a server's memory: lost with that.
+    InMemory = 4,
+}
+
+impl State {
+    /// The state of a byte; `None` of one that was never written.
+    pub fn of(byte: u8) -> Option<Self> {
+        [Self::Pending, Self::Kept, Self::Denied, Self::Released, Self::InMemory]
+            .into_iter()
+            .find(|it| *it as u8 == byte)
+    }
+}
+
+/// What a fleece is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// Its name.
+    pub name: String,
+    /// The image.
+    pub image: ImageId,
+    /// UUID of the image's file system.
+    pub fs: Uuid,
+    /// The image's size, in bytes.
+    pub size: u64,
+    /// The image's path, in hexadecimal.
+    pub path: String,
+    /// The path of the file with what is kept, in hexadecimal.
+    pub data: String,
+    /// The unit that is kept, in bytes.
+    pub cluster: u64,
+    /// The instant that it shows.
+    pub t0: Timestamp,
+    /// The name of the snapshot from which it tells the changes alone.
+    pub base: Option<String>,
+    /// How long a write may wait, in microseconds.
+    pub deadline_us: u64,
+    /// Whether the guest's write fails where what it overwrites cannot be kept.
+    pub break_guest_write: bool,
+    /// The most that may be kept, in bytes.
+    pub max_sidecar: u64,
+    /// The most of it that may be in memory, in bytes.
+    pub ram: u64,
+    /// Free space below which it is given up: hundredths of all, or bytes.
+    pub min_free: (u8, u64),
+    /// Whether what is kept is durable before it is overwritten.
+    pub durable: bool,
+    /// The boot in which a server had it last.
+    pub boot: Uuid,
+    /// When that server was last known to be there.
+    pub seen: Timestamp,
+    /// Why it is lost, if it is.
+    pub broken: Option<String>,
+}
+
+impl Header {
+    /// As it is written: all that is before the states.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut header = self.clone();
+        if let Some(why) = &mut header.broken {
+            why.truncate((0..=REASON).rev().find(|at| why.is_char_boundary(*at)).unwrap_or(0));
+        }
+        let json = serde_json::to_vec(&header).expect("a header has no map with keys that are not text");
+        let length = (json.len() as u32).to_le_bytes();
+        let mut bytes = [&MAGIC[..], &length, &crc32c::crc32c(&json).to_le_bytes(), &json].concat();
+        bytes.resize(STATES as usize, 0);
+        bytes
+    }
+
+    /// Reads it back; `None` where it is not one, or damaged.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let number = |at: usize| bytes.get(at..at + 4).map(|it| u32::from_le_bytes(it.try_into().expect("four bytes")));
+        let json = bytes.strip_prefix(&MAGIC).and(bytes.get(16..))?.get(..number(8)? as usize)?;
+        let whole = number(12)? == crc32c::crc32c(json);
+        serde_json::from_slice(json).ok().filter(|_| whole)
+    }
+}
+
+/// A path as the header has it.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The path back.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|it| it as u8);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            name: "nightly".into(),
+            image: ImageId { ino: 5, generation: 6, subvolume: 0 },
+            fs: Uuid::nil(),
+            size: 1 << 30,
+            path: hex(b"/a\xff"),
+            data: hex(b"/b"),
+            cluster: 65536,
+            t0: Timestamp::UNIX_EPOCH,
+            base: Some("old.snap".into()),
+            deadline_us: 1_000_000,
+            break_guest_write: false,
+            max_sidecar: u64::MAX,
+            ram: 1 << 24,
+            min_free: (5, 0),
+            durable: true,
+            boot: Uuid::from_u128(3),
+            seen: Timestamp::UNIX_EPOCH,
+            broken: None,
+        }
+    }
+
+    #[test]
+    fn a_header_comes_back_and_a_damaged_one_does_not() {
+        let bytes = header().to_bytes();
+        assert_eq!((bytes.len() as u64, Header::from_bytes(&bytes)), (STATES, Some(header())));
+        for at in [0, 9, 13, 16, 40] {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            assert_eq!(Header::from_bytes(&bytes), None, "{at}");
+        }
+        assert_eq!((Header::from_bytes(b""), Header::from_bytes(&bytes[..20])), (None, None));
+        assert_eq!(Header::from_bytes(&[&MAGIC[..], &[0xFF; 8]].concat()), None);
+    }
+
+    #[test]
+    fn the_longest_header_fits() {
+        let path = hex(&[0xFF; 4096]);
+        let broken = Some("ä".repeat(5000));
+        let longest = Header { path: hex(&[0xFF; 1024]), data: path, name: "n".repeat(64), broken, ..header() };
+        let read = Header::from_bytes(&longest.to_bytes()).expect("it fits");
+        assert_eq!((read.data, read.broken.map(|why| why.len())), (longest.data, Some(1000)));
+    }
+
+    #[test]
+    fn paths_come_back() {
+        assert_eq!(unhex(&hex(b"/a\x00\xff")), Some(b"/a\x00\xff".to_vec()));
+        assert_eq!((unhex("0"), unhex("zz")), (None, None));
+        assert_eq!(
+            [0, 1, 2, 3, 4, 5].map(|it| State::of(it).map(|it| it as u8)),
+            [Some(0), Some(1), Some(2), Some(3), Some(4), None]
+        );
+    }
+}

@@ -1,0 +1,164 @@
+//! The thread of a fleece: keeps what a write waits for, and looks now and then whether all is as it should be.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Fleece;
+use crate::disk::real::RealDisk;
+use crate::engine::job::MinFree;
+use crate::engine::room;
+use crate::hold::filter::strangers::Strangers;
+use crate::range::ByteRange;
+use crate::serve::gate::News;
+
+/// How often it says that the server is there, and looks for strangers.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How often it looks at the free space.
+const LOOK_AT_SPACE: Duration = Duration::from_secs(1);
+
+/// The most that is kept at once.
+const PIECE: u64 = 256 << 10;
+
+/// What is to be left to the guests.
+pub struct Space {
+    /// The directories of the image and of the sidecar.
+    pub disks: Vec<RealDisk>,
+    /// How much of their file systems.
+    pub min_free: MinFree,
+}
+
+/// What the gate has told and the thread has not heard.
+#[derive(Default)]
+pub struct Ears {
+    heard: Mutex<Heard>,
+    changed: Condvar,
+    over: AtomicBool,
+}
+
+#[derive(Default)]
+struct Heard {
+    wanted: bool,
+    broken: Option<String>,
+}
+
+impl Ears {
+    /// The gate's word; does not wait.
+    pub fn tell(&self, news: News) {
+        let mut heard = self.lock();
+        match news {
+            News::Wanted(_) => heard.wanted = true,
+            News::Broken(why) => heard.broken = Some(why),
+        }
+        drop(heard);
+        self.changed.notify_all();
+    }
+
+    /// The thread is to end.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Release);
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Whether something is wanted, waited for at most so long.
+    fn wanted(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut heard = self.lock();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if heard.wanted || heard.broken.is_some() || self.is_over() || left.is_zero() {
+                return std::mem::take(&mut heard.wanted);
+            }
+            heard = self.changed.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn broken(&self) -> Option<String> {
+        self.lock().broken.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs until the fleece is at its end, or lost.
+pub fn run(fleece: &Arc<Fleece>, mut strangers: Strangers, space: &Space) {
+    let (mut looked, mut looked_at_space) = (Instant::now(), Instant::now());
+    while !fleece.ears.is_over() {
+        if let Some(why) = fleece.ears.broken() {
+            return fleece.map.write_lost(&why);
+        }
+        if fleece.ears.wanted(LOOK) {
+            keep(fleece);
+        }
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            fleece.map.seen();
+            if strangers.came() || (strangers.has_opened() && !fleece.is_alone()) {
+                fleece
+                    .watch
+                    .break_off("somebody had the image open for writing past its server, and may have written to it");
+            }
+        }
+        if looked_at_space.elapsed() >= LOOK_AT_SPACE {
+            looked_at_space = Instant::now();
+            if let Err(full) = space.disks.iter().try_for_each(|disk| room::is_enough(disk, space.min_free)) {
+                fleece.watch.break_off(&full.to_string());
+            }
+        }
+    }
+}
+
+/// Keeps what is waited for.
+fn keep(fleece: &Fleece) {
+    let clusters = &fleece.point.clusters;
+    let unit = clusters.cluster();
+    let mut pending = Vec::new();
+    for range in fleece.watch.waiting() {
+        let mut rest = Some(range);
+        while let Some(open) = rest.and_then(|rest| clusters.open_part(rest)) {
+            let start = unit.align_down(open.start());
+            let end = unit.align_up(open.end()).min(clusters.size()).min((start + PIECE).max(start + unit.get()));
+            let piece = ByteRange::new(start, end).expect("at least a cluster");
+            rest = range.split(piece.end()).1;
+            match kept(fleece, piece) {
+                Ok(()) if fleece.durable => pending.push(piece),
+                Ok(()) => fleece.watch.done(piece),
+                Err(e) => cannot(fleece, piece, &e),
+            }
+        }
+    }
+    if !pending.is_empty() {
+        match fleece.sidecar.commit(&pending) {
+            Ok(()) => pending.iter().for_each(|piece| fleece.watch.done(*piece)),
+            Err(e) => pending.iter().for_each(|piece| cannot(fleece, *piece, &e)),
+        }
+    }
+    fleece.watch.promoted();
+}
+
+fn kept(fleece: &Fleece, piece: ByteRange) -> io::Result<()> {
+    let around = |call: &mut dyn FnMut()| {
+        fleece.watch.calling();
+        call();
+        fleece.watch.called();
+    };
+    fleece.sidecar.keep(piece, fleece.deadline, &around, &|range| fleece.areas.is_wanted(range))
+}
+
+fn cannot(fleece: &Fleece, piece: ByteRange, error: &io::Error) {
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    let why = match errno {
+        libc::ENOSPC => "the sidecar is full (--max-sidecar, or its file system)".to_owned(),
+        _ => format!("what the guest overwrites cannot be kept: {error}"),
+    };
+    fleece.watch.cannot_keep(piece, &why, errno);
+}

@@ -1,0 +1,126 @@
+//! Fleeces: points in time of which only what the guest overwrites is kept, for as long as somebody reads them.
+//!
+//! - [`mod@format`]: the map file's bytes. Pure. [`map`] is the file, [`memory`] what waits to be written, [`sidecar`] where it is kept.
+//! - [`areas`]: which parts may be read.
+//! - [`keeper`]: the thread that keeps what is about to be overwritten.
+//! - [`all`]: those of an image: begun ([`begin`], [`files`]), ended, and taken up from an earlier server ([`takeup`]).
+
+pub mod all;
+pub mod areas;
+pub mod begin;
+pub mod files;
+pub mod format;
+pub mod keeper;
+pub mod map;
+pub mod memory;
+pub mod sidecar;
+pub mod takeup;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::areas::Areas;
+use self::keeper::Ears;
+use self::map::Map;
+use self::sidecar::Sidecar;
+use super::changes::{DIRTY, push};
+use super::device::Extents;
+use super::gate::{Point, Watch};
+use crate::disk::real::RealFile;
+use crate::hold::holders::{self, Holding};
+use crate::range::ByteRange;
+
+/// A fleece.
+pub struct Fleece {
+    name: String,
+    base: Option<String>,
+    point: Point,
+    watch: Watch,
+    sidecar: Arc<Sidecar>,
+    map: Arc<Map>,
+    areas: Areas,
+    ears: Arc<Ears>,
+    image: Arc<RealFile>,
+    deadline: Duration,
+    durable: bool,
+}
+
+impl Fleece {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is known of the point in time.
+    pub fn point(&self) -> &Point {
+        &self.point
+    }
+
+    /// Where it is kept.
+    pub fn sidecar(&self) -> &Arc<Sidecar> {
+        &self.sidecar
+    }
+
+    /// The snapshot from which it tells the changes alone.
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_deref()
+    }
+
+    /// How much of the beginning of a range may be read.
+    ///
+    /// # Errors
+    /// EPERM where nothing may.
+    pub fn readable(&self, range: ByteRange) -> io::Result<u64> {
+        match self.areas.readable(range) {
+            0 => {
+                let what = match self.areas.differs(range).1 {
+                    false => "it has not changed since the base, and is not kept",
+                    true => "a reader has let it go (TRIM)",
+                };
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("access denied: {what}")))
+            }
+            some => Ok(some),
+        }
+    }
+
+    /// What of a range differs from the base, in at most so many pieces; never fails, whatever may be read.
+    pub fn changes(&self, range: ByteRange, most: usize) -> Extents {
+        let (mut extents, mut rest) = (Extents::new(), Some(range));
+        while let Some(left) = rest.filter(|_| extents.len() < most) {
+            let (run, differs) = self.areas.differs(left);
+            push(&mut extents, run.len() as u32, if differs { DIRTY } else { 0 });
+            rest = left.split(run.end()).1;
+        }
+        extents
+    }
+
+    /// The whole clusters of a range are needed no more: nobody reads them, and nothing more is kept of them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn release(&self, range: ByteRange) -> io::Result<()> {
+        let Some(whole) = self.areas.whole(range) else { return Ok(()) };
+        // First of all, so that nobody takes for T0 what is not kept any more.
+        self.areas.release(whole);
+        self.sidecar.release(whole)?;
+        self.watch.done(whole);
+        Ok(())
+    }
+
+    /// Whether nobody but this process has the image open for writing.
+    fn is_alone(&self) -> bool {
+        past_us(&self.image).is_ok_and(|past| past.is_none())
+    }
+}
+
+/// Who has an image open for writing past this process, which serves it.
+///
+/// # Errors
+/// What listing /proc says.
+fn past_us(image: &RealFile) -> io::Result<Option<holders::Holder>> {
+    let ours = std::process::id();
+    let found = holders::holders(image.as_fd())?.found;
+    Ok(found.into_iter().find(|it| it.pid != Some(ours) && it.what != Holding::QemuLock))
+}

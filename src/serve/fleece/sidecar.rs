@@ -1,0 +1,324 @@
+//! Where a fleece keeps what the guest overwrites: a file of the image's size, in which each cluster is at its own place.
+//!
+//! So a place that a reader has let go is never used for anything else, whoever still reads it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::format::State;
+use super::map::Map;
+use super::memory::Memory;
+use crate::disk::DiskFile;
+use crate::disk::real::RealFile;
+use crate::range::{ByteRange, Geometry, PowerOfTwo};
+use crate::serve::device::{Device, Extents};
+use crate::serve::disk::Disk;
+
+/// How long the writer waits after an error before it tries again; the piece stays where it is.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A fleece's data.
+pub struct Sidecar {
+    data: Arc<RealFile>,
+    disk: Disk,
+    image: Arc<dyn Device>,
+    image_map: Arc<RealFile>,
+    geometry: Geometry,
+    cluster: PowerOfTwo,
+    map: Arc<Map>,
+    memory: Memory,
+    /// The most that it may have, in bytes.
+    most: u64,
+    durable: bool,
+    clones: AtomicBool,
+    copied: AtomicU64,
+    /// Of those who keep and those who let go.
+    turn: Mutex<()>,
+}
+
+/// A piece in memory, and where it begins.
+type Piece = (u64, Arc<Vec<u8>>);
+
+/// What a sidecar is of.
+pub struct Of {
+    /// The image, for its bytes.
+    pub image: Arc<dyn Device>,
+    /// The same for clones of it.
+    pub map: Arc<RealFile>,
+    /// Its size, and its file system's block.
+    pub geometry: Geometry,
+}
+
+impl Sidecar {
+    /// In this file, which is of the image's size.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(file: std::fs::File, of: Of, map: Arc<Map>) -> io::Result<Self> {
+        let header = map.header().clone();
+        let cluster = PowerOfTwo::new(header.cluster).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self {
+            data: Arc::new(RealFile::from(file.try_clone()?)),
+            disk: Disk::new(file)?,
+            image: of.image,
+            image_map: of.map,
+            geometry: of.geometry,
+            cluster,
+            map,
+            memory: Memory::new(header.ram),
+            most: header.max_sidecar,
+            durable: header.durable,
+            clones: AtomicBool::new(true),
+            copied: AtomicU64::new(0),
+            turn: Mutex::new(()),
+        })
+    }
+
+    /// Its file, for its block map.
+    pub fn data(&self) -> &Arc<RealFile> {
+        &self.data
+    }
+
+    /// What it has: on its disk and in memory, in bytes; and how much of it was ever copied.
+    pub fn sizes(&self) -> (u64, u64) {
+        (self.bytes(), self.copied.load(Ordering::Relaxed))
+    }
+
+    /// Keeps whole clusters of the image. `around` makes the clone call, with the writes of the guest held meanwhile; `wanted` says of a
+    /// range whether nobody has let any of it go.
+    ///
+    /// # Errors
+    /// ENOSPC at `--max-sidecar`; ETIMEDOUT where the memory has no room in time; the kernel's.
+    pub fn keep(
+        &self,
+        range: ByteRange,
+        patience: Duration,
+        around: &dyn Fn(&mut dyn FnMut()),
+        wanted: &dyn Fn(ByteRange) -> bool,
+    ) -> io::Result<()> {
+        if self.bytes() + range.len() > self.most {
+            return Err(Errno::ENOSPC.into());
+        }
+        if self.cloned(range, around, wanted)? {
+            return Ok(());
+        }
+        let mut at = range.start();
+        while at < range.end() {
+            let end = (at + self.cluster.get()).min(range.end());
+            let cluster = ByteRange::new(at, end).expect("a cluster has bytes");
+            if !self.cloned(cluster, around, wanted)? {
+                self.copy(cluster, patience, wanted)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Clones whole clusters; false where that cannot be, or a part of them is not wanted any more.
+    fn cloned(
+        &self,
+        range: ByteRange,
+        around: &dyn Fn(&mut dyn FnMut()),
+        wanted: &dyn Fn(ByteRange) -> bool,
+    ) -> io::Result<bool> {
+        let Some(clone) = self.geometry.cover(range).filter(|_| self.clones.load(Ordering::Relaxed)) else {
+            return Ok(false);
+        };
+        // Who lets clusters go says so first and takes his turn then: what is kept here of them is removed by him.
+        let _turn = self.turn();
+        if !wanted(range) {
+            return Ok(false);
+        }
+        let mut cloned = Ok(());
+        around(&mut || cloned = self.data.clone_range(&self.image_map, clone).map(drop));
+        match cloned.map_err(|e| e.raw_os_error()) {
+            Ok(()) => return self.kept(range).map(|()| true),
+            // Another file system, or one that cannot.
+            Err(Some(libc::EXDEV | libc::EOPNOTSUPP | libc::ENOTTY)) => self.clones.store(false, Ordering::Relaxed),
+            // What cannot be shared here and now is copied.
+            Err(_) => {}
+        }
+        Ok(false)
+    }
+
+    /// Makes durable what was kept, before it is overwritten; then it counts as kept.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn commit(&self, ranges: &[ByteRange]) -> io::Result<()> {
+        self.data.sync_data()?;
+        ranges.iter().try_for_each(|range| self.map.set(*range, State::Kept))?;
+        self.map.sync()
+    }
+
+    /// A reader needs these whole clusters no more, and nobody reads them any more.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn release(&self, range: ByteRange) -> io::Result<()> {
+        let _turn = self.turn();
+        self.map.set(range, State::Released)?;
+        let mut at = range.start();
+        while let Some(next) = self.memory.next(at).filter(|next| *next < range.end()) {
+            self.memory.remove(next);
+            at = next + 1;
+        }
+        self.disk.trim(range.start(), range.len())
+    }
+
+    /// Writes what is in memory, until [`Sidecar::end`].
+    pub fn write(&self) {
+        while let Some((at, piece)) = self.memory.wait() {
+            let written = {
+                let _turn = self.turn();
+                let range = ByteRange::at(at, piece.len() as u64).filter(|_| self.memory.at(at).is_some());
+                // One that was let go meanwhile is not written.
+                range.map_or(Ok(()), |range| {
+                    self.disk.write(&piece, at)?;
+                    self.map.set(range, State::Kept)
+                })
+            };
+            match written {
+                Ok(()) => self.memory.remove(at),
+                Err(_) if self.memory.is_over() => return,
+                // It is read from memory as well as from the disk; where that is full, what comes next cannot be kept.
+                Err(_) => std::thread::sleep(AGAIN),
+            }
+        }
+    }
+
+    /// Nothing more is kept: [`Sidecar::write`] ends when all is written, or cannot be.
+    pub fn end(&self) {
+        self.memory.end();
+    }
+
+    /// Whether all is in the file.
+    pub fn is_written(&self) -> bool {
+        self.memory.bytes() == 0
+    }
+
+    fn bytes(&self) -> u64 {
+        let blocks = nix::sys::stat::fstat(self.data.as_fd()).map_or(0, |stat| stat.st_blocks.cast_unsigned());
+        blocks * 512 + self.memory.bytes()
+    }
+
+    fn kept(&self, range: ByteRange) -> io::Result<()> {
+        if self.durable { Ok(()) } else { self.map.set(range, State::Kept) }
+    }
+
+    fn copy(&self, cluster: ByteRange, patience: Duration, wanted: &dyn Fn(ByteRange) -> bool) -> io::Result<()> {
+        let at = cluster.start();
+        let mut bytes = vec![0; cluster.len() as usize];
+        self.image.read(&mut bytes, at)?;
+        // Whoever makes room has his turn meanwhile.
+        if !self.durable && !self.memory.has_room(cluster.len(), patience) {
+            return Err(Errno::ETIMEDOUT.into());
+        }
+        let _turn = self.turn();
+        if !wanted(cluster) {
+            return Ok(());
+        }
+        self.copied.fetch_add(cluster.len(), Ordering::Relaxed);
+        if bytes.iter().all(|byte| *byte == 0) {
+            // A clone that has failed may have put something there.
+            self.disk.zero(at, cluster.len(), false, false)?;
+            self.kept(cluster)
+        } else if self.durable {
+            self.disk.write(&bytes, at)
+        } else {
+            self.map.set(cluster, State::InMemory)?;
+            self.memory.put(at, bytes);
+            Ok(())
+        }
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pieces of a range: in memory from where on, or in the file until where.
+    fn pieces(&self, offset: u64, end: u64) -> impl Iterator<Item = (ByteRange, Option<Piece>)> {
+        let mut at = offset;
+        std::iter::from_fn(move || {
+            ByteRange::new(at, end)?;
+            let (to, piece) = match self.memory.at(at) {
+                Some((start, piece)) => (start + piece.len() as u64, Some((start, piece))),
+                None => (self.memory.next(at).unwrap_or(end), None),
+            };
+            let range = ByteRange::new(at, to.min(end))?;
+            at = range.end();
+            Some((range, piece))
+        })
+    }
+}
+
+impl Device for Sidecar {
+    fn size(&self) -> u64 {
+        self.geometry.size
+    }
+
+    fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool {
+        self.is_written() && self.disk.read_now(bytes, offset)
+    }
+
+    fn write_now(&self, _: &[u8], _: u64) -> bool {
+        false
+    }
+
+    fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        for (range, piece) in self.pieces(offset, offset + bytes.len() as u64) {
+            let into = &mut bytes[(range.start() - offset) as usize..][..range.len() as usize];
+            match piece {
+                Some((start, piece)) => into.copy_from_slice(&piece[(range.start() - start) as usize..][..into.len()]),
+                None => self.disk.read(into, range.start())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(Errno::EPERM.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn trim(&self, _: u64, _: u64) -> io::Result<()> {
+        Err(Errno::EPERM.into())
+    }
+
+    fn zero(&self, _: u64, _: u64, _: bool, _: bool) -> io::Result<()> {
+        Err(Errno::EPERM.into())
+    }
+
+    fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.disk.cache(offset, length)
+    }
+
+    fn extents(&self, context: u32, offset: u64, length: u32, most: usize) -> io::Result<Extents> {
+        let mut extents = Extents::new();
+        for (range, piece) in self.pieces(offset, offset + u64::from(length)) {
+            match piece {
+                Some(_) => extents.push((range.len() as u32, 0)),
+                None => {
+                    let found = self.disk.extents(context, range.start(), range.len() as u32, most - extents.len())?;
+                    let whole = found.iter().map(|(length, _)| u64::from(*length)).sum::<u64>() == range.len();
+                    extents.extend(found);
+                    if !whole {
+                        break;
+                    }
+                }
+            }
+            if extents.len() >= most {
+                break;
+            }
+        }
+        Ok(extents)
+    }
+}
