@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use rclone_img::disk::real::RealFile;
+use rclone_img::serve::buffers::Buffers;
 use rclone_img::serve::device::Device;
 use rclone_img::serve::direct::Direct;
 use rclone_img::serve::disk::Disk;
@@ -63,7 +64,8 @@ impl Served {
         let open = Box::new(|file| Ok(Arc::new(Disk::new(file)?) as Arc<dyn Device>));
         let points = Points::new(Arc::clone(&device), map, finder, open, fleeces);
         let exports = Catalogue::new(device, read_only, 4096, Arc::new(points));
-        let serve: Serve = Box::new(move |stream| session::serve(stream, &exports));
+        let buffers = Buffers::default();
+        let serve: Serve = Box::new(move |stream| session::serve(stream, &exports, &buffers));
         let server = Server::new(listener, serve, most, Box::new(|event| eprintln!("{event:?}")));
         let server = Arc::new(server.expect("a server"));
         let runs = Some(thread::spawn({

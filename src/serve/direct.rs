@@ -9,23 +9,16 @@ use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use nix::sys::stat::fstat;
 
 use super::blocks::{Blocks, Held};
+use super::buffers::{self, BLOCK, Buffers};
 use super::device::{Device, Extents};
 use super::disk::Disk;
 
-/// Where direct accesses begin and end: no device that matters has larger logical blocks, and one that has is found out when the image is
-/// opened.
-const BLOCK: usize = 4096;
-
 /// The most that goes through memory of ours at once.
-const PIECE: usize = 1 << 20;
-
-/// How many pieces of memory are kept.
-const KEPT: usize = 16;
+const PIECE: usize = buffers::LARGE;
 
 /// An image past the page cache.
 pub struct Direct {
@@ -34,8 +27,8 @@ pub struct Direct {
     file: File,
     /// Held alone by who writes a part of a block, together by others.
     blocks: Blocks,
-    /// Each has room for `PIECE`, for what makes whole blocks of it, and for what lies before the first boundary.
-    memory: Mutex<Vec<Vec<u8>>>,
+    /// For what is not of whole blocks.
+    memory: Buffers,
 }
 
 impl Direct {
@@ -49,21 +42,16 @@ impl Direct {
         if identity(&file)? != identity(&disk)? {
             return Err(nix::errno::Errno::ESTALE.into());
         }
-        let direct = Self { disk, file, blocks: Blocks::default(), memory: Mutex::default() };
+        let direct = Self { disk, file, blocks: Blocks::default(), memory: Buffers::default() };
         direct.with_memory(BLOCK, |memory| direct.file.read_at(memory, 0))?;
         Ok(direct)
     }
 
     /// Does something with memory at a block's boundary.
     fn with_memory<T>(&self, bytes: usize, then: impl FnOnce(&mut [u8]) -> T) -> T {
-        let kept = || self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut memory = kept().pop().unwrap_or_else(|| vec![0; PIECE + 2 * BLOCK]);
-        let from = memory.as_ptr().align_offset(BLOCK);
-        let result = then(&mut memory[from..from + bytes]);
-        let mut kept = kept();
-        if kept.len() < KEPT {
-            kept.push(memory);
-        }
+        let mut memory = self.memory.take(bytes);
+        let result = then(memory.data(bytes));
+        self.memory.give(memory);
         result
     }
 
@@ -102,6 +90,11 @@ impl Direct {
     }
 }
 
+/// Whether the kernel takes this as it is: whole blocks, in memory as on the disk.
+fn is_whole(bytes: &[u8], offset: u64) -> bool {
+    bytes.as_ptr().align_offset(BLOCK) == 0 && bytes.len().is_multiple_of(BLOCK) && offset.is_multiple_of(BLOCK as u64)
+}
+
 /// The whole blocks that a range has a part of.
 fn whole(offset: u64, length: u64) -> std::ops::Range<u64> {
     let block = BLOCK as u64;
@@ -126,8 +119,13 @@ impl Device for Direct {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        // The last block of the image may be cut short, and memory has room for the whole one.
+        if is_whole(bytes, offset) {
+            return self.file.read_exact_at(bytes, offset);
+        }
         let mut at = offset;
-        for piece in bytes.chunks_mut(PIECE) {
+        // A piece that is not of whole blocks makes two more of them.
+        for piece in bytes.chunks_mut(PIECE - 2 * BLOCK) {
             self.read_piece(piece, at)?;
             at += piece.len() as u64;
         }
@@ -140,6 +138,9 @@ impl Device for Direct {
             return self.disk.write(bytes, offset);
         }
         let _together = self.blocks.take([whole(offset, bytes.len() as u64)], false);
+        if is_whole(bytes, offset) {
+            return self.file.write_all_at(bytes, offset);
+        }
         let mut at = offset;
         for piece in bytes.chunks(PIECE) {
             self.write_piece(piece, at)?;

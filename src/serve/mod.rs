@@ -3,6 +3,7 @@
 //! - [`codec`]: the protocol's bytes. Pure.
 //! - [`negotiation`]: from a client's first option to the export that it uses. Pure.
 //! - [`session`]: one client, from its first byte to its last.
+//! - [`buffers`]: memory for the data of requests.
 //! - [`device`]: what a session asks of the disk behind an export; [`disk`] is the image itself, [`direct`] the same past
 //!   the page cache, with [`blocks`], its locks.
 //! - [`gate`]: whether a write may go on, and who waits; [`filtered`] is a disk behind it, and [`control`] hears what jobs have to say.
@@ -14,6 +15,7 @@
 //! - [`server`]: those who connect.
 
 pub mod blocks;
+pub mod buffers;
 pub mod changes;
 pub mod codec;
 pub mod control;

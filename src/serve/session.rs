@@ -1,8 +1,8 @@
 //! One client, from its first byte to its last.
 //!
-//! The thread that has the connection does itself what takes no waiting (data that is in memory), and sends the replies
-//! of all requests that came together with one call; what has to wait for the disk is done by a pool of threads, which has none until
-//! they are needed, and which send their own replies.
+//! The thread that has the connection does itself what is small and takes no waiting (data that is in memory), and sends the replies
+//! of a few requests that came together with one call, so that the client has something to do meanwhile; what is large, or has to wait
+//! for the disk, is done by a pool of threads, which has none until they are needed, and which send their own replies.
 //!
 //! | who | holds | while |
 //! |---|---|---|
@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::buffers::{self, Buffers};
 use super::codec::{Broken, Command, OptionHeader, REQUEST, Request, hello, parse_hello, transmission};
 use super::device::Device;
 use super::negotiation::{Agreed, Exports, Negotiation, Next, Offer};
@@ -38,7 +39,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HANGS_UP: [ErrorKind; 3] = [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof];
 
 /// The most bytes that are in memory for one request; longer ones are done piece by piece.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = buffers::LARGE;
+
+/// The most bytes of a request that the connection's thread does itself: with more, copying them takes longer than handing them on.
+const INLINE: usize = buffers::SMALL;
+
+/// The most replies that are sent together: with 32 requests on the way 4 were better than 2 and 8 on either side, reading and writing, and a
+/// third better than all (BENCHMARKS.md): the client reads them while the next ones are done.
+const TOGETHER: usize = 4;
 
 /// What takes no waiting takes no longer: 1 MiB from memory takes a quarter of it.
 const QUICK: Duration = Duration::from_micros(500);
@@ -47,7 +55,7 @@ const QUICK: Duration = Duration::from_micros(500);
 const SLOW: Duration = Duration::from_millis(200);
 
 /// Replies are sent at the latest when so many bytes were collected.
-const COLLECTED: usize = 256 << 10;
+const COLLECTED: usize = 128 << 10;
 
 /// A connection: `&S` is read by one thread, and written by one at a time.
 pub trait Stream: Send + Sync {
@@ -108,11 +116,11 @@ pub trait Shelf: Exports {
 ///
 /// # Errors
 /// Where it does not speak NBD, or the connection fails: for a log, for nobody else is concerned.
-pub fn serve(stream: &impl Stream, shelf: &impl Shelf) -> io::Result<()> {
+pub fn serve(stream: &impl Stream, shelf: &impl Shelf, buffers: &Buffers) -> io::Result<()> {
     let ended = match negotiate(stream, shelf) {
         Ok(Some((agreed, input))) => {
             let device = shelf.open(&agreed.offer);
-            device.and_then(|device| device.map_or(Ok(()), |device| transmit(stream, input, &agreed, &*device)))
+            device.and_then(|device| device.map_or(Ok(()), |device| transmit(stream, input, &agreed, &*device, buffers)))
         }
         Ok(None) => Ok(()),
         // Somebody who only looks whether a server is there.
@@ -157,12 +165,19 @@ fn broken(why: Broken) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-fn transmit<S: Stream>(stream: &S, input: Input<'_, S>, agreed: &Agreed, device: &dyn Device) -> io::Result<()> {
+fn transmit<S: Stream>(
+    stream: &S,
+    input: Input<'_, S>,
+    agreed: &Agreed,
+    device: &dyn Device,
+    buffers: &Buffers,
+) -> io::Result<()> {
     let answers = Answers::new(stream, agreed.structured);
-    let worker = Worker::new(device, &answers, &agreed.contexts);
+    let worker = Worker::new(device, &answers, &agreed.contexts, buffers);
     thread::scope(|scope| {
         let pool = Pool::new(scope, &worker);
-        let ended = Session { input, agreed, worker: &worker, pool, replies: Vec::new(), slow_until: None }.run();
+        let replies = Replies { bytes: Vec::new(), count: 0 };
+        let ended = Session { input, agreed, worker: &worker, pool, replies, slow_until: None }.run();
         // Nor shall the pool wait for a client that is not listened to any more; but one that says no more may still listen, as at the
         // server's end.
         if ended.as_ref().is_err_and(|e| e.kind() != ErrorKind::UnexpectedEof) {
@@ -172,13 +187,18 @@ fn transmit<S: Stream>(stream: &S, input: Input<'_, S>, agreed: &Agreed, device:
     })
 }
 
+struct Replies {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
 struct Session<'s, 'e, S> {
     input: Input<'s, S>,
     agreed: &'e Agreed,
     worker: &'e Worker<'e, S>,
     pool: Pool<'s, 'e, S>,
     /// Replies that nobody has sent yet.
-    replies: Vec<u8>,
+    replies: Replies,
     /// What takes no waiting does, until then: the kernel has let this thread wait all the same.
     slow_until: Option<Instant>,
 }
@@ -194,12 +214,13 @@ impl<S: Stream> Session<'_, '_, S> {
                 Ok(Command::Write) => self.write(&request)?,
                 Err(error) => {
                     self.skip(request.payload)?;
-                    self.worker.answers.failed(&mut self.replies, request, error, "");
+                    self.worker.answers.failed(&mut self.replies.bytes, request, error, "");
                 }
                 Ok(Command::Read) if self.read_now(&request) => {}
-                Ok(command) => self.pass_on(Job { request, command, data: Vec::new() })?,
+                Ok(command) => self.pass_on(Job { request, command, data: None })?,
             }
-            if self.replies.len() >= COLLECTED {
+            self.replies.count += 1;
+            if self.replies.count >= TOGETHER || self.replies.bytes.len() >= COLLECTED {
                 self.send()?;
             }
         }
@@ -219,26 +240,47 @@ impl<S: Stream> Session<'_, '_, S> {
     }
 
     fn send(&mut self) -> io::Result<()> {
-        if !self.replies.is_empty() {
-            self.worker.answers.send(&self.replies)?;
-            self.replies.clear();
+        self.replies.count = 0;
+        if !self.replies.bytes.is_empty() {
+            self.worker.answers.send(&self.replies.bytes)?;
+            self.replies.bytes.clear();
         }
         Ok(())
     }
 
     fn pass_on(&mut self, job: Job) -> io::Result<()> {
-        if !self.pool.have_room(&job) {
+        self.reserve(job.bytes())?;
+        self.pool.give(job);
+        Ok(())
+    }
+
+    /// Makes room in the pool for a job of so many bytes.
+    fn reserve(&mut self, bytes: usize) -> io::Result<()> {
+        if !self.pool.has_room(bytes) {
             self.send()?;
         }
-        self.pool.take(job);
+        self.pool.reserve(bytes);
+        Ok(())
+    }
+
+    /// Fills memory with what comes next.
+    fn receive(&mut self, into: &mut [u8]) -> io::Result<()> {
+        let there = self.input.take_some(into);
+        if there < into.len() {
+            self.send()?;
+            self.input.receive(&mut into[there..])?;
+        }
         Ok(())
     }
 
     /// Takes the payload of a request that has failed off the wire.
     fn skip(&mut self, payload: u32) -> io::Result<()> {
-        for piece in pieces(payload) {
+        let mut left = payload as usize;
+        while left > 0 {
+            let piece = left.min(INLINE);
             self.have_payload(piece)?;
             self.input.take(piece);
+            left -= piece;
         }
         Ok(())
     }
@@ -247,44 +289,59 @@ impl<S: Stream> Session<'_, '_, S> {
         if request.payload as usize > PIECE {
             return self.write_in_pieces(request);
         }
+        if request.payload as usize > INLINE {
+            return self.write_from_buffer(request);
+        }
         self.have_payload(request.payload as usize)?;
         let data = self.input.take(request.payload as usize);
         let tried = !request.flags.fua() && !is_slow(self.slow_until);
         if tried && at_once(&mut self.slow_until, || self.worker.device.write_now(data, request.offset)) {
-            self.worker.answers.done(&mut self.replies, request);
+            self.worker.answers.done(&mut self.replies.bytes, request);
             return Ok(());
         }
-        let data = data.to_vec();
-        self.pass_on(Job { request: *request, command: Command::Write, data })
+        let mut buffer = self.worker.buffers.take(data.len());
+        buffer.data(data.len()).copy_from_slice(data);
+        self.pass_on(Job { request: *request, command: Command::Write, data: Some(buffer) })
+    }
+
+    /// What is large comes to where it is written from, and the next request is heard meanwhile.
+    fn write_from_buffer(&mut self, request: &Request) -> io::Result<()> {
+        let length = request.payload as usize;
+        self.reserve(length)?;
+        let mut buffer = self.worker.buffers.take(length);
+        self.receive(buffer.data(length))?;
+        self.pool.give(Job { request: *request, command: Command::Write, data: Some(buffer) });
+        Ok(())
     }
 
     /// What does not fit into memory is written as it comes.
     fn write_in_pieces(&mut self, request: &Request) -> io::Result<()> {
         let (mut offset, mut done) = (request.offset, Ok(()));
+        let mut buffer = self.worker.buffers.take(PIECE);
         for piece in pieces(request.payload) {
-            self.have_payload(piece)?;
-            let data = self.input.take(piece);
-            done = done.and_then(|()| self.worker.device.write(data, offset));
+            self.receive(buffer.data(piece))?;
+            done = done.and_then(|()| self.worker.device.write(buffer.filled(piece), offset));
             offset += piece as u64;
         }
+        self.worker.buffers.give(buffer);
         if request.flags.fua() {
             done = done.and_then(|()| self.worker.device.flush());
         }
-        self.worker.answers.ended(&mut self.replies, *request, done);
+        self.worker.answers.ended(&mut self.replies.bytes, *request, done);
         Ok(())
     }
 
     /// Answers a read from memory; false where that cannot be.
     fn read_now(&mut self, request: &Request) -> bool {
         let length = request.length as usize;
-        if length > PIECE || !self.worker.device.has_memory() || is_slow(self.slow_until) {
+        if length > INLINE || !self.worker.device.has_memory() || is_slow(self.slow_until) {
             return false;
         }
-        let before = self.replies.len();
-        let data = self.worker.answers.begin_data(&mut self.replies, request, request.offset, length, true);
+        let before = self.replies.bytes.len();
+        let data = self.worker.answers.begin_read(&mut self.replies.bytes, request, length);
         let read = length == 0 || at_once(&mut self.slow_until, || self.worker.device.read_now(data, request.offset));
         if !read {
-            self.replies.truncate(before);
+            self.replies.bytes.truncate(before);
         }
         read
     }

@@ -22,6 +22,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::cli::service::notify;
 use crate::cli::service::wakes::{Wake, Wakes};
 use crate::error::{Error, Kind, Result};
+use crate::serve::buffers::Buffers;
 use crate::serve::control::Served;
 use crate::serve::exports::Catalogue;
 use crate::serve::server::{Event, Server};
@@ -66,7 +67,8 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     });
     let most = usize::from(args.connections);
     let no_server = |e| Error::io(Kind::Failed, "the server cannot be set up", "see ulimit -n", e);
-    let serve = |stream: &UnixStream| session::serve(stream, &exports);
+    let buffers = Buffers::default();
+    let serve = |stream: &UnixStream| session::serve(stream, &exports, &buffers);
     let server = Server::new(socket.listener()?, serve, most, tell).map_err(no_server)?;
     let orphans = Arc::clone(&image.served.orphans);
     let fleeces = Arc::clone(&image.served.fleeces);

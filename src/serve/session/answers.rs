@@ -69,14 +69,26 @@ impl<'a, S: Stream> Answers<'a, S> {
         }
     }
 
-    /// Appends the answer of a read, or a piece of it, but for its data, and gives the room for that. `last` with the last piece.
-    pub fn begin_data<'r>(
+    /// What is before the data in the answer of a read, or a piece of it. `last` with the last piece.
+    pub fn head(&self, request: &Request, offset: u64, length: usize, last: bool) -> Vec<u8> {
+        let mut head = Vec::with_capacity(28);
+        self.begin_data(&mut head, request, offset, length, last, false);
+        head
+    }
+
+    /// Appends the answer of a read, but for its data, and gives the room for that.
+    pub fn begin_read<'r>(&self, replies: &'r mut Vec<u8>, request: &Request, length: usize) -> &'r mut [u8] {
+        self.begin_data(replies, request, request.offset, length, true, true)
+    }
+
+    fn begin_data<'r>(
         &self,
         replies: &'r mut Vec<u8>,
         request: &Request,
         offset: u64,
         length: usize,
         last: bool,
+        room: bool,
     ) -> &'r mut [u8] {
         if !self.structured {
             replies.extend_from_slice(&simple_reply(request.cookie, None));
@@ -88,7 +100,7 @@ impl<'a, S: Stream> Answers<'a, S> {
             replies.extend_from_slice(&offset.to_be_bytes());
         }
         let data = replies.len();
-        replies.resize(data + length, 0);
+        replies.resize(data + if room { length } else { 0 }, 0);
         &mut replies[data..]
     }
 }

@@ -70,6 +70,30 @@ impl<'a, S: Stream> Input<'a, S> {
         &self.bytes[from..self.have.start]
     }
 
+    /// Takes what is there, at most as much as this has room for; how much.
+    pub fn take_some(&mut self, into: &mut [u8]) -> usize {
+        let length = into.len().min(self.have.len());
+        into[..length].copy_from_slice(self.take(length));
+        length
+    }
+
+    /// Waits for bytes that come after all that was taken, and fills this with them.
+    ///
+    /// # Errors
+    /// UnexpectedEof where the client has gone; the transport's.
+    pub fn receive(&mut self, into: &mut [u8]) -> io::Result<()> {
+        let mut have = 0;
+        while have < into.len() {
+            match self.stream.receive(&mut into[have..]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(got) => have += got,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
     /// Makes room behind what is there: for `bytes` from its beginning, and for at least one more.
     fn make_room(&mut self, bytes: usize) {
         let wanted = bytes.max(AT_ONCE);

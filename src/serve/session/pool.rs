@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::answers::{Answers, told};
 use super::{PIECE, Stream, pieces};
+use crate::serve::buffers::{Buffer, Buffers};
 use crate::serve::codec::{Chunk, Command, Request, chunk_header, error_chunk, simple_reply, status_chunk};
 use crate::serve::device::Device;
 
@@ -28,13 +29,17 @@ pub struct Job {
     /// The same, checked.
     pub command: Command,
     /// A write's.
-    pub data: Vec<u8>,
+    pub data: Option<Buffer>,
 }
 
 impl Job {
     /// Bytes of memory that it takes.
-    fn bytes(&self) -> usize {
-        if self.command == Command::Read { (self.request.length as usize).min(PIECE) } else { self.data.len() }
+    pub fn bytes(&self) -> usize {
+        match self.command {
+            Command::Read => (self.request.length as usize).min(PIECE),
+            Command::Write => self.request.payload as usize,
+            _ => 0,
+        }
     }
 }
 
@@ -55,22 +60,25 @@ impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
         Self { scope, worker, queue, jobs, started: 0 }
     }
 
-    /// Whether a job would be taken without waiting for another one's end.
-    pub fn have_room(&self, job: &Job) -> bool {
-        self.worker.load().has_room(job)
+    /// Whether there is room for a job of so many bytes without waiting for another one's end.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.worker.load().has_room(bytes)
     }
 
-    /// Gives a job to one of them, once there is room for it.
-    pub fn take(&mut self, job: Job) {
-        let waiting = {
-            let mut load = self.worker.load();
-            while !load.has_room(&job) {
-                load = self.worker.done.wait(load).unwrap_or_else(PoisonError::into_inner);
-            }
-            load.jobs += 1;
-            load.bytes += job.bytes();
-            self.started - (load.jobs - 1)
-        };
+    /// Waits for room for a job of so many bytes; it is to be given next.
+    pub fn reserve(&mut self, bytes: usize) {
+        let mut load = self.worker.load();
+        while !load.has_room(bytes) {
+            load = self.worker.done.wait(load).unwrap_or_else(PoisonError::into_inner);
+        }
+        load.jobs += 1;
+        load.bytes += bytes;
+    }
+
+    /// Gives a job to one of them, for which there is room.
+    pub fn give(&mut self, job: Job) {
+        // This one is in the load already.
+        let waiting = self.started - (self.worker.load().jobs - 1);
         if waiting == 0 {
             let (worker, jobs) = (self.worker, self.jobs.clone());
             let thread = thread::Builder::new().name("disk".into());
@@ -94,8 +102,8 @@ pub struct Load {
 
 impl Load {
     /// Always, where there is nothing: no job has more than [`PIECE`] bytes.
-    fn has_room(&self, job: &Job) -> bool {
-        self.jobs < THREADS && self.bytes + job.bytes() <= BYTES
+    fn has_room(&self, bytes: usize) -> bool {
+        self.jobs < THREADS && self.bytes + bytes <= BYTES
     }
 }
 
@@ -107,6 +115,8 @@ pub struct Worker<'a, S> {
     pub answers: &'a Answers<'a, S>,
     /// The contexts that the client asks for.
     pub contexts: &'a [u32],
+    /// Memory.
+    pub buffers: &'a Buffers,
     load: Mutex<Load>,
     /// Told whenever a job is done.
     done: Condvar,
@@ -114,19 +124,25 @@ pub struct Worker<'a, S> {
 
 impl<'a, S: Stream> Worker<'a, S> {
     /// With nothing to do.
-    pub fn new(device: &'a dyn Device, answers: &'a Answers<'a, S>, contexts: &'a [u32]) -> Self {
-        Self { device, answers, contexts, load: Mutex::default(), done: Condvar::new() }
+    pub fn new(
+        device: &'a dyn Device,
+        answers: &'a Answers<'a, S>,
+        contexts: &'a [u32],
+        buffers: &'a Buffers,
+    ) -> Self {
+        Self { device, answers, contexts, buffers, load: Mutex::default(), done: Condvar::new() }
     }
 
     fn load(&self) -> MutexGuard<'_, Load> {
         self.load.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self, job: Job) {
+    fn work(&self, mut job: Job) {
         if self.answer(&job).is_err() {
             // The connection's own thread learns of it.
             self.answers.stream.close();
         }
+        job.data.take().into_iter().for_each(|buffer| self.buffers.give(buffer));
         let mut load = self.load();
         load.jobs -= 1;
         load.bytes -= job.bytes();
@@ -140,7 +156,10 @@ impl<'a, S: Stream> Worker<'a, S> {
         let mut done = match job.command {
             Command::Read => return self.read(request),
             Command::BlockStatus => return self.status(request),
-            Command::Write => self.device.write(&job.data, offset),
+            Command::Write => {
+                let data = job.data.as_ref().map_or(&[][..], |buffer| buffer.filled(request.payload as usize));
+                self.device.write(data, offset)
+            }
             Command::Trim => self.device.trim(offset, length),
             Command::WriteZeroes => self.device.zero(offset, length, flags.no_hole(), flags.fast_zero()),
             Command::Cache => self.device.cache(offset, length),
@@ -166,22 +185,20 @@ impl<'a, S: Stream> Worker<'a, S> {
     /// A chunk for each piece. What comes in one piece needs no structured replies.
     fn read_in_chunks(&self, request: &Request) -> io::Result<()> {
         let (mut offset, end) = (request.offset, request.offset + u64::from(request.length));
-        let mut reply = Vec::new();
+        let mut buffer = self.buffers.take((request.length as usize).min(PIECE));
         for piece in pieces(request.length) {
-            reply.clear();
             let last = offset + piece as u64 == end;
-            let data = self.answers.begin_data(&mut reply, request, offset, piece, last);
-            let read = self.device.read(data, offset);
-            if let Err(error) = &read {
-                reply.clear();
-                self.answers.failed(&mut reply, *request, told(error), &error.to_string());
-            }
-            self.answers.send(&reply)?;
-            if read.is_err() {
+            if let Err(error) = self.device.read(buffer.data(piece), offset) {
+                let mut reply = Vec::new();
+                self.answers.failed(&mut reply, *request, told(&error), &error.to_string());
+                self.answers.send(&reply)?;
                 break;
             }
+            let head = self.answers.head(request, offset, piece, last);
+            self.answers.send(buffer.behind(&head, piece))?;
             offset += piece as u64;
         }
+        self.buffers.give(buffer);
         Ok(())
     }
 
@@ -198,9 +215,9 @@ impl<'a, S: Stream> Worker<'a, S> {
         } else {
             turn.send(&simple_reply(request.cookie, None))?;
         }
-        let mut data = vec![0; PIECE];
+        let mut buffer = self.buffers.take(PIECE);
         for piece in pieces(request.length) {
-            let data = &mut data[..piece];
+            let data = buffer.data(piece);
             if failed.is_none() {
                 failed = self.device.read(data, offset).err();
             }
@@ -212,6 +229,7 @@ impl<'a, S: Stream> Worker<'a, S> {
             turn.send(data)?;
             offset += piece as u64;
         }
+        self.buffers.give(buffer);
         match failed {
             _ if !structured => Ok(()),
             Some(error) => turn.send(&error_chunk(request.cookie, told(&error), &error.to_string())),

@@ -105,7 +105,7 @@ fn pattern() -> Vec<u8> {
 fn answers(structured: bool, bad: usize, requests: &[u8]) -> (Vec<u8>, io::Result<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let shelf = One(Arc::new(Slow { bytes: Mutex::new(pattern()), bad }));
-    let server = thread::spawn(move || serve(&theirs, &shelf));
+    let server = thread::spawn(move || serve(&theirs, &shelf, &Buffers::default()));
     let mut said = vec![0, 0, 0, 3];
     if structured {
         said.extend(option(8, b""));
