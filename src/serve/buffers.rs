@@ -102,7 +102,9 @@ mod tests {
             assert_eq!(buffer.data(size).as_ptr().align_offset(BLOCK), 0);
             buffer.data(size).fill(7);
             let whole = buffer.behind(&[1; HEAD], size);
-            assert!(whole.len() == HEAD + size && whole[..HEAD] == [1; HEAD] && whole[HEAD..].iter().all(|it| *it == 7));
+            assert!(
+                whole.len() == HEAD + size && whole[..HEAD] == [1; HEAD] && whole[HEAD..].iter().all(|it| *it == 7)
+            );
             buffers.give(buffer);
         }
     }

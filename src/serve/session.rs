@@ -120,7 +120,8 @@ pub fn serve(stream: &impl Stream, shelf: &impl Shelf, buffers: &Buffers) -> io:
     let ended = match negotiate(stream, shelf) {
         Ok(Some((agreed, input))) => {
             let device = shelf.open(&agreed.offer);
-            device.and_then(|device| device.map_or(Ok(()), |device| transmit(stream, input, &agreed, &*device, buffers)))
+            device
+                .and_then(|device| device.map_or(Ok(()), |device| transmit(stream, input, &agreed, &*device, buffers)))
         }
         Ok(None) => Ok(()),
         // Somebody who only looks whether a server is there.

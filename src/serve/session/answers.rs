@@ -1,12 +1,18 @@
 //! Replies, in the form that was agreed on, and one at a time.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno as Kernel;
 
 use super::Stream;
 use crate::serve::codec::{Chunk, Errno, Request, chunk_header, error_chunk, simple_reply};
+
+/// Replies of at most this many bytes are left to whoever sends at the moment.
+const SHORT: usize = 16 << 10;
+
+/// The most bytes that are left to him; who has more waits.
+const LEFT: usize = 128 << 10;
 
 /// Where the replies go.
 pub struct Answers<'a, S> {
@@ -14,37 +20,99 @@ pub struct Answers<'a, S> {
     pub stream: &'a S,
     /// Whether reads are answered by structured replies.
     pub structured: bool,
-    /// Held by who sends: nothing comes between the pieces of what is sent together.
-    turn: Mutex<()>,
+    out: Mutex<Out>,
+    /// Told whenever nobody sends, or there is room for what is left to who does.
+    changed: Condvar,
 }
 
-/// The right to send.
-pub struct Turn<'a, S> {
-    stream: &'a S,
-    _turn: MutexGuard<'a, ()>,
+/// What goes out. Nothing comes between the pieces of what is sent together.
+#[derive(Default)]
+struct Out {
+    /// Somebody has the turn to send.
+    sending: bool,
+    /// Whole replies, for him to send.
+    left: Vec<u8>,
+    failed: bool,
 }
 
-impl<S: Stream> Turn<'_, S> {
+/// The right to send. Dropped, what was left to its owner is sent.
+pub struct Turn<'a, 'b, S: Stream>(&'b Answers<'a, S>);
+
+impl<S: Stream> Turn<'_, '_, S> {
     /// Sends a part of a reply.
     pub fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.send(bytes)
+        self.0.stream.send(bytes).inspect_err(|_| self.0.out().failed = true)
+    }
+
+    /// Sends what was left meanwhile.
+    fn send_left(&self) -> io::Result<()> {
+        let mut batch = Vec::new();
+        loop {
+            {
+                let mut out = self.0.out();
+                batch.clear();
+                std::mem::swap(&mut batch, &mut out.left);
+                if batch.is_empty() || out.failed {
+                    out.sending = false;
+                    // For the next one who leaves something.
+                    out.left = batch;
+                    drop(out);
+                    self.0.changed.notify_all();
+                    return Ok(());
+                }
+            }
+            self.0.changed.notify_all();
+            self.send(&batch)?;
+        }
+    }
+}
+
+impl<S: Stream> Drop for Turn<'_, '_, S> {
+    fn drop(&mut self) {
+        // Where that fails the connection's own thread learns of it, and there is nothing more to send.
+        if self.send_left().is_err() {
+            self.0.stream.close();
+            let _ = self.send_left();
+        }
     }
 }
 
 impl<'a, S: Stream> Answers<'a, S> {
     /// Of a connection.
     pub fn new(stream: &'a S, structured: bool) -> Self {
-        Self { stream, structured, turn: Mutex::new(()) }
+        Self { stream, structured, out: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Keeps everybody else from sending until it is dropped.
-    pub fn turn(&self) -> Turn<'_, S> {
-        Turn { stream: self.stream, _turn: self.turn.lock().unwrap_or_else(PoisonError::into_inner) }
+    pub fn turn(&self) -> Turn<'_, '_, S> {
+        let mut out = self.out();
+        while out.sending {
+            out = self.changed.wait(out).unwrap_or_else(PoisonError::into_inner);
+        }
+        out.sending = true;
+        Turn(self)
     }
 
-    /// Sends whole replies.
+    /// Sends whole replies, or leaves short ones to whoever sends already: many threads that have one each make one call.
     pub fn send(&self, replies: &[u8]) -> io::Result<()> {
+        if replies.len() <= SHORT {
+            let mut out = self.out();
+            while out.sending && !out.failed && out.left.len() + replies.len() > LEFT {
+                out = self.changed.wait(out).unwrap_or_else(PoisonError::into_inner);
+            }
+            if out.failed {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            if out.sending {
+                out.left.extend_from_slice(replies);
+                return Ok(());
+            }
+        }
         self.turn().send(replies)
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Appends that a request which is not answered with data was done.

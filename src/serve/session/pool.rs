@@ -56,7 +56,7 @@ pub struct Pool<'s, 'e, S> {
 impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
     /// None yet.
     pub fn new(scope: &'s Scope<'s, 'e>, worker: &'e Worker<'e, S>) -> Self {
-        let (queue, jobs) = bounded(0);
+        let (queue, jobs) = bounded(THREADS);
         Self { scope, worker, queue, jobs, started: 0 }
     }
 
@@ -124,12 +124,7 @@ pub struct Worker<'a, S> {
 
 impl<'a, S: Stream> Worker<'a, S> {
     /// With nothing to do.
-    pub fn new(
-        device: &'a dyn Device,
-        answers: &'a Answers<'a, S>,
-        contexts: &'a [u32],
-        buffers: &'a Buffers,
-    ) -> Self {
+    pub fn new(device: &'a dyn Device, answers: &'a Answers<'a, S>, contexts: &'a [u32], buffers: &'a Buffers) -> Self {
         Self { device, answers, contexts, buffers, load: Mutex::default(), done: Condvar::new() }
     }
 
