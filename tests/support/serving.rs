@@ -44,6 +44,14 @@ pub fn serve(s: &Sandbox, cache: &str) -> Job {
     job
 }
 
+/// Starts one of an image `vm.img`, which is moved there from `a.img`, at a socket beside it.
+pub fn serve_at(s: &Sandbox, socket: &str, cache: &str) -> Job {
+    fs::rename(s.path("a.img"), s.path("vm.img")).expect("moved");
+    let mut job = s.start(&["serve", "vm.img", "--socket", socket, "--cache", cache]);
+    assert!(job.wait_for("started"), "{:?}", job.events);
+    job
+}
+
 /// Ends it.
 pub fn stop(job: Job) {
     job.signal(Signal::SIGTERM);

@@ -51,6 +51,13 @@ impl Program {
         command
     }
 
+    /// `rclone-img fleece start SRC --name bench`, or `stop`.
+    pub fn fleece(&self, what: &str, source: &Path) -> Command {
+        let mut command = self.verb("fleece");
+        command.arg(what).arg(source).args(["--name", "bench", "--quiet"]);
+        command
+    }
+
     /// `rclone-img snapshot --json EXTRA SRC DST`.
     pub fn snapshot(&self, source: &Path, target: &Path, extra: &[&str]) -> Command {
         let mut command = self.verb("snapshot");

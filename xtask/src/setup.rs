@@ -58,6 +58,7 @@ pub const ALL: &[Tool] = &[
     tool("nbdinfo", "libnbd-bin"),
     tool("nbdcopy", "libnbd-bin"),
     tool("nbdsh", "python3-libnbd"),
+    tool("restic", "restic"),
     tool("setquota", "quota"),
     tool("strace", "strace"),
 ];

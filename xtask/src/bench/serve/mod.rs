@@ -2,7 +2,10 @@
 //!
 //! All serve one image, one after the other in each round, over a Unix socket and in the same cache mode; `qemu-img bench` says how long so
 //! many requests took. What is compared are operations per second within one round: the goal is at least as many as the better of the two.
-//! nbdkit's file plugin knows no O_DIRECT, so it is in the rounds through the page cache alone.
+//! nbdkit's file plugin knows no O_DIRECT, so it is in the rounds through the page cache alone. [`meanwhile`] is what clients feel of a point in
+//! time that is kept.
+
+mod meanwhile;
 
 use std::fs;
 use std::io::Write;
@@ -17,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::figures::Spread;
 use crate::chart;
+use crate::image;
 use crate::program::Program;
 use crate::run::{self, Background};
 use crate::sandbox::{self, Kind, LoopFs, MIB};
@@ -43,12 +47,25 @@ pub struct Serve {
     /// How often each is run
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
+    /// Size of the image of which a snapshot is made; a gibibyte has about 262144 extents
+    #[arg(long, default_value = "4G", value_parser = image::size)]
+    size: u64,
+    /// One part only: the servers beside one another, or what clients feel while a point in time is kept
+    #[arg(long, value_enum)]
+    part: Option<Part>,
     /// One file system only
     #[arg(long, value_enum)]
     fs: Option<Kind>,
     /// Print one JSON object instead of the tables
     #[arg(long)]
     json: bool,
+}
+
+/// A part of the whole.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Servers,
+    Meanwhile,
 }
 
 /// What clients do.
@@ -195,15 +212,20 @@ impl Serve {
         }
         let program = Program::at_or_built(None)?;
         let kinds = self.fs.map_or(Kind::BOTH.to_vec(), |kind| vec![kind]);
-        let all = kinds.into_iter().map(|kind| self.on(kind, &program)).collect::<Result<Vec<_>>>()?;
+        let of = |part| kinds.iter().filter(move |_| self.part.is_none_or(|it| it == part));
+        let all = of(Part::Servers).map(|kind| self.on(*kind, &program)).collect::<Result<Vec<_>>>()?;
+        let felt = of(Part::Meanwhile).map(|kind| meanwhile::measure(*kind, &program, self.size, self.runs));
+        let felt = felt.collect::<Result<Vec<_>>>()?;
         let text = if self.json {
-            format!("{:#}\n", json!({"v": 1, "figures": all.iter().map(Figures::json).collect::<Vec<_>>()}))
+            let figures = all.iter().map(Figures::json).collect::<Vec<_>>();
+            let meanwhile = felt.iter().map(meanwhile::Figures::json).collect::<Vec<_>>();
+            format!("{:#}\n", json!({"v": 1, "figures": figures, "meanwhile": meanwhile}))
         } else {
-            all.iter().map(Figures::text).collect()
+            all.iter().map(Figures::text).chain(felt.iter().map(meanwhile::Figures::text)).collect()
         };
         // A reader that has gone away is no failure.
         let _ = std::io::stdout().write_all(text.as_bytes());
-        Ok(all.iter().map(Figures::missed).sum())
+        Ok(all.iter().map(Figures::missed).chain(felt.iter().map(meanwhile::Figures::missed)).sum())
     }
 
     fn on(&self, kind: Kind, program: &Program) -> Result<Figures> {
