@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loom::sync::Mutex;
-use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use loom::thread;
 use rclone_img::cbw::clusters::Word;
 use rclone_img::cbw::{Accesses, Clusters, Limits};
@@ -80,5 +80,45 @@ fn neighbours_in_one_word_keep_their_states() {
         assert!(clusters.open_part(cluster(0)).is_none());
         background.join().expect("the background");
         assert!(clusters.open_part(cluster(1)).is_none());
+    });
+}
+
+/// A reader of a point in time, the one who keeps it, and the guest that overwrites a cluster once it is kept: whatever the reader reads is what
+/// was there at T0. The kernel's copies are seen without any order of their own.
+#[test]
+fn who_reads_without_a_lock_reads_what_was_there_at_t0() {
+    const THEN: u64 = 1;
+    const LATER: u64 = 9;
+    loom::model(|| {
+        let clusters = Arc::new(Clusters::<LoomWord>::new(CLUSTER, PowerOfTwo::new(CLUSTER).expect("a power of two")));
+        let image = loom::sync::Arc::new(AtomicU64::new(THEN));
+        let kept = loom::sync::Arc::new(AtomicU64::new(0));
+        let guest = {
+            let (clusters, image) = (Arc::clone(&clusters), image.clone());
+            thread::spawn(move || {
+                // A write that comes before waits; here it is not made at all.
+                if clusters.open_part(cluster(0)).is_none() {
+                    // As `serve::gate` does it.
+                    fence(Ordering::SeqCst);
+                    image.store(LATER, Ordering::Relaxed);
+                }
+            })
+        };
+        let reader = {
+            let (clusters, image, kept) = (Arc::clone(&clusters), image.clone(), kept.clone());
+            thread::spawn(move || {
+                let read = |from: &AtomicU64| from.load(Ordering::Relaxed);
+                let pending = clusters.run(cluster(0)).1;
+                let first = read(if pending { &kept } else { &image });
+                // As `serve::view` does it.
+                fence(Ordering::SeqCst);
+                let now = clusters.run(cluster(0)).1;
+                assert_eq!(if now { read(&kept) } else { first }, THEN);
+            })
+        };
+        kept.store(image.load(Ordering::Relaxed), Ordering::Relaxed);
+        clusters.finish(cluster(0));
+        guest.join().expect("the guest");
+        reader.join().expect("the reader");
     });
 }

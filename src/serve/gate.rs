@@ -20,6 +20,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -141,8 +142,7 @@ impl Gate {
         for id in broken {
             self.settle(&mut state, id);
         }
-        state.writing += 1;
-        Ok(Passing(self))
+        Ok(self.pass(&mut state))
     }
 
     /// The same where it takes no waiting.
@@ -151,8 +151,17 @@ impl Gate {
         if !state.jobs.values().all(|job| job.lets_on(range)) {
             return None;
         }
+        Some(self.pass(&mut state))
+    }
+
+    /// A write goes on.
+    fn pass(&self, state: &mut State) -> Passing<'_> {
+        if !state.jobs.is_empty() {
+            // Who reads what it writes is to find its clusters done, without a lock (`super::view`, tests/cbw_loom.rs).
+            fence(Ordering::SeqCst);
+        }
         state.writing += 1;
-        Some(Passing(self))
+        Passing(self)
     }
 
     /// Whether a clone call has the image's lock, or is about to.

@@ -40,6 +40,8 @@ impl Fleeces {
         let begun = map.begun(boot, Timestamp::now());
         begun.map_err(words("write the map of the fleece"))?;
         gathered.0.watch()?;
+        // So that it is known after a power cut what it was.
+        map.sync().map_err(words("write the map of the fleece"))?;
         let fleece = self.run(map, data, gathered)?;
         if let Some(base) = base {
             self.leave_out(&fleece, &base).inspect_err(|why| fleece.watch.break_off(why))?;

@@ -1,0 +1,83 @@
+//! A fleece and a host that goes down: what was durable is taken up afterwards, anything else is known to be lost. The power cut is XFS's own
+//! shutdown, which loses whatever was not synced; the boot is another one by a file that is mounted over the kernel's id of it.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use support::serving::{clients, copied, image, serve, socket, stop};
+use support::{Fs, Job, PROGRAM, Random, Sandbox, Writers, assert_same, must, there};
+
+/// Starts a server in what looks like another boot to it.
+fn serve_after_boot(s: &Sandbox) -> Job {
+    let id = s.outside("boot_id");
+    fs::write(&id, "11111111-2222-3333-4444-555555555555\n").expect("an id");
+    let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "sh", "-c", script]).arg(&id).arg(PROGRAM);
+    command.args(["serve", "a.img", "--socket"]).arg(socket(s)).args(["--cache", "none", "--json"]);
+    let mut job = Job::spawn(command.current_dir(s.dir()).stdin(Stdio::null()));
+    assert!(job.wait_for("started"), "{}", job.end().stderr);
+    job
+}
+
+/// What the runtime directory has of the image goes with the boot.
+fn forget(s: &Sandbox) {
+    let image = fs::metadata(s.path("a.img")).expect("the image");
+    let of_it = format!("serve-{:x}-{:x}", image.dev(), image.ino());
+    for entry in fs::read_dir("/run/rclone-img").expect("the directory").flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&of_it) {
+            fs::remove_file(entry.path()).expect("removed");
+        }
+    }
+}
+
+/// A fleece under load when the power fails, and the server of the next boot.
+fn power_cut(flags: &[&str], then: impl Fn(&Sandbox, &std::path::Path, Job)) {
+    if !["qemu-io", "nbdcopy", "xfs_io", "unshare"].iter().all(|tool| there(tool)) {
+        return;
+    }
+    let Some(s) = Sandbox::new(Fs::Xfs) else { return };
+    let s = &s;
+    let random = Random::seeded("power cut");
+    let image = image(s, random.next());
+    let server = serve(s, "none");
+    let writers = Writers::start(s, &image, random.next(), clients(s, 3));
+    s.exits(0, &[&["fleece", "start", "a.img", "--name", "f", "--json", "--guest-deadline", "30s"], flags].concat());
+    let first = copied(s, "snapshot/f", "first").expect("a copy");
+    writers.goes_on(100);
+    writers.stop();
+    must("xfs_io", &[&"-x", &"-c", &"shutdown", &s.dir()]);
+    server.kill();
+    s.unmount();
+    s.mount();
+    forget(s);
+    then(s, &first, serve_after_boot(s));
+}
+
+fn ended(job: Job) -> String {
+    job.signal(Signal::SIGTERM);
+    job.end().stderr
+}
+
+#[test]
+fn what_is_durable_is_taken_up_after_a_power_cut() {
+    power_cut(&["--durable"], |s, first, server| {
+        assert_same(first, &copied(s, "snapshot/f", "second").expect("it was taken up"));
+        s.exits(0, &["fleece", "stop", "a.img", "--name", "f", "--json"]);
+        stop(server);
+    });
+}
+
+#[test]
+fn what_is_not_durable_is_known_to_be_lost() {
+    power_cut(&[], |s, _, server| {
+        assert!(copied(s, "snapshot/f", "second").is_err());
+        let said = ended(server);
+        assert!(said.contains("was started again") && said.contains("rclone-img abort"), "{said}");
+        s.exits(0, &["abort", "--json", "a.img.f.fleece"]);
+    });
+}
