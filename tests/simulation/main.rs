@@ -7,6 +7,7 @@
 //! A seed that fails is printed with the command that replays it. `REFLINK_IMG_SEED` is the first seed (default: the
 //! date), `REFLINK_IMG_SEEDS` how many (default 400, with `REFLINK_IMG_SOAK` set 2000).
 
+mod fleece;
 mod greedy;
 mod group;
 mod guard;
@@ -214,4 +215,12 @@ fn a_snapshot_taken_up_again_alone_takes_the_others_along_or_leaves_them() {
         world.check("after one was taken up alone");
         world.heal("one was taken up alone");
     });
+}
+
+/// Readers, discards, and a sidecar that is full: nobody reads anything but T0.
+#[test]
+fn a_fleece_shows_t0_or_nothing() {
+    let read = std::cell::Cell::new(0);
+    for_seeds("a_fleece_shows_t0_or_nothing", |seed| read.set(read.get() + fleece::life(seed)));
+    assert!(read.get() > 0, "nobody has read anything");
 }
