@@ -36,14 +36,14 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Ke
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "serve" -d 'Give the image SRC to a VM over NBD'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "fleece" -d 'Read one instant of a served image over NBD, while only what is overwritten is kept'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
 frozen\t''
 guard\t''
 filter\t''
 atomic\t''
 none\t''"
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l guest-deadline -d 'How long an access of the guest may wait for the holds guard and filter before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l qmp -d 'The socket of the QMP monitor of a QEMU that was started before \'rclone-img guard\': it is made to open its image anew, so that its accesses can be watched; may be given several times' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l qga -d 'The socket of the QEMU guest agent: the guest\'s file systems are frozen for the moment of the point in time; may be given once for each guest' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze -d 'A command for /bin/sh that freezes what writes to the image for the moment of the point in time, with --thaw' -r

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,6 +29,14 @@ fn end(s: &Sandbox) {
     assert_eq!(files(s), Vec::<PathBuf>::new(), "{:?}", s.fs);
 }
 
+/// Ends one that is lost.
+fn end_lost(s: &Sandbox) {
+    let out = s.run(&["fleece", "stop", "a.img", "--name", "f"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(6) && said.contains("it was lost: "), "{said}");
+    assert_eq!(files(s), Vec::<PathBuf>::new(), "{:?}", s.fs);
+}
+
 /// The files of fleeces, beside the image and outside.
 fn files(s: &Sandbox) -> Vec<PathBuf> {
     let of = |dir: &Path| {
@@ -48,8 +56,9 @@ fn elsewhere(s: &Sandbox) -> String {
 /// What is said of the one fleece.
 fn listed(s: &Sandbox) -> serde_json::Value {
     let out = s.run(&["fleece", "list", "a.img", "--json"]);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    serde_json::from_slice(&out.stdout).expect("one fleece")
+    let state: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one fleece");
+    assert_eq!(out.status.code(), Some(if state["lost"].is_null() { 0 } else { 6 }), "{state}");
+    state
 }
 
 /// What a program for nbdsh says, with `h` connected to an export.
@@ -186,7 +195,7 @@ fn a_full_sidecar_costs_the_fleece_or_the_write() {
         assert!(lost.contains("--max-sidecar"), "{lost}");
         drop(reader);
         assert!(copied(s, EXPORT, "copy").is_err());
-        end(s);
+        end_lost(s);
         start(s, &["--max-sidecar", "256K", "--on-cbw-error", "break-guest-write"]);
         let before = copied(s, EXPORT, "before").expect("a copy");
         assert!(guest.does("write -P 7 4M 128k"));
@@ -282,7 +291,10 @@ fn what_is_not_whole_is_not_taken_up() {
         assert!(status.status.code() == Some(6) && said.contains("fleece-orphaned"), "{said}");
         assert_eq!(files(s).len(), 2);
         s.exits(0, &["abort", "--json", "a.img.f.fleece"]);
-        assert_eq!(files(s), Vec::<PathBuf>::new());
+        let mark = format!("-{:x}.fleece-f", image.metadata().expect("the image").ino());
+        let marks = fs::read_dir("/run/rclone-img").expect("the directory").flatten();
+        let marks = marks.filter(|it| it.file_name().to_string_lossy().ends_with(&mark)).count();
+        assert_eq!((files(s), marks), (Vec::<PathBuf>::new(), 0));
     });
 }
 
@@ -297,7 +309,10 @@ fn refused_elsewhere(s: &Sandbox) {
     refused(s, "already", &["fleece", "start", "a.img", "--name", "f"]);
     refused(s, "no fleece", &["fleece", "stop", "a.img", "--name", "g"]);
     refused(s, "no finished snapshot", &["fleece", "start", "a.img", "--name", "g", "--base", "a.img"]);
-    refused(s, "letters", &["fleece", "start", "a.img", "--name", "../g"]);
+    refused(s, "a fleece of the name f", &["snapshot", "--consistency", "filter", "a.img", "f"]);
+    refused(s, "less than a cluster", &["fleece", "start", "a.img", "--name", "g", "--max-sidecar", "4K"]);
+    refused(s, "--min-free", &["fleece", "start", "a.img", "--name", "g", "--min-free", "99%"]);
+    assert_eq!(s.run(&["fleece", "start", "a.img", "--name", "../g"]).status.code(), Some(2));
 }
 
 /// A snapshot by a job beside a fleece, and a fleece that somebody else's writes cost.
@@ -321,7 +336,7 @@ fn a_fleece_and_a_job_keep_the_same_guest_waiting() {
         assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
         drop(fs::File::options().write(true).open(&image).expect("the image"));
         assert!(until(|| listed(s)["lost"].as_str().is_some_and(|why| why.contains("past its server"))));
-        end(s);
+        end_lost(s);
         let other = support::Other::opens("<>", &image);
         refused(s, "past its server", &["fleece", "start", "a.img", "--name", "g"]);
         drop(other);

@@ -59,6 +59,7 @@ impl Served {
             gate: Arc::default(),
             finder: finder.clone(),
             path: image,
+            tell: Arc::new(|_| ()),
         };
         let fleeces = Arc::new(Fleeces::adopt(of).expect("the image's directory").0);
         let open = Box::new(|file| Ok(Arc::new(Disk::new(file)?) as Arc<dyn Device>));

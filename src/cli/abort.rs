@@ -30,7 +30,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub fn run(args: &AbortArgs) -> Result<u8> {
     if let Some(fleece) = orphan::at(&args.dst) {
         fleece.remove()?;
-        tell(args, &args.dst, Aborted::Removed, false)?;
+        let text = "the fleece and what it had kept are gone; 'rclone-img fleece start' begins a new one";
+        say(args, &args.dst, "removed", format!("{}: {text}\n", words::name(&args.dst)))?;
         return Ok(0);
     }
     let place = place::place(&args.dst)?;
@@ -66,6 +67,11 @@ fn tell(args: &AbortArgs, dst: &Path, aborted: Aborted, of_several: bool) -> Res
             format!("{name}: the unfinished refresh is gone, and with it the snapshot that it had begun to overwrite"),
         ),
     };
+    let of_job = if of_several { "; it was of a job of several images, all of which is taken back" } else { "" };
+    say(args, dst, event, format!("{text}{of_job}; 'rclone-img snapshot' makes a new one\n"))
+}
+
+fn say(args: &AbortArgs, dst: &Path, event: &str, text: String) -> Result<()> {
     if args.output.json {
         let (dst, bytes) = super::json::path(dst);
         let mut object = json!({"v": 1, "event": "aborted", "dst": dst, "what": event});
@@ -74,8 +80,7 @@ fn tell(args: &AbortArgs, dst: &Path, aborted: Aborted, of_several: bool) -> Res
         }
         super::written(std::io::Write::write_all(&mut std::io::stdout(), format!("{object}\n").as_bytes()))?;
     } else if !args.output.quiet {
-        let of_job = if of_several { "; it was of a job of several images, all of which is taken back" } else { "" };
-        last_words(format!("{text}{of_job}; 'rclone-img snapshot' makes a new one\n"));
+        last_words(text);
     }
     Ok(())
 }

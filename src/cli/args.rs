@@ -44,7 +44,7 @@ Example:
   rclone-img resume vm.snap";
 
 const STATUS_EXAMPLES: &str = "\
-Takes no lock and disturbs no job. Of a job that runs under the hold guard it tells, to root, how
+Takes no lock and disturbs no job. Of a directory it shows fleeces as well. Of a job that runs under the hold guard it tells, to root, how
 much is done and how the guest's accesses fare, of all the job's images together. Of a directory
 it shows the jobs. With one PATH, exits with 0 (a finished snapshot, or a job that runs), 4 (can
 be resumed), 6 (broken, or a file that is no snapshot: modified, copied, or not made by this
@@ -55,6 +55,8 @@ Examples:
   rclone-img status --json /var/lib/libvirt/images/vm.snap";
 
 const ABORT_EXAMPLES: &str = "\
+Of a fleece that no server has (DST is vm.img.NAME.fleece) what it has kept is removed.
+
 A job that is running is stopped first. A finished snapshot is never touched. A refresh that has
 cloned nothing yet is put back as it was; where it has begun to clone, the old snapshot is gone
 with it. A job of several images is taken back whole, whichever

@@ -170,10 +170,12 @@ pub fn auto(images: &[Image], stall: Duration, means: &Means) -> Result<Chosen<'
     Err(Error::new(Kind::Refused, what, hints.join("; or ")))
 }
 
-/// Why a hold was chosen, and those before it were not. That a guest that runs is not frozen goes without saying.
+/// Why a hold was chosen, and those before it were not. That a guest that runs, or is served, is not frozen goes without saying.
 fn why(chosen: &Candidate, before: &[Candidate]) -> String {
-    let not =
-        before.iter().filter(|_| chosen.kind != HoldKind::Guard).map(|c| format!("; not {}: {}", c.kind.name(), c.why));
+    let not = before
+        .iter()
+        .filter(|_| ![HoldKind::Guard, HoldKind::Filter].contains(&chosen.kind))
+        .map(|c| format!("; not {}: {}", c.kind.name(), c.why));
     [chosen.why.clone()].into_iter().chain(not).collect()
 }
 

@@ -103,7 +103,13 @@ impl Job<'_> {
                 self.served.points.look();
                 Some(ToJob::Image { version: VERSION, pid: std::process::id(), dev, ino, writes })
             }
-            ToServer::Prepare { job, pid, pid_start, deadline_us } => {
+            ToServer::Prepare { name: Some(name), .. } if self.served.fleeces.get(&name).is_some() => {
+                let why = format!(
+                    "there is a fleece of the name {name}, which clients read by it: end it, or choose another name"
+                );
+                Some(ToJob::Refused { why })
+            }
+            ToServer::Prepare { job, pid, pid_start, deadline_us, .. } => {
                 let deadline_us = Duration::from_micros(deadline_us).min(GUEST_DEADLINE_MAX).as_micros() as u64;
                 answer(self.prepare(Handover { job, pid, pid_start, deadline_us, size: 0, cluster: 0 })?)
             }
@@ -145,7 +151,13 @@ impl Job<'_> {
                 Ok(fleece) => self.told_of(|name| name == fleece.name()),
                 Err(why) => ToJob::Refused { why },
             }),
-            ToServer::EndFleece { name } => answer(self.fleeces().and_then(|fleeces| fleeces.stop(&name))),
+            ToServer::EndFleece { name } => {
+                let last = self.told_of(|it| it == name);
+                Some(match self.fleeces().and_then(|fleeces| fleeces.stop(&name)) {
+                    Ok(()) => last,
+                    Err(why) => ToJob::Refused { why },
+                })
+            }
             ToServer::Fleeces => Some(self.told_of(|_| true)),
             ToServer::Leave => {
                 self.watch = None;

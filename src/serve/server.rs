@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::fleece::all::Told;
 use super::session::Stream;
 
 /// The time before the next connection is taken where one could not be: most likely there are no descriptors left.
@@ -31,6 +32,8 @@ pub enum Event {
     SentAway,
     /// What clients have written is lost, and every flush fails from now on.
     Lost(io::Error),
+    /// What became of a fleece.
+    Fleece(Told),
     /// A connection could not be taken.
     Failed(io::Error),
 }

@@ -18,16 +18,17 @@ pub const SNAPSHOT_EXAMPLES: &str = "\
 Holds, the ways to keep the point in time:
   frozen  Nobody has the image open for writing. A writer that comes meanwhile waits for at most
           half a second, and is let in. It has nothing to do with a guest that is frozen (--qga).
+  filter  The VM has the image from 'rclone-img serve', which all its writes go through.
   guard   A VM that runs is watched: what it is about to read or write waits until that is cloned.
           Needs root, Linux 6.14, and an image that was opened under 'rclone-img guard'.
   atomic  A single call for the whole image, which stalls its users for as long as it takes.
   none    Not of one instant, and marked so wherever it is shown.
-  auto    frozen, else guard, else atomic if it is short, else refused.
+  auto    frozen, else filter, else guard, else atomic if it is short, else refused.
 
 What a job puts at DST is complete and synced, and of one instant unless --consistency none was
 asked for. Until then the work is in DST.partial and DST.journal, and with --refresh there is no
 DST; the same command, or resume, goes on from them. SIGINT, SIGTERM and SIGHUP end the job after
-the clone call that is running, with a checkpoint (exit 4). Under the hold guard, and of several
+the clone call that is running, with a checkpoint (exit 4). Under the holds guard and filter, and of several
 images, the point in time is lost with it (exit 6): the same command takes a new one and keeps
 the finished work.
 
@@ -66,7 +67,7 @@ pub struct SnapshotArgs {
     /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
     pub chunk: u64,
-    /// The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard, more where the image is larger than 512 GiB]
+    /// The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]
     #[arg(long, value_name = "SIZE", value_parser = values::cluster)]
     pub cluster: Option<u64>,
     /// How the point in time is kept: by one of the holds below
@@ -84,7 +85,7 @@ pub struct SnapshotArgs {
     /// Give the snapshot write permission for its owner, and what others have on the image
     #[arg(long)]
     pub writable: bool,
-    /// How long an access of the guest may wait for the hold guard before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that
+    /// How long an access of the guest may wait for the holds guard and filter before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = values::guest_deadline)]
     pub guest_deadline: Duration,
     /// The socket of the QMP monitor of a QEMU that was started before 'rclone-img guard': it is made to open its image anew, so that its accesses can be watched; may be given several times

@@ -7,13 +7,15 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::cli::args::Output;
 use crate::cli::values::{self, MinFree};
+use crate::serve::fleece::all::is_name;
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
-A fleece is a point in time of an image that 'rclone-img serve' has, for a backup program to read over
-NBD while the VM runs on: only what the guest overwrites meanwhile is kept, and nothing is left when it
-is ended. To keep a point in time for longer, make a snapshot. The export is snapshot/NAME; TRIM by a reader lets
-go of what it has read.
+A fleece is a point in time of an image that 'rclone-img serve' has, for a backup program to
+read over NBD while the VM runs on: only what the guest overwrites meanwhile is kept, and nothing
+is left when it is ended. To keep a point in time for longer, make a snapshot. The export is
+snapshot/NAME; a reader that says TRIM lets go of what it has read. Of one that is lost (list and
+stop exit with 6) nothing that was read is of one instant for sure. docs/NBD.md has recipes.
 
 Examples:
   rclone-img fleece start vm.img --name nightly
@@ -22,12 +24,14 @@ Examples:
 
 /// What stands below the options of `fleece start`.
 pub const START_EXAMPLES: &str = "\
-Beside the image lies NAME's map, vm.img.NAME.fleece, and in --sidecar what is kept, vm.img.NAME.fleece-data.
-A server that is killed or stopped leaves both, and the next one takes them up; after the host was started
-again only those of --durable, any other is known to be lost: 'rclone-img status' shows it, 'rclone-img abort' removes it.
+Beside the image lies its map, vm.img.NAME.fleece, and in --sidecar what is kept,
+vm.img.NAME.fleece-data (a sparse file: du shows what it takes). A server that is killed or stopped
+leaves both, and the next one takes them up; after the host was started again only those of
+--durable, any other is known to be lost: 'rclone-img status' shows it, and
+'rclone-img abort vm.img.NAME.fleece' removes it.
 
-With --base only what has changed since that snapshot is kept. Reading anything else is refused (EPERM), and
-the context qemu:dirty-bitmap:SNAP says where that is.
+With --base only what has changed since that snapshot is kept. Reading anything else is refused
+(EPERM), and the context qemu:dirty-bitmap:SNAP says where that is.
 
 Example:
   rclone-img fleece start vm.img --name nightly --base vm.snap --sidecar /fast --max-sidecar 20G";
@@ -68,7 +72,7 @@ pub struct StartArgs {
     #[arg(value_name = "SRC")]
     pub src: PathBuf,
     /// Its name: at most 64 letters, digits, '-', '_' and '.'
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = name)]
     pub name: String,
     /// The directory in which is kept what the guest overwrites; where it is on the image's file system blocks are shared, else they are copied [default: the image's]
     #[arg(long, value_name = "DIR")]
@@ -100,6 +104,12 @@ pub struct StartArgs {
     /// Where reports go.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// What a fleece can be called.
+fn name(text: &str) -> Result<String, String> {
+    let why = "at most 64 letters, digits, '-', '_' and '.', and not '.' first";
+    if is_name(text) { Ok(text.to_owned()) } else { Err(why.into()) }
 }
 
 /// `fleece stop SRC --name N`.

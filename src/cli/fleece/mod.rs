@@ -62,10 +62,14 @@ fn start(args: &StartArgs) -> Result<u8> {
         say(&object)?;
     } else if !args.output.quiet {
         let (name, shell) = (words::name(&args.src), words::shell(&args.src));
-        let read = uri.map_or_else(
-            || format!("the export {} of its server", export(&args.name)),
-            |uri| format!("nbdcopy '{uri}' COPY"),
-        );
+        let read = match (uri, &fleece.base) {
+            (None, _) => format!("read the export {} of its server", export(&args.name)),
+            (Some(uri), None) => format!("nbdcopy '{uri}' COPY"),
+            (Some(uri), Some(base)) => {
+                let base = words::line(base);
+                format!("read what has changed (docs/NBD.md): nbdinfo --map='qemu:dirty-bitmap:{base}' '{uri}'")
+            }
+        };
         last_words(format!(
             "{name}: fleece {} of T0 {:.19}\nnext: {read}; then rclone-img fleece stop {shell} --name {}\n",
             args.name, fleece.t0, args.name
@@ -75,20 +79,23 @@ fn start(args: &StartArgs) -> Result<u8> {
 }
 
 fn stop(args: &StopArgs) -> Result<u8> {
-    match ask(&args.src, &ToServer::EndFleece { name: args.name.clone() })? {
-        ToJob::Ok => {}
-        _ => return Err(nonsense()),
-    }
+    let (_, all) = fleeces(ask(&args.src, &ToServer::EndFleece { name: args.name.clone() })?)?;
+    let lost = all.first().and_then(|it| it.lost.as_deref());
+    let name = words::name(&args.src);
     if args.output.json {
-        say(&object("fleece-stopped", &args.src, &args.name))?;
-    } else if !args.output.quiet {
-        last_words(format!(
-            "{}: fleece {} is ended, and what it had kept is gone\n",
-            words::name(&args.src),
-            args.name
-        ));
+        let mut object = object("fleece-stopped", &args.src, &args.name);
+        object["lost"] = lost.into();
+        say(&object)?;
+    } else if lost.is_none() && !args.output.quiet {
+        last_words(format!("{name}: fleece {} is ended, and what it had kept is gone\n", args.name));
     }
-    Ok(0)
+    match lost {
+        None => Ok(0),
+        Some(why) => {
+            let what = format!("{name}: fleece {} is ended; it was lost: {why}", args.name);
+            Err(Error::new(Kind::Broken, what, "a backup that read it is not complete: begin another one"))
+        }
+    }
 }
 
 fn list(args: &ListArgs) -> Result<u8> {
@@ -113,13 +120,19 @@ fn list(args: &ListArgs) -> Result<u8> {
             super::written(std::io::stdout().write_all(person(fleece, uri.as_deref()).as_bytes()))?;
         }
     }
-    Ok(0)
+    Ok(if all.iter().any(|it| it.lost.is_some()) { Kind::Broken.exit_code() } else { 0 })
 }
 
 fn person(fleece: &FleeceState, uri: Option<&str>) -> String {
     let longest = words::time(Duration::from_micros(fleece.longest_us));
     let how = match &fleece.lost {
-        Some(why) => format!("LOST: {}", words::line(why)),
+        Some(why) => {
+            let why = words::line(why);
+            return format!(
+                "{}: T0 {:.19}; LOST: {why}; 'rclone-img fleece stop' removes it\n",
+                fleece.name, fleece.t0
+            );
+        }
         None => format!(
             "{} kept ({} copied); {} of the guest waited, {longest} at most",
             words::bytes(fleece.bytes),
@@ -159,14 +172,20 @@ fn ask(src: &Path, message: &ToServer) -> Result<ToJob> {
     let again = "see whether the server runs ('rclone-img serve'), and what it says";
     let silent = |e| Error::io(Kind::Failed, format!("the server of {name} does not answer"), again, e);
     let none = || {
-        let hint = "start it: 'rclone-img serve IMAGE --socket PATH', by the same user as this command";
-        Error::new(Kind::Refused, format!("nobody serves {name}"), hint)
+        let hint = format!(
+            "start it: 'rclone-img serve {} --socket PATH', by the same user as this command; what is left of fleeces shows \
+             'rclone-img status' in the image's directory",
+            words::shell(src)
+        );
+        Error::new(Kind::Refused, format!("no server of this user has {name}"), hint)
     };
     let mut link = Link::find(stat.dev, stat.ino).map_err(silent)?.ok_or_else(none)?;
     match link.ask(message, PATIENCE).map_err(silent)? {
-        ToJob::Refused { why } => {
-            Err(Error::new(Kind::Refused, format!("{name}: {why}"), "'rclone-img fleece list' shows what there is"))
-        }
+        ToJob::Refused { why } => Err(Error::new(
+            Kind::Refused,
+            format!("{name}: {why}"),
+            format!("'rclone-img fleece list {}' and 'rclone-img status' show what there is", words::shell(src)),
+        )),
         answer => Ok(answer),
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
 use crate::error::{Error, Kind, Result};
-use crate::serve::fleece::files::{DATA, MAP};
+use crate::serve::fleece::files::{self, DATA, MAP};
 use crate::serve::fleece::format::{Header, unhex};
 use crate::serve::fleece::map::{Map, read_header};
 
@@ -35,24 +35,32 @@ pub fn at(path: &Path) -> Option<Found> {
 }
 
 impl Found {
-    /// 0 where a server has it, 6 where none has.
+    /// 0 where a server has it, 4 where the next one may take it up, 6 where it is lost.
     pub fn exit_code(&self) -> u8 {
-        if self.live { 0 } else { Kind::Broken.exit_code() }
+        match (&self.header.broken, self.live) {
+            (Some(_), _) => Kind::Broken.exit_code(),
+            (None, true) => 0,
+            (None, false) => Kind::Interrupted.exit_code(),
+        }
     }
 
     /// A line.
     pub fn person(&self) -> String {
         let (name, shell, image) = (words::name(&self.path), words::shell(&self.path), self.image());
         let of = format!("fleece of {}, T0 {:.0}", words::name(&image), self.header.t0);
-        match &self.header.broken {
-            _ if self.live => {
-                format!("{name}: {of}; its server has it: rclone-img fleece list {}\n", words::shell(&image))
+        let next = match (&self.header.broken, self.live) {
+            (Some(why), true) => {
+                let end = format!("rclone-img fleece stop {} --name {}", words::shell(&image), self.header.name);
+                format!("lost: {}; {end} removes it", words::line(why))
             }
-            Some(why) => format!("{name}: {of}; lost: {}; rclone-img abort {shell} removes it\n", words::line(why)),
-            None => format!(
-                "{name}: {of}; no server has it: the next one of the image takes it up if it can, or rclone-img abort {shell} removes it\n"
+            (Some(why), false) => format!("lost: {}; rclone-img abort {shell} removes it", words::line(why)),
+            (None, true) => format!("its server has it: rclone-img fleece list {}", words::shell(&image)),
+            (None, false) => format!(
+                "no server has it: the next one of the image takes it up if nobody has written since, or rclone-img abort \
+                 {shell} removes it"
             ),
-        }
+        };
+        format!("{name}: {of}; {next}\n")
     }
 
     /// An object.
@@ -78,7 +86,9 @@ impl Found {
             let hint = format!("rclone-img fleece stop {} --name {}", words::shell(self.image()), self.header.name);
             Error::new(Kind::Busy, format!("{name}: a server has it"), hint)
         };
-        let map = match Map::open(&self.path, |_| None) {
+        let image = fs::metadata(self.image()).ok();
+        let mark = |header: &Header| files::mark(image.as_ref()?.dev(), image.as_ref()?.ino(), &header.name);
+        let map = match Map::open(&self.path, mark) {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(busy()),
             other => other.map_err(cannot)?,
         };

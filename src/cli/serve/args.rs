@@ -8,8 +8,9 @@ use crate::cli::args::Output;
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
-Runs until SIGTERM or SIGINT; requests that it has taken are answered first. There is one export,
-'disk', which is also the default: the image as it is now. Only the user who started it (and root)
+Runs until SIGTERM or SIGINT; requests that it has taken are answered first. The export 'disk',
+which is also the default, is the image as it is now; snapshot/NAME are its snapshots, from their
+point in time on, and fleeces ('rclone-img fleece'). Only the user who started it (and root)
 can connect; under systemd SocketUser= says who. An image that a QEMU has open for writing is
 refused, and so is a finished snapshot without --read-only.
 

@@ -19,7 +19,7 @@ use crate::serve::direct::Direct;
 use crate::serve::disk::{Alarm, Disk};
 use crate::serve::filtered::Filtered;
 use crate::serve::finished::Finder;
-use crate::serve::fleece::all::{self, Fleeces};
+use crate::serve::fleece::all::{self, Fleeces, Tell};
 use crate::serve::gate::Gate;
 use crate::serve::orphans::Orphans;
 use crate::serve::points::{Open, Points};
@@ -47,7 +47,7 @@ pub struct Image {
 ///
 /// # Errors
 /// Refused where it cannot be opened, is no regular file, is somebody else's already, or is a snapshot that would be written to.
-pub fn open(args: &ServeArgs, alarm: Alarm) -> Result<Image> {
+pub fn open(args: &ServeArgs, alarm: Alarm, tell: Tell) -> Result<Image> {
     let (path, writes) = (&args.src, !args.read_only);
     let name = words::name(path);
     let refused =
@@ -86,7 +86,7 @@ pub fn open(args: &ServeArgs, alarm: Alarm) -> Result<Image> {
         Error::io(Kind::Refused, what, "leave --cache out", e)
     })?;
     let map = Arc::new(real);
-    let fleeces = fleeces(&device, &map, &gate, &finder, path).map_err(refused)?;
+    let fleeces = fleeces(&device, &map, &gate, &finder, path, tell).map_err(refused)?;
     let points = Points::new(Arc::clone(&device), map, finder, opener(args.cache), Arc::clone(&fleeces));
     // Nobody is served yet.
     let orphans = Arc::new(Orphans::adopt(&gate, stat.dev, stat.ino, stat.size));
@@ -102,9 +102,10 @@ fn fleeces(
     gate: &Arc<Gate>,
     finder: &Finder,
     path: &Path,
+    tell: Tell,
 ) -> io::Result<Arc<Fleeces>> {
     let (device, map, gate) = (Arc::clone(device), Arc::clone(map), Arc::clone(gate));
-    let image = all::Image { device, map, gate, finder: finder.clone(), path: path.canonicalize()? };
+    let image = all::Image { device, map, gate, finder: finder.clone(), path: path.canonicalize()?, tell };
     let (fleeces, lost) = Fleeces::adopt(image)?;
     for (path, why) in lost {
         let next = format!("'rclone-img abort {}' removes it", words::shell(&path));

@@ -54,9 +54,13 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     let place = Place::of(args.socket.as_deref())?;
     enough_descriptors(args.connections)?;
     // The image first: whoever serves it already has its lock, and keeps its socket.
-    let image = image::open(args, {
+    let alarm = Box::new({
         let news = Arc::clone(&news);
-        Box::new(move |e| news.add(Event::Lost(io::Error::new(e.kind(), e.to_string()))))
+        move |e: &io::Error| news.add(Event::Lost(io::Error::new(e.kind(), e.to_string())))
+    });
+    let image = image::open(args, alarm, {
+        let news = Arc::clone(&news);
+        Arc::new(move |told| news.add(Event::Fleece(told)))
     })?;
     let facts = image.facts;
     let socket = place.listen()?;

@@ -10,6 +10,7 @@ use super::image::Facts;
 use super::socket::{self, Socket};
 use crate::cli::service::log::{Log, with_path};
 use crate::cli::words;
+use crate::serve::fleece::all::{Fortune, Told};
 use crate::serve::server::Event;
 
 /// Tells what happens.
@@ -103,6 +104,19 @@ impl Teller {
                 self.log.error(&format!(
                     "rclone-img: what clients wrote cannot be put on the disk: {error}\nhint: {hint}\n"
                 ));
+            }
+            Event::Fleece(Told { name, what }) => {
+                let (event, why) = match what {
+                    Fortune::Begun => ("begun", None),
+                    Fortune::TakenUp => ("taken-up", None),
+                    Fortune::Ended => ("ended", None),
+                    Fortune::Lost(why) => ("lost", Some(words::line(why))),
+                };
+                self.log.event(json!({"event": format!("fleece-{event}"), "name": name, "error": why}));
+                match why {
+                    None => self.log.notice(&format!("fleece {name}: {event}")),
+                    Some(why) => self.log.error(&format!("warning: fleece {name} is lost: {why}\n")),
+                }
             }
             Event::Failed(error) => {
                 let error = words::line(&error.to_string());

@@ -11,6 +11,7 @@ pub mod strangers;
 pub mod wire;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,11 @@ impl Filter {
     }
 }
 
+/// How clients know a snapshot.
+fn name(path: &Path) -> Option<String> {
+    Some(path.file_name()?.to_string_lossy().into_owned())
+}
+
 /// What a server is found by.
 fn ids((image, _): &Image) -> io::Result<(u64, u64)> {
     let stat = fstat(&**image)?;
@@ -98,8 +104,15 @@ impl Hold for Filter {
         let unknown = |e| Error::io(Kind::Refused, "cannot look at this process", "check /proc", e);
         let pid_start = process::start_ticks(pid).map_err(unknown)?;
         let deadline_us = u64::try_from(self.means.deadline.as_micros()).unwrap_or(u64::MAX);
-        self.ask(AT_ONCE, |_| ToServer::Prepare { job: job.clone(), pid, pid_start, deadline_us })
-            .map_err(|e| Error { kind: Kind::Refused, ..e })?;
+        let names: Vec<_> = self.means.making.iter().map(|it| name(&it.snapshot)).collect();
+        let prepare = |index: usize| ToServer::Prepare {
+            job: job.clone(),
+            pid,
+            pid_start,
+            deadline_us,
+            name: names.get(index).cloned().flatten(),
+        };
+        self.ask(AT_ONCE, prepare).map_err(|e| Error { kind: Kind::Refused, ..e })?;
         // Those who close the image are told of by now: who comes in between is told of when he goes.
         self.served.iter().try_for_each(Served::alone)
     }

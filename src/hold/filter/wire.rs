@@ -34,6 +34,8 @@ pub enum ToServer {
         pid_start: u64,
         /// How long a write may wait, in microseconds.
         deadline_us: u64,
+        /// The name that clients will know the snapshot by, if they are to.
+        name: Option<String>,
     },
     /// The job had its T0 by a server that is gone: answered by [`ToJob::Ok`] where all writes have waited for it since, or
     /// [`ToJob::Refused`]. It says what is done, and then [`ToServer::Watch`].
@@ -74,7 +76,7 @@ pub enum ToServer {
     End,
     /// A fleece is to be; answered by [`ToJob::Fleeces`] with it alone, or [`ToJob::Refused`].
     Fleece(FleeceOrder),
-    /// A fleece is to end, with its files; answered by [`ToJob::Ok`] or [`ToJob::Refused`].
+    /// A fleece is to end, with its files; answered by [`ToJob::Fleeces`] with how it stood, or [`ToJob::Refused`].
     EndFleece {
         /// Its name.
         name: String,

@@ -45,6 +45,33 @@ pub struct Image {
     pub finder: Finder,
     /// Its path, absolute and without links.
     pub path: PathBuf,
+    /// Who is told what becomes of them; must not wait.
+    pub tell: Tell,
+}
+
+/// Who is told.
+pub type Tell = Arc<dyn Fn(Told) + Send + Sync>;
+
+/// What becomes of a fleece.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// Its name.
+    pub name: String,
+    /// What.
+    pub what: Fortune,
+}
+
+/// What can become of one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fortune {
+    /// It was begun.
+    Begun,
+    /// It was taken up from an earlier server.
+    TakenUp,
+    /// It is lost, for this reason.
+    Lost(String),
+    /// It was ended.
+    Ended,
 }
 
 /// All of them.
@@ -71,7 +98,10 @@ impl Fleeces {
             let fleece = name.as_bytes().strip_prefix(&prefix[..]).and_then(|it| it.strip_suffix(MAP.as_bytes()));
             let Some(fleece) = fleece.and_then(|it| str::from_utf8(it).ok()).filter(|it| is_name(it)) else { continue };
             match fleeces.take_up(&entry.path()) {
-                Ok(taken) => drop(fleeces.lock().insert(fleece.to_owned(), taken)),
+                Ok(taken) => {
+                    fleeces.tell(fleece, Fortune::TakenUp);
+                    fleeces.lock().insert(fleece.to_owned(), taken);
+                }
                 Err(why) => lost.push((entry.path(), why)),
             }
         }
@@ -89,7 +119,10 @@ impl Fleeces {
             ));
         }
         if self.lock().contains_key(&order.name) || self.image.finder.find(&order.name).is_some() {
-            return Err(format!("there is a snapshot or a fleece of the name {} already", order.name));
+            return Err(format!(
+                "there is a snapshot or a fleece of the name {} already, which clients read by it",
+                order.name
+            ));
         }
         let stat = self.image.map.stat().map_err(words("look at the image"))?;
         let unit =
@@ -101,8 +134,12 @@ impl Fleeces {
         if let Some(other) = past_us(&self.image.map).map_err(words("find out who else writes to the image"))? {
             return Err(format!("the image may be written to past its server: {other}"));
         }
+        if order.max_sidecar < unit.get() {
+            return Err(format!("--max-sidecar is less than a cluster, {} bytes", unit.get()));
+        }
         let base = order.base.as_ref().map(|path| self.base(path)).transpose()?;
         let (map_path, data_path) = self.paths(order)?;
+        super::keeper::Space::of([&map_path, &data_path], order.min_free).is_enough()?;
         let header = self.header(order, unit, &data_path, base.as_ref().map(|it| it.0.clone()))?;
         let data = self.make_data(&data_path, stat.size).map_err(words("make the sidecar"))?;
         let map = Map::create(&map_path, self.mark(&order.name), header).map_err(|e| {
@@ -114,6 +151,7 @@ impl Fleeces {
             map.remove();
             let _ = fs::remove_file(&data_path);
         })?;
+        self.tell(&order.name, Fortune::Begun);
         self.lock().insert(order.name.clone(), Arc::clone(&begun));
         Ok(begun)
     }
@@ -124,6 +162,7 @@ impl Fleeces {
     /// Where there is none of this name.
     pub fn stop(&self, name: &str) -> Refusal<()> {
         let fleece = self.lock().remove(name).ok_or_else(|| format!("there is no fleece {name}"))?;
+        self.tell(name, Fortune::Ended);
         fleece.ears.end();
         fleece.watch.break_off("the fleece was ended");
         fleece.sidecar.end();
@@ -171,6 +210,10 @@ impl Fleeces {
             thread::sleep(MOMENT);
         }
         all.iter().for_each(|it| it.map.seen());
+    }
+
+    fn tell(&self, name: &str, what: Fortune) {
+        (self.image.tell)(Told { name: name.to_owned(), what });
     }
 
     pub(super) fn place(&self) -> io::Result<(&Path, &OsStr)> {

@@ -13,16 +13,15 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::Fleece;
-use super::all::{Fleeces, Refusal, words};
+use super::all::{Fleeces, Fortune, Refusal, Told, words};
 use super::areas::Areas;
 use super::format::{State, unhex};
 use super::keeper::{self, Ears, Space};
 use super::map::Map;
 use super::sidecar::{Of, Sidecar};
 use crate::disk::DiskFile;
-use crate::disk::real::{RealDisk, RealFile};
+use crate::disk::real::RealFile;
 use crate::engine::compare::compare;
-use crate::engine::job::MinFree;
 use crate::hold::filter::strangers::Strangers;
 use crate::range::{ByteRange, Geometry, PowerOfTwo};
 use crate::serve::gate::{News, OnError, Watch};
@@ -79,14 +78,8 @@ impl Fleeces {
         let geometry = Geometry { size: header.size, block: self.facts()?.block };
         let of = Of { image: Arc::clone(&self.image.device), map: Arc::clone(&self.image.map), geometry };
         let sidecar = Sidecar::new(data, of, Arc::clone(map)).map_err(words("open the sidecar"))?;
-        let places =
-            [Some(self.image.path.clone()), unhex(&header.data).map(|it| PathBuf::from(OsString::from_vec(it)))];
-        let open = |path: PathBuf| RealDisk::open_dir(path.parent()?).ok();
-        let min_free = match header.min_free {
-            (percent, 0) => MinFree::Percent(f64::from(percent)),
-            (_, bytes) => MinFree::Bytes(bytes),
-        };
-        let space = Space { disks: places.into_iter().flatten().filter_map(open).collect(), min_free };
+        let kept_in = unhex(&header.data).map(|path| PathBuf::from(OsString::from_vec(path)));
+        let space = Space::of([Some(&self.image.path), kept_in.as_ref()].into_iter().flatten(), header.min_free);
         let strangers = Strangers::of(&*self.image.map).map_err(words("watch who closes the image"))?;
         let areas = Areas::new(header.size, point.clusters.cluster(), header.base.is_some());
         let fleece = Arc::new(Fleece {
@@ -103,8 +96,10 @@ impl Fleeces {
             durable: header.durable,
         });
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name.into()).spawn(work);
+        let (tell, name) = (Arc::clone(&self.image.tell), fleece.name.clone());
+        let lost = move |why| tell(Told { name: name.clone(), what: Fortune::Lost(why) });
         let (keeps, writes) = (Arc::clone(&fleece), Arc::clone(&fleece.sidecar));
-        spawn("keeper", Box::new(move || keeper::run(&keeps, strangers, &space)))
+        spawn("keeper", Box::new(move || keeper::run(&keeps, strangers, &space, &lost)))
             .and_then(|_| spawn("sidecar", Box::new(move || writes.write())))
             .map_err(words("start a thread"))?;
         Ok(fleece)

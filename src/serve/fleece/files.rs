@@ -29,6 +29,13 @@ pub const DATA: &str = ".fleece-data";
 /// What is said of a fleece that a server has not come to begin.
 const NOT_BEGUN: &str = "the server ended while it was begun";
 
+/// Where the mark of a fleece is, of an image of this device and inode.
+pub fn mark(dev: u64, ino: u64, name: &str) -> Option<PathBuf> {
+    let socket = link::socket(dev, ino)?;
+    let mark = [socket.file_name()?.to_str()?, MAP, "-", name].concat();
+    Some(socket.with_file_name(mark))
+}
+
 impl Fleeces {
     /// The map file, beside the image, where the next server looks for it; and the file with the data.
     pub(super) fn paths(&self, order: &FleeceOrder) -> Refusal<(PathBuf, PathBuf)> {
@@ -87,9 +94,7 @@ impl Fleeces {
 
     pub(super) fn mark(&self, name: &str) -> Option<PathBuf> {
         let stat = self.image.map.stat().ok()?;
-        let socket = link::socket(stat.dev, stat.ino)?;
-        let mark = [socket.file_name()?.to_str()?, MAP, "-", name].concat();
-        Some(socket.with_file_name(mark))
+        mark(stat.dev, stat.ino, name)
     }
 
     /// A base: its name, and its file.

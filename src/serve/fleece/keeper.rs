@@ -1,6 +1,7 @@
 //! The thread of a fleece: keeps what a write waits for, and looks now and then whether all is as it should be.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::range::ByteRange;
 use crate::serve::gate::News;
 
 /// How often it says that the server is there, and looks for strangers.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How often it looks at the free space.
 const LOOK_AT_SPACE: Duration = Duration::from_secs(1);
@@ -28,6 +29,27 @@ pub struct Space {
     pub disks: Vec<RealDisk>,
     /// How much of their file systems.
     pub min_free: MinFree,
+}
+
+impl Space {
+    /// Of the directories that these files are in, and a header's `min_free`.
+    pub fn of<'a>(files: impl IntoIterator<Item = &'a PathBuf>, min_free: (u8, u64)) -> Self {
+        let open = |path: &PathBuf| RealDisk::open_dir(path.parent()?).ok();
+        let min_free = match min_free {
+            (percent, 0) => MinFree::Percent(f64::from(percent)),
+            (_, bytes) => MinFree::Bytes(bytes),
+        };
+        Self { disks: files.into_iter().filter_map(open).collect(), min_free }
+    }
+
+    /// Whether there is so much.
+    ///
+    /// # Errors
+    /// The figures, in words.
+    pub fn is_enough(&self) -> Result<(), String> {
+        let enough = self.disks.iter().try_for_each(|disk| room::is_enough(disk, self.min_free));
+        enough.map_err(|e| e.to_string())
+    }
 }
 
 /// What the gate has told and the thread has not heard.
@@ -90,11 +112,12 @@ impl Ears {
 }
 
 /// Runs until the fleece is at its end, or lost.
-pub fn run(fleece: &Arc<Fleece>, mut strangers: Strangers, space: &Space) {
+pub fn run(fleece: &Arc<Fleece>, mut strangers: Strangers, space: &Space, lost: &dyn Fn(String)) {
     let (mut looked, mut looked_at_space) = (Instant::now(), Instant::now());
     while !fleece.ears.is_over() {
         if let Some(why) = fleece.ears.broken() {
-            return fleece.map.write_lost(&why);
+            fleece.map.write_lost(&why);
+            return lost(why);
         }
         if fleece.ears.wanted(LOOK) {
             keep(fleece);
@@ -110,8 +133,8 @@ pub fn run(fleece: &Arc<Fleece>, mut strangers: Strangers, space: &Space) {
         }
         if looked_at_space.elapsed() >= LOOK_AT_SPACE {
             looked_at_space = Instant::now();
-            if let Err(full) = space.disks.iter().try_for_each(|disk| room::is_enough(disk, space.min_free)) {
-                fleece.watch.break_off(&full.to_string());
+            if let Err(full) = space.is_enough() {
+                fleece.watch.break_off(&full);
             }
         }
     }

@@ -15,8 +15,9 @@ use jiff::Timestamp;
 use super::format::{Header, STATES, State};
 use crate::range::ByteRange;
 
-/// How much later than a server was last known to be there the image may have been written to by it.
-const SLACK: Duration = Duration::from_secs(1);
+/// How much later than a server was last known to be there the image may have been written to by it: a few of the keeper's looks. Who
+/// writes past a server within this time of its end cannot be told from it.
+const SLACK: Duration = Duration::from_millis(300);
 
 /// The same where that has to be put on a disk.
 const SLACK_DURABLE: Duration = Duration::from_secs(4);

@@ -34,7 +34,8 @@ impl Fleeces {
         }
         let boot = Uuid::from_bytes(self.boot()?);
         let changed = u64::try_from(stat.ctime_ns).map_err(|_| "the image was changed before 1970")?;
-        map.is_whole(boot, SystemTime::UNIX_EPOCH + Duration::from_nanos(changed))?;
+        map.is_whole(boot, SystemTime::UNIX_EPOCH + Duration::from_nanos(changed))
+            .inspect_err(|why| map.write_lost(why))?;
         let data = unhex(&header.data).map(|path| PathBuf::from(OsString::from_vec(path))).ok_or("it is damaged")?;
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let data =
