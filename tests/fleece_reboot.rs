@@ -6,10 +6,11 @@ mod support;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use nix::sys::signal::Signal;
-use support::serving::{clients, copied, image, serve, socket, stop};
-use support::{Fs, Job, PROGRAM, Random, Sandbox, Writers, assert_same, must, there};
+use support::serving::{clients, copied, image, serve, socket, stop, uri};
+use support::{Disk, Fs, Job, PROGRAM, QemuIo, Random, Sandbox, Writers, assert_same, must, there};
 
 /// Starts a server in what looks like another boot to it.
 fn serve_after_boot(s: &Sandbox) -> Job {
@@ -35,20 +36,30 @@ fn forget(s: &Sandbox) {
     }
 }
 
+/// The other boot has mounts of its own, copies of all that there are: one test's file system is not to be held by the other's.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// A fleece under load when the power fails, and the server of the next boot.
-fn power_cut(flags: &[&str], then: impl Fn(&Sandbox, &std::path::Path, Job)) {
+fn power_cut(
+    cache: &str,
+    flags: &[&str],
+    meanwhile: impl Fn(&Sandbox),
+    then: impl Fn(&Sandbox, &std::path::Path, Job),
+) {
     if !["qemu-io", "nbdcopy", "xfs_io", "unshare"].iter().all(|tool| there(tool)) {
         return;
     }
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(s) = Sandbox::new(Fs::Xfs) else { return };
     let s = &s;
     let random = Random::seeded("power cut");
     let image = image(s, random.next());
-    let server = serve(s, "none");
+    let server = serve(s, cache);
     let writers = Writers::start(s, &image, random.next(), clients(s, 3));
     s.exits(0, &[&["fleece", "start", "a.img", "--name", "f", "--json", "--guest-deadline", "30s"], flags].concat());
     let first = copied(s, "snapshot/f", "first").expect("a copy");
     writers.goes_on(100);
+    meanwhile(s);
     writers.stop();
     must("xfs_io", &[&"-x", &"-c", &"shutdown", &s.dir()]);
     server.kill();
@@ -65,19 +76,53 @@ fn ended(job: Job) -> String {
 
 #[test]
 fn what_is_durable_is_taken_up_after_a_power_cut() {
-    power_cut(&["--durable"], |s, first, server| {
-        assert_same(first, &copied(s, "snapshot/f", "second").expect("it was taken up"));
-        s.exits(0, &["fleece", "stop", "a.img", "--name", "f", "--json"]);
+    for cache in ["none", "writeback"] {
+        power_cut(
+            cache,
+            &["--durable"],
+            |_| (),
+            |s, first, server| {
+                assert_same(first, &copied(s, "snapshot/f", "second").expect("it was taken up"));
+                s.exits(0, &["fleece", "stop", "a.img", "--name", "f", "--json"]);
+                stop(server);
+            },
+        );
+    }
+}
+
+/// What is not kept is not taken for what it was, either: it was overwritten, by somebody who did not wait.
+#[test]
+fn what_was_let_go_stays_so_after_a_power_cut() {
+    let let_go = |s: &Sandbox| {
+        let trim = format!("h.connect_uri('{}'); h.trim({}, 0)", uri(s, "snapshot/f"), 4 << 20);
+        must("/usr/bin/python3", &[&"-m", &"nbd", &"-c", &trim]);
+        let mut guest = QemuIo::nbd(&socket(s));
+        assert!(guest.does("write -P 9 0 4M") && guest.does("flush"));
+    };
+    if !there("nbdsh") {
+        return;
+    }
+    power_cut("none", &["--durable"], let_go, |s, _, server| {
+        let mut reader = QemuIo::nbd_export(&socket(s), "snapshot/f");
+        for at in [0, 1, 2, 3] {
+            assert!(!reader.does(&format!("read {at}M 64k")), "{at} was let go");
+        }
+        assert!(reader.does("read 8M 64k"));
         stop(server);
     });
 }
 
 #[test]
 fn what_is_not_durable_is_known_to_be_lost() {
-    power_cut(&[], |s, _, server| {
-        assert!(copied(s, "snapshot/f", "second").is_err());
-        let said = ended(server);
-        assert!(said.contains("was started again") && said.contains("rclone-img abort"), "{said}");
-        s.exits(0, &["abort", "--json", "a.img.f.fleece"]);
-    });
+    power_cut(
+        "none",
+        &[],
+        |_| (),
+        |s, _, server| {
+            assert!(copied(s, "snapshot/f", "second").is_err());
+            let said = ended(server);
+            assert!(said.contains("was started again") && said.contains("rclone-img abort"), "{said}");
+            s.exits(0, &["abort", "--json", "a.img.f.fleece"]);
+        },
+    );
 }

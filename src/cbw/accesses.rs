@@ -197,7 +197,7 @@ impl<A, W: Word> Accesses<A, W> {
     /// When the access that waits longest must go on; `None` where nobody waits. One that may go on already counts as well: it
     /// has yet to be taken out.
     pub fn due(&self) -> Option<Duration> {
-        self.waiting.front().map(|w| w.since + self.limits.deadline)
+        self.waiting.iter().map(|w| w.since).min().map(|since| since + self.limits.deadline)
     }
 
     /// Takes out the accesses that have waited for the deadline, for what is not done: they are not to be made, and the snapshot stays

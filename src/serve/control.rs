@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::socket::{MsgFlags, send};
 
 use super::fleece::all::Fleeces;
-use super::gate::{Gate, News, OnError, Tell, Watch};
+use super::gate::{Gate, News, OnError, Point, Tell, Watch};
 use super::orphans::Orphans;
 use super::points::Points;
 use super::session::Stream;
@@ -56,15 +56,20 @@ pub struct Served {
 /// # Errors
 /// Where it does not speak as a job does, or the connection fails.
 pub fn serve(stream: &UnixStream, served: &Served) -> io::Result<()> {
-    let ended = hear(stream, served);
+    let mut job = Job { stream, served, watch: None, handover: None, left: None, shown: None };
+    let ended = hear(stream, &mut job);
+    let shown = job.shown.take();
+    drop(job);
     // A job goes when its snapshot is where it is to be, which nobody may hold any longer: the next one may be about to overwrite it.
     served.points.look();
+    if let Some(point) = shown.filter(|_| !served.orphans.is_leaving()) {
+        served.points.ended(&point);
+    }
     ended
 }
 
-fn hear(stream: &UnixStream, served: &Served) -> io::Result<()> {
+fn hear(stream: &UnixStream, job: &mut Job<'_>) -> io::Result<()> {
     let (mut lines, mut bytes) = (Lines::default(), [0; 4096]);
-    let mut job = Job { stream, served, watch: None, handover: None, left: None };
     loop {
         while let Some(message) = lines.message()? {
             if let Some(answer) = job.hear(message)? {
@@ -90,6 +95,8 @@ struct Job<'a> {
     handover: Option<Handover>,
     /// Where it is.
     left: Option<PathBuf>,
+    /// What clients can read of it.
+    shown: Option<Point>,
 }
 
 impl Job<'_> {
@@ -126,8 +133,10 @@ impl Job<'_> {
             ToServer::Show { partial, snapshot } => {
                 let point = self.watch.as_ref().and_then(Watch::point).ok_or_else(nothing);
                 let [partial, snapshot] = [partial, snapshot].map(|path| PathBuf::from(OsString::from_vec(path)));
-                let shown = point
-                    .and_then(|point| self.served.points.show(&partial, &snapshot, point).map_err(|e| e.to_string()));
+                let shown = point.and_then(|point| {
+                    self.shown = Some(point.clone());
+                    self.served.points.show(&partial, &snapshot, point).map_err(|e| e.to_string())
+                });
                 answer(shown)
             }
             ToServer::Calling => {
@@ -152,6 +161,7 @@ impl Job<'_> {
                 Err(why) => ToJob::Refused { why },
             }),
             ToServer::EndFleece { name } => {
+                self.served.fleeces.look(&name);
                 let last = self.told_of(|it| it == name);
                 Some(match self.fleeces().and_then(|fleeces| fleeces.stop(&name)) {
                     Ok(()) => last,

@@ -110,13 +110,19 @@ impl Gate {
     /// Where it may not be made at all ([`OnError::BreakGuestWrite`]): ETIMEDOUT, or why what it would overwrite cannot be kept.
     pub fn enter(&self, range: ByteRange) -> io::Result<Passing<'_>> {
         let since = self.now();
-        let mut waited = Vec::new();
+        // Which jobs it has waited for, and from when on.
+        let mut waited: Vec<(u64, Duration)> = Vec::new();
         let mut state = self.lock();
         loop {
             let (number, now) = (state.next(), self.now());
-            let stopped = state.jobs.iter_mut().find_map(|(id, job)| Some((*id, job.stops(number, range, now)?)));
-            let Some((id, stop)) = stopped else { break };
-            waited.push(id);
+            let stopped = state.jobs.iter_mut().find_map(|(id, job)| {
+                let since = waited.iter().find(|(it, _)| it == id).map_or(now, |(_, since)| *since);
+                Some((*id, since, job.stops(number, range, since)?))
+            });
+            let Some((id, since, stop)) = stopped else { break };
+            if waited.iter().all(|(it, _)| *it != id) {
+                waited.push((id, since));
+            }
             if let Some(job) = state.jobs.get_mut(&id) {
                 job.tell();
             }
@@ -131,7 +137,7 @@ impl Gate {
         let now = self.now();
         let mut broken = Vec::new();
         for (id, job) in &mut state.jobs {
-            if waited.contains(id) {
+            if waited.iter().any(|(it, _)| it == id) {
                 job.machine.went_on(since, now);
             }
             // It may have been one too many.

@@ -58,8 +58,8 @@ pub enum Next {
 pub struct Negotiation {
     zeroes: bool,
     structured: bool,
-    /// The export's own name and the contexts that were selected last.
-    contexts: Option<(Vec<u8>, Vec<u32>)>,
+    /// The export's own name, its contexts at that time, and which of them were selected last.
+    contexts: Option<(Vec<u8>, Vec<String>, Vec<u32>)>,
 }
 
 impl Negotiation {
@@ -127,7 +127,7 @@ impl Negotiation {
                     answer.extend(context(option, if set { *id } else { 0 }, name));
                 }
                 if set {
-                    self.contexts = Some((offer.name, chosen));
+                    self.contexts = Some((offer.name, offer.contexts, chosen));
                 }
             }
         }
@@ -139,8 +139,12 @@ impl Negotiation {
         if self.structured {
             offer.flags |= transmission::SEND_DF;
         }
-        let chosen = self.contexts.as_ref().filter(|(name, _)| *name == offer.name);
-        let contexts = chosen.map(|(_, ids)| ids.clone()).unwrap_or_default();
+        let chosen = self.contexts.as_ref().filter(|(name, ..)| *name == offer.name);
+        let contexts = chosen.map(|(.., ids)| ids.clone()).unwrap_or_default();
+        if let Some((_, names, _)) = chosen {
+            // The client knows them by the numbers that they had then, whatever has come since.
+            offer.contexts.clone_from(names);
+        }
         Agreed { offer, structured: self.structured, contexts }
     }
 }
@@ -221,6 +225,33 @@ mod tests {
         assert_eq!(agreed(go(&mut it, b"disk").1).contexts, [0, 1]);
         queries(10, b"nobody", &[b"base:allocation"], &mut it);
         assert_eq!(agreed(go(&mut it, b"disk").1).contexts, [0_u32; 0]);
+    }
+
+    /// Another context comes before it between the selection and the choice of the export.
+    #[test]
+    fn a_selected_context_stays_what_it_was() {
+        struct Grows(std::cell::Cell<usize>);
+        impl Exports for Grows {
+            fn all(&self) -> Vec<Offer> {
+                Vec::new()
+            }
+
+            fn find(&self, name: &[u8]) -> Option<Offer> {
+                let looked = self.0.replace(self.0.get() + 1);
+                let mut offer = One.find(name)?;
+                if looked > 0 {
+                    offer.contexts.insert(1, "qemu:dirty-bitmap:newer".into());
+                }
+                Some(offer)
+            }
+        }
+        let (exports, mut it) =
+            (Grows(std::cell::Cell::new(0)), Negotiation { structured: true, ..Negotiation::default() });
+        let query = name(b"qemu:dirty-bitmap:a");
+        it.step(10, &[name(b"disk"), 1_u32.to_be_bytes().to_vec(), query].concat(), &exports);
+        let agreed = agreed(it.step(7, &[name(b"disk"), vec![0, 0]].concat(), &exports).1);
+        let chosen: Vec<_> = agreed.contexts.iter().map(|id| &agreed.offer.contexts[*id as usize]).collect();
+        assert_eq!(chosen, ["qemu:dirty-bitmap:a"]);
     }
 
     #[test]

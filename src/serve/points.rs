@@ -98,6 +98,15 @@ impl Points {
         });
     }
 
+    /// The job of a point has ended. Where there is no snapshot of it, nobody reads it any more: the next job may overwrite what it has made.
+    pub fn ended(&self, point: &Point) {
+        let mut shown = self.shown();
+        if let Some(at) = shown.iter().position(|it| Arc::ptr_eq(&it.point.fate, &point.fate)) {
+            point.fate.lose("its job has ended without a snapshot");
+            shown.remove(at);
+        }
+    }
+
     /// All that can be had now.
     pub fn all(&self) -> Vec<Listed> {
         self.look();

@@ -29,7 +29,7 @@ pub struct Making {
     pub map: Arc<RealFile>,
     /// What is kept, and whether all is lost.
     pub point: Point,
-    flushed: OnceLock<()>,
+    flushed: OnceLock<bool>,
 }
 
 impl Making {
@@ -123,18 +123,20 @@ impl View {
     }
 
     /// What is where in the first part of a range that is kept, or is not; of what is not, as far as it still is not afterwards: nothing,
-    /// where its first cluster is kept by then.
-    fn piece(&self, range: ByteRange, kept: bool, ask: &Ask<'_>) -> io::Result<Extents> {
+    /// where its first cluster is kept by then. `maps` where block maps are compared, which show what is dirty only once it is written.
+    fn piece(&self, range: ByteRange, kept: bool, maps: bool, ask: &Ask<'_>) -> io::Result<Extents> {
         if let Some(making) = self.making.as_ref().filter(|_| !kept) {
-            making.flush();
+            if !making.flush() && maps {
+                return Ok(vec![(range.len() as u32, DIRTY)]);
+            }
             let mut extents = ask(&*making.image, &making.map, range)?;
             let pending = if self.holds(range)? { range.len() } else { self.pending(range) };
             cut(&mut extents, pending);
             return Ok(extents);
         }
-        if self.making.is_some() {
-            // What could not be cloned was copied, and may be dirty.
-            flush(&self.map);
+        // What could not be cloned was copied, and may be dirty.
+        if self.making.is_some() && !flush(&self.map) && maps {
+            return Ok(vec![(range.len() as u32, DIRTY)]);
         }
         ask(&*self.kept, &self.map, range)
     }
@@ -158,15 +160,15 @@ fn cut(extents: &mut Extents, bytes: u64) {
 
 impl Making {
     /// The map shows everything that was written before T0: what is pending is not written to any more, so once is enough.
-    fn flush(&self) {
-        self.flushed.get_or_init(|| flush(&self.map));
+    fn flush(&self) -> bool {
+        *self.flushed.get_or_init(|| flush(&self.map))
     }
 }
 
-/// Has a map show all that was written; one that does not differs from what it is compared with, or is not read at all.
-fn flush(file: &RealFile) {
+/// Has a map show all that was written; whether it does.
+fn flush(file: &RealFile) -> bool {
     let first = ByteRange::new(0, 1).expect("a byte");
-    let _ = file.map(first, 1, true, &mut Vec::new());
+    file.map(first, 1, true, &mut Vec::new()).is_ok()
 }
 
 /// What is asked of a file: its device, its map, and a range.
@@ -239,7 +241,10 @@ impl Device for View {
             }
             if context == 0 {
                 let readable = fleece.readable(range)?;
-                return self.found(context, offset, readable as u32, most);
+                let mut extents = self.found(context, offset, readable as u32, most)?;
+                // A reader may have let some of it go meanwhile.
+                cut(&mut extents, fleece.readable(range)?);
+                return Ok(extents);
             }
         }
         self.found(context, offset, length, most)
@@ -262,12 +267,12 @@ impl View {
         while extents.len() < most
             && let Some((run, kept)) = self.runs(at, end - at).next()
         {
-            for (length, flags) in self.piece(run, kept, ask)? {
+            for (length, flags) in self.piece(run, kept, context > 0, ask)? {
                 push(&mut extents, length, flags);
                 at += u64::from(length);
             }
         }
         extents.truncate(most);
-        Ok(extents)
+        self.whole().map(|()| extents)
     }
 }

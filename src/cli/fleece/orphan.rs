@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
 use crate::error::{Error, Kind, Result};
-use crate::serve::fleece::files::{self, DATA, MAP};
+use crate::serve::fleece::files::{self, MAP};
 use crate::serve::fleece::format::{Header, unhex};
 use crate::serve::fleece::map::{Map, read_header};
 
@@ -93,13 +93,9 @@ impl Found {
             other => other.map_err(cannot)?,
         };
         let Some(map) = map else { return Ok(()) };
-        // Nothing else is removed, whatever the map says.
-        let data = unhex(&map.header().data).map(|path| PathBuf::from(OsString::from_vec(path)));
-        let data = data.filter(|path| path.as_os_str().as_bytes().ends_with(DATA.as_bytes()));
-        match data.map_or(Ok(()), fs::remove_file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(cannot(e)),
-            _ => {}
-        }
+        // Nothing else is removed, whatever the map says: a copy of it names the file of the other one.
+        let header = map.header().clone();
+        files::remove_data(&header).map_err(cannot)?;
         map.remove();
         Ok(())
     }

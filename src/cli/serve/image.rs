@@ -12,6 +12,7 @@ use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::disk::{FsKind, Stat};
 use crate::error::{Error, Kind, Result};
+use crate::hold::filter::link;
 use crate::hold::{holders, image_lock};
 use crate::serve::control::Served;
 use crate::serve::device::Device;
@@ -105,6 +106,8 @@ fn fleeces(
     tell: Tell,
 ) -> io::Result<Arc<Fleeces>> {
     let (device, map, gate) = (Arc::clone(device), Arc::clone(map), Arc::clone(gate));
+    // Where there is none, the jobs' socket says so.
+    let _ = link::make_directory();
     let image = all::Image { device, map, gate, finder: finder.clone(), path: path.canonicalize()?, tell };
     let (fleeces, lost) = Fleeces::adopt(image)?;
     for (path, why) in lost {

@@ -1,8 +1,6 @@
 //! Where jobs that make a snapshot find the server.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::thread::{self, Scope};
 
@@ -49,12 +47,7 @@ fn listen(served: Served) -> Result<(Server<Serve>, Socket)> {
     let none = || Error::new(Kind::Refused, "there is no place for the socket of jobs (XDG_RUNTIME_DIR)", "");
     let path = link::socket(served.dev, served.ino).ok_or_else(none)?;
     let cannot = |e| Error::io(Kind::Refused, "there is no place for the socket of jobs", "", e);
-    if let Some(dir) = path.parent()
-        && let Err(e) = DirBuilder::new().mode(0o700).create(dir)
-        && e.kind() != io::ErrorKind::AlreadyExists
-    {
-        return Err(cannot(e));
-    }
+    link::make_directory().map_err(cannot)?;
     let socket = Socket::make(&path)?;
     let serve: Serve = Box::new(move |stream| control::serve(stream, &served));
     // What becomes of a job, the job itself tells.

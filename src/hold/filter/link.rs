@@ -1,7 +1,9 @@
 //! The job's end of what it and a server have to say to each other.
 
+use std::fs::DirBuilder;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,6 +23,18 @@ pub fn directory() -> Option<PathBuf> {
         return Some("/run/rclone-img".into());
     }
     std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).join("rclone-img"))
+}
+
+/// Makes the directory where the servers of this user listen, if it is not there.
+///
+/// # Errors
+/// The kernel's; NotFound where there is no place for it.
+pub fn make_directory() -> io::Result<()> {
+    let dir = directory().ok_or(ErrorKind::NotFound)?;
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// The socket of the server of an image, by its device and inode.

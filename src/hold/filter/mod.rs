@@ -190,6 +190,8 @@ impl Hold for Filter {
         self.served.iter_mut().try_for_each(|served| served.heard().map(drop)).map_err(broken)?;
         // Who came meanwhile and is still there is seen now, while nothing is renamed yet.
         let alone = self.served.iter().try_for_each(Served::alone);
+        alone.map_err(|e| Error { kind: Kind::Broken, hint: again.into(), ..e })?;
+        self.images.iter().try_for_each(|(image, path)| super::still_at(image, path))?;
         let mut felt = Tally::default();
         for served in &mut self.served {
             let its = served.end().map_err(broken)?;
@@ -198,8 +200,7 @@ impl Hold for Filter {
             felt.longest = felt.longest.max(its.longest);
         }
         self.felt = Some(felt);
-        alone.map_err(|e| Error { kind: Kind::Broken, hint: again.into(), ..e })?;
-        self.images.iter().try_for_each(|(image, path)| super::still_at(image, path))
+        Ok(())
     }
 
     fn release(&mut self) {

@@ -1,18 +1,17 @@
 //! The fleeces of an image: begun, ended, and taken up from an earlier server.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::files::MAP;
-use super::format::unhex;
+use super::files::{self, MAP};
 use super::map::Map;
 use super::{Fleece, past_us};
 use crate::cbw::{Clusters, STATES_MAX};
@@ -26,6 +25,9 @@ use crate::serve::gate::Gate;
 
 /// The longest name of a fleece.
 const NAME: usize = 64;
+
+/// The greatest cluster, in bytes: one is copied through memory.
+const CLUSTER: u64 = 64 << 20;
 
 /// How long what is in memory may take to be written when the server ends.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -98,7 +100,8 @@ impl Fleeces {
             let fleece = name.as_bytes().strip_prefix(&prefix[..]).and_then(|it| it.strip_suffix(MAP.as_bytes()));
             let Some(fleece) = fleece.and_then(|it| str::from_utf8(it).ok()).filter(|it| is_name(it)) else { continue };
             match fleeces.take_up(&entry.path()) {
-                Ok(taken) => {
+                Ok(None) => {}
+                Ok(Some(taken)) => {
                     fleeces.tell(fleece, Fortune::TakenUp);
                     fleeces.lock().insert(fleece.to_owned(), taken);
                 }
@@ -125,8 +128,8 @@ impl Fleeces {
             ));
         }
         let stat = self.image.map.stat().map_err(words("look at the image"))?;
-        let unit =
-            PowerOfTwo::new(order.cluster).filter(|unit| unit.get() >= 4096).ok_or("a cluster is a power of two")?;
+        let unit = PowerOfTwo::new(order.cluster).filter(|unit| (4096..=CLUSTER).contains(&unit.get()));
+        let unit = unit.ok_or("a cluster is a power of two from 4K to 64M")?;
         let unit = unit.max(self.facts()?.block);
         if Clusters::memory(stat.size, unit) > STATES_MAX {
             return Err("the image has more clusters than there is memory for: choose a larger --cluster".into());
@@ -141,13 +144,14 @@ impl Fleeces {
         let (map_path, data_path) = self.paths(order)?;
         super::keeper::Space::of([&map_path, &data_path], order.min_free).is_enough()?;
         let header = self.header(order, unit, &data_path, base.as_ref().map(|it| it.0.clone()))?;
-        let data = self.make_data(&data_path, stat.size).map_err(words("make the sidecar"))?;
-        let map = Map::create(&map_path, self.mark(&order.name), header).map_err(|e| {
-            let _ = fs::remove_file(&data_path);
-            words("make the map of the fleece")(e)
-        })?;
+        let map =
+            Map::create(&map_path, self.mark(&order.name), header).map_err(words("make the map of the fleece"))?;
         let map = Arc::new(map);
-        let begun = self.begin(&map, data, base.map(|it| it.1)).inspect_err(|_| {
+        let data =
+            self.make_data(&data_path, stat.size).inspect_err(|_| map.remove()).map_err(words("make the sidecar"))?;
+        let begun = RealFile::from(data.try_clone().map_err(words("open the sidecar"))?);
+        let begun = files::id(&begun).and_then(|id| map.has_data(id)).map_err(words("write the map of the fleece"));
+        let begun = begun.and_then(|()| self.begin(&map, data, base.map(|it| it.1))).inspect_err(|_| {
             map.remove();
             let _ = fs::remove_file(&data_path);
         })?;
@@ -166,9 +170,10 @@ impl Fleeces {
         fleece.ears.end();
         fleece.watch.break_off("the fleece was ended");
         fleece.sidecar.end();
+        let header = fleece.map.header().clone();
+        files::remove_data(&header).map_err(words("remove the sidecar"))?;
         fleece.map.remove();
-        let data = unhex(&fleece.map.header().data).map(|path| PathBuf::from(OsString::from_vec(path)));
-        data.map_or(Ok(()), fs::remove_file).map_err(words("remove the sidecar"))
+        Ok(())
     }
 
     /// The one of this name.
@@ -179,6 +184,11 @@ impl Fleeces {
     /// All of them, by their names.
     pub fn all(&self) -> Vec<Arc<Fleece>> {
         self.lock().values().cloned().collect()
+    }
+
+    /// Looks once more whether somebody writes to the image past its server, who would cost a fleece.
+    pub fn look(&self, name: &str) {
+        self.get(name).into_iter().for_each(|it| it.look());
     }
 
     /// How they stand.
@@ -209,7 +219,8 @@ impl Fleeces {
         while !all.iter().all(|it| it.sidecar.is_written()) && Instant::now() < until {
             thread::sleep(MOMENT);
         }
-        all.iter().for_each(|it| it.map.seen());
+        let changed = self.image.map.stat().map(|stat| stat.ctime_ns);
+        all.iter().zip(std::iter::repeat(changed.unwrap_or(0))).for_each(|(it, changed)| it.map.left(changed));
     }
 
     fn tell(&self, name: &str, what: Fortune) {

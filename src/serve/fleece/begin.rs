@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -36,15 +36,19 @@ impl Fleeces {
         self.image.device.flush().map_err(words("write the image back"))?;
         let boot = Uuid::from_bytes(self.boot()?);
         let gathered = self.gather(map)?;
-        let begun = map.begun(boot, Timestamp::now());
-        begun.map_err(words("write the map of the fleece"))?;
+        let t0 = Timestamp::now();
         gathered.0.watch()?;
-        // So that it is known after a power cut what it was.
-        map.sync().map_err(words("write the map of the fleece"))?;
         let fleece = self.run(map, data, gathered)?;
-        if let Some(base) = base {
-            self.leave_out(&fleece, &base).inspect_err(|why| fleece.watch.break_off(why))?;
-        }
+        // Until then whoever finds the map finds a fleece that was not begun.
+        let whole = || -> Refusal<()> {
+            if fleece.durable {
+                // What was written since it was written back, and before T0, is of T0.
+                self.image.device.flush().map_err(words("write the image back"))?;
+            }
+            base.as_ref().map_or(Ok(()), |base| self.leave_out(&fleece, base))?;
+            map.begun(boot, t0).map_err(words("write the map of the fleece"))
+        };
+        whole().inspect_err(|why| fleece.end(why))?;
         Ok(fleece)
     }
 
@@ -92,6 +96,7 @@ impl Fleeces {
             areas,
             ears,
             image: Arc::clone(&self.image.map),
+            strangers: Mutex::new(strangers),
             deadline: Duration::from_micros(header.deadline_us),
             durable: header.durable,
         });
@@ -99,9 +104,9 @@ impl Fleeces {
         let (tell, name) = (Arc::clone(&self.image.tell), fleece.name.clone());
         let lost = move |why| tell(Told { name: name.clone(), what: Fortune::Lost(why) });
         let (keeps, writes) = (Arc::clone(&fleece), Arc::clone(&fleece.sidecar));
-        spawn("keeper", Box::new(move || keeper::run(&keeps, strangers, &space, &lost)))
-            .and_then(|_| spawn("sidecar", Box::new(move || writes.write())))
-            .map_err(words("start a thread"))?;
+        let spawned = spawn("keeper", Box::new(move || keeper::run(&keeps, &space, &lost)))
+            .and_then(|_| spawn("sidecar", Box::new(move || writes.write())));
+        spawned.map_err(words("start a thread")).inspect_err(|why| fleece.end(why))?;
         Ok(fleece)
     }
 
@@ -119,13 +124,18 @@ impl Fleeces {
             let compared = compare(&*self.image.map, base, step).map_err(|e| e.to_string())?;
             let mut at = step.start();
             let ends = compared.differing.iter().map(|it| (it.start(), it.end())).chain([(step.end(), step.end())]);
+            let mut denied = Vec::new();
             for (differs, end) in ends {
-                if let Some(same) = ByteRange::new(at, differs).and_then(|same| fleece.areas.whole(same)) {
-                    fleece.areas.deny(same);
-                    fleece.map.set(same, State::Denied).map_err(words("write the map of the fleece"))?;
-                    fleece.watch.done(same);
-                }
+                denied.extend(ByteRange::new(at, differs).and_then(|same| fleece.areas.whole(same)));
                 at = end;
+            }
+            // Said before anybody overwrites it, as what is kept is.
+            let said = denied.iter().try_for_each(|same| fleece.map.set(*same, State::Denied));
+            let said = said.and_then(|()| if fleece.durable { fleece.map.sync() } else { Ok(()) });
+            said.map_err(words("write the map of the fleece"))?;
+            for same in denied {
+                fleece.areas.deny(same);
+                fleece.watch.done(same);
             }
             rest = later;
         }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::all::{Fleeces, Refusal, words};
-use super::format::{Header, hex};
+use super::format::{Header, hex, unhex};
 use crate::disk::real::{RealDisk, RealFile};
 use crate::disk::{Disk, DiskFile};
 use crate::hold::choose::GUEST_DEADLINE_MAX;
@@ -28,6 +28,43 @@ pub const DATA: &str = ".fleece-data";
 
 /// What is said of a fleece that a server has not come to begin.
 const NOT_BEGUN: &str = "the server ended while it was begun";
+
+/// Which file an open one is.
+///
+/// # Errors
+/// The kernel's.
+pub fn id(file: &RealFile) -> io::Result<ImageId> {
+    let stat = file.stat()?;
+    Ok(ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume })
+}
+
+/// Opens the data file of a fleece, if it is still that one.
+///
+/// # Errors
+/// The kernel's; ESTALE where another file has its name.
+pub fn open_data(header: &Header) -> io::Result<(PathBuf, File)> {
+    let path = unhex(&header.data).map(|path| PathBuf::from(OsString::from_vec(path)));
+    let path = path.ok_or(io::ErrorKind::InvalidData)?;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = File::options().read(true).write(true).custom_flags(flags).open(&path)?;
+    match id(&RealFile::from(file.try_clone()?))? == header.data_file {
+        true => Ok((path, file)),
+        false => Err(nix::errno::Errno::ESTALE.into()),
+    }
+}
+
+/// Removes the data file of a fleece, and no other.
+///
+/// # Errors
+/// The kernel's; one that is gone is none.
+pub fn remove_data(header: &Header) -> io::Result<()> {
+    let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESTALE);
+    match open_data(header) {
+        Ok((path, _)) => fs::remove_file(path),
+        Err(e) if gone(&e) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
 
 /// Where the mark of a fleece is, of an image of this device and inode.
 pub fn mark(dev: u64, ino: u64, name: &str) -> Option<PathBuf> {
@@ -63,6 +100,7 @@ impl Fleeces {
             size: stat.size,
             path: hex(self.image.path.as_os_str().as_bytes()),
             data: hex(data.as_os_str().as_bytes()),
+            data_file: ImageId::default(),
             cluster: unit.get(),
             t0: Timestamp::UNIX_EPOCH,
             base,
@@ -74,6 +112,7 @@ impl Fleeces {
             durable: order.durable,
             boot: Uuid::nil(),
             seen: Timestamp::now(),
+            left: None,
             broken: Some(NOT_BEGUN.into()),
         })
     }

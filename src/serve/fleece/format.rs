@@ -64,6 +64,8 @@ pub struct Header {
     pub path: String,
     /// The path of the file with what is kept, in hexadecimal.
     pub data: String,
+    /// That file itself: another one of its name is none of it.
+    pub data_file: ImageId,
     /// The unit that is kept, in bytes.
     pub cluster: u64,
     /// The instant that it shows.
@@ -86,6 +88,8 @@ pub struct Header {
     pub boot: Uuid,
     /// When that server was last known to be there.
     pub seen: Timestamp,
+    /// Where a server was told to stop: when the image was changed last, in nanoseconds since 1970.
+    pub left: Option<String>,
     /// Why it is lost, if it is.
     pub broken: Option<String>,
 }
@@ -137,6 +141,7 @@ mod tests {
             size: 1 << 30,
             path: hex(b"/a\xff"),
             data: hex(b"/b"),
+            data_file: ImageId::default(),
             cluster: 65536,
             t0: Timestamp::UNIX_EPOCH,
             base: Some("old.snap".into()),
@@ -148,6 +153,7 @@ mod tests {
             durable: true,
             boot: Uuid::from_u128(3),
             seen: Timestamp::UNIX_EPOCH,
+            left: None,
             broken: None,
         }
     }

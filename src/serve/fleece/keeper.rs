@@ -10,7 +10,6 @@ use super::Fleece;
 use crate::disk::real::RealDisk;
 use crate::engine::job::MinFree;
 use crate::engine::room;
-use crate::hold::filter::strangers::Strangers;
 use crate::range::ByteRange;
 use crate::serve::gate::News;
 
@@ -112,7 +111,7 @@ impl Ears {
 }
 
 /// Runs until the fleece is at its end, or lost.
-pub fn run(fleece: &Arc<Fleece>, mut strangers: Strangers, space: &Space, lost: &dyn Fn(String)) {
+pub fn run(fleece: &Arc<Fleece>, space: &Space, lost: &dyn Fn(String)) {
     let (mut looked, mut looked_at_space) = (Instant::now(), Instant::now());
     while !fleece.ears.is_over() {
         if let Some(why) = fleece.ears.broken() {
@@ -125,11 +124,7 @@ pub fn run(fleece: &Arc<Fleece>, mut strangers: Strangers, space: &Space, lost: 
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             fleece.map.seen();
-            if strangers.came() || (strangers.has_opened() && !fleece.is_alone()) {
-                fleece
-                    .watch
-                    .break_off("somebody had the image open for writing past its server, and may have written to it");
-            }
+            fleece.look();
         }
         if looked_at_space.elapsed() >= LOOK_AT_SPACE {
             looked_at_space = Instant::now();
@@ -147,7 +142,10 @@ fn keep(fleece: &Fleece) {
     let mut pending = Vec::new();
     for range in fleece.watch.waiting() {
         let mut rest = Some(range);
-        while let Some(open) = rest.and_then(|rest| clusters.open_part(rest)) {
+        // What is lost is not kept any more: the guest may have overwritten it by now.
+        while let Some(open) =
+            rest.filter(|_| fleece.point.fate.lost().is_none()).and_then(|rest| clusters.open_part(rest))
+        {
             let start = unit.align_down(open.start());
             let end = unit.align_up(open.end()).min(clusters.size()).min((start + PIECE).max(start + unit.get()));
             let piece = ByteRange::new(start, end).expect("at least a cluster");
@@ -160,7 +158,7 @@ fn keep(fleece: &Fleece) {
         }
     }
     if !pending.is_empty() {
-        match fleece.sidecar.commit(&pending) {
+        match fleece.sidecar.commit(&pending, &|range| fleece.areas.is_wanted(range)) {
             Ok(()) => pending.iter().for_each(|piece| fleece.watch.done(*piece)),
             Err(e) => pending.iter().for_each(|piece| cannot(fleece, *piece, &e)),
         }

@@ -7,13 +7,16 @@ use std::fs::{self, File, FileTimes, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
+use uuid::Uuid;
 
 use super::format::{Header, STATES, State};
 use crate::range::ByteRange;
+use crate::record::ImageId;
 
 /// How much later than a server was last known to be there the image may have been written to by it: a few of the keeper's looks. Who
 /// writes past a server within this time of its end cannot be told from it.
@@ -21,6 +24,10 @@ const SLACK: Duration = Duration::from_millis(300);
 
 /// The same where that has to be put on a disk.
 const SLACK_DURABLE: Duration = Duration::from_secs(4);
+
+/// How long somebody who looks at it may have it, and how often it is tried again.
+const PATIENCE: Duration = Duration::from_millis(500);
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// How often the time is put on a disk.
 const DURABLY: Duration = Duration::from_secs(1);
@@ -31,6 +38,8 @@ pub struct Map {
     path: PathBuf,
     mark: Option<PathBuf>,
     header: Mutex<Header>,
+    /// Set before anything else where it is lost.
+    lost: AtomicBool,
 }
 
 impl Map {
@@ -40,7 +49,7 @@ impl Map {
     /// EEXIST, and what the kernel says.
     pub fn create(path: &Path, mark: Option<PathBuf>, header: Header) -> io::Result<Self> {
         let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let map = Self { file, path: path.to_owned(), mark, header: Mutex::new(header) };
+        let map = Self::of(file, path, mark, header);
         let made = map.lock().and_then(|_| {
             let header = map.header().clone();
             map.file.set_len(STATES + header.size.div_ceil(header.cluster))?;
@@ -59,8 +68,24 @@ impl Map {
             File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
         let Some(header) = read_header(&file)? else { return Ok(None) };
         let mark = mark(&header);
-        let map = Self { file, path: path.to_owned(), mark, header: Mutex::new(header) };
-        if map.lock()? { Ok(Some(map)) } else { Err(nix::errno::Errno::EBUSY.into()) }
+        let map = Self::of(file, path, mark, header);
+        if map.lock_soon()? { Ok(Some(map)) } else { Err(nix::errno::Errno::EBUSY.into()) }
+    }
+
+    fn of(file: File, path: &Path, mark: Option<PathBuf>, header: Header) -> Self {
+        Self { file, path: path.to_owned(), mark, header: Mutex::new(header), lost: AtomicBool::new(false) }
+    }
+
+    /// Whoever only looks has it for a moment.
+    fn lock_soon(&self) -> io::Result<bool> {
+        let until = Instant::now() + PATIENCE;
+        while !self.lock()? {
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            std::thread::sleep(MOMENT);
+        }
+        Ok(true)
     }
 
     fn lock(&self) -> io::Result<bool> {
@@ -81,39 +106,49 @@ impl Map {
         &self.path
     }
 
-    /// Whether all that was written to an image that was changed last at this time is accounted for: the mark is there, or what is kept is
-    /// durable, and nobody wrote after the last server was there.
+    /// Whether all that was written to an image that was changed last at this time, in nanoseconds since 1970, is accounted for: the mark is
+    /// there, or what is kept is durable; and nobody wrote after the last server was there.
     ///
     /// # Errors
     /// Why not, in words.
-    pub fn is_whole(&self, boot: uuid::Uuid, changed: SystemTime) -> Result<(), String> {
+    pub fn is_whole(&self, boot: Uuid, changed_ns: i128) -> Result<(), String> {
         let header = self.header();
         if let Some(why) = &header.broken {
             return Err(why.clone());
         }
-        let marked = self.mark.as_ref().and_then(|mark| fs::metadata(mark).and_then(|it| it.modified()).ok());
-        let (seen, slack) = match marked.filter(|_| header.boot == boot) {
-            Some(seen) => (seen, SLACK),
+        let same_boot = header.boot == boot;
+        let marked =
+            self.mark.as_ref().filter(|_| same_boot).map(|mark| fs::metadata(mark).and_then(|it| it.modified()));
+        let (seen, slack) = match marked {
+            Some(Ok(seen)) => (seen, SLACK),
+            // It was removed, before a write went on.
+            Some(Err(_)) => return Err("the guest has overwritten what could not be kept".into()),
             None if header.durable => (SystemTime::from(header.seen), SLACK_DURABLE),
-            None if header.boot == boot => return Err("the guest has overwritten what could not be kept".into()),
+            None if same_boot => return Err("there is no runtime directory that would tell whether it is whole".into()),
             None => return Err("the host was started again, and what was kept was not durable (--durable)".into()),
         };
-        if changed > seen + slack {
+        // One that was told to stop has said when the image was changed last.
+        let left = header.left.as_ref().and_then(|left| left.parse::<i128>().ok());
+        let changed = u64::try_from(changed_ns)
+            .map_or(SystemTime::UNIX_EPOCH, |ns| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns));
+        if left.map_or(changed > seen + slack, |left| left != changed_ns) {
             return Err("the image was written to while no server had it".into());
         }
         Ok(())
     }
 
-    /// This is T0, while all writes wait.
+    /// It is begun: all of it is kept from now on, and a server that is killed leaves it whole.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn begun(&self, boot: uuid::Uuid, t0: Timestamp) -> io::Result<()> {
+    /// The kernel's; where it is lost already.
+    pub fn begun(&self, boot: Uuid, t0: Timestamp) -> io::Result<()> {
         {
             let mut header = self.header();
             (header.t0, header.broken) = (t0, None);
         }
-        self.taken(boot)
+        self.taken(boot)?;
+        // So that it is known after a power cut what it was.
+        self.sync()
     }
 
     /// The states of all clusters, in pieces: the first cluster of each, and the bytes.
@@ -161,16 +196,23 @@ impl Map {
     /// A server has it, in this boot.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn taken(&self, boot: uuid::Uuid) -> io::Result<()> {
+    /// The kernel's; where it is lost already.
+    pub fn taken(&self, boot: Uuid) -> io::Result<()> {
+        // Without a mark nobody takes it up in this boot.
+        self.mark.iter().for_each(|mark| drop(File::create(mark)));
         let mut header = self.header();
-        (header.boot, header.seen) = (boot, Timestamp::now());
+        (header.boot, header.seen, header.left) = (boot, Timestamp::now(), None);
         self.write_header(&header)?;
         if header.durable {
             self.file.sync_all()?;
         }
         drop(header);
-        self.mark.as_ref().map_or(Ok(()), |mark| File::create(mark).map(drop))
+        if self.lost.load(Ordering::SeqCst) {
+            self.lost("it was lost while it was begun");
+            self.write_lost("it was lost while it was begun");
+            return Err(io::Error::other("the guest could not wait for it"));
+        }
+        Ok(())
     }
 
     /// The server is there.
@@ -180,25 +222,59 @@ impl Map {
             // One that cannot be said is missed by the next server alone.
             let _ = mark.set_times(now);
         }
+        let written = {
+            let mut header = self.header();
+            let now = Timestamp::now();
+            let due = now.duration_since(header.seen) >= DURABLY.try_into().unwrap_or_default();
+            if header.durable && header.broken.is_none() && due {
+                header.seen = now;
+                self.write_header(&header).is_ok()
+            } else {
+                false
+            }
+        };
+        // Not with the header: whoever says that it is lost must not wait for that.
+        if written {
+            let _ = self.sync();
+        }
+    }
+
+    /// The server goes, and the image was changed last at this time: nobody else has changed it where it still was when the next one comes.
+    pub fn left(&self, changed_ns: i128) {
+        self.seen();
         let mut header = self.header();
-        let now = Timestamp::now();
-        if header.durable
-            && header.broken.is_none()
-            && now.duration_since(header.seen) >= DURABLY.try_into().unwrap_or_default()
-        {
-            header.seen = now;
-            let _ = self.write_header(&header).and_then(|()| self.sync());
+        header.left = Some(changed_ns.to_string());
+        let _ = self.write_header(&header);
+        if header.durable {
+            let _ = self.sync();
         }
     }
 
     /// It is lost. Said in a moment, before a write goes on; of one that is durable, durably.
     pub fn lost(&self, why: &str) {
+        self.lost.store(true, Ordering::SeqCst);
         if let Some(mark) = &self.mark {
             let _ = fs::remove_file(mark);
         }
         if self.header().durable {
             self.write_lost(why);
         }
+    }
+
+    /// It cannot be taken up, for this reason, and the guest writes on.
+    pub fn given_up(&self, why: &str) {
+        self.lost(why);
+        self.write_lost(why);
+    }
+
+    /// Which file has the data.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn has_data(&self, file: ImageId) -> io::Result<()> {
+        let mut header = self.header();
+        header.data_file = file;
+        self.write_header(&header)
     }
 
     /// The same for people, when there is time.

@@ -18,7 +18,7 @@ pub mod takeup;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::areas::Areas;
@@ -29,6 +29,7 @@ use super::changes::{DIRTY, push};
 use super::device::Extents;
 use super::gate::{Point, Watch};
 use crate::disk::real::RealFile;
+use crate::hold::filter::strangers::Strangers;
 use crate::hold::holders::{self, Holding};
 use crate::range::ByteRange;
 
@@ -43,6 +44,7 @@ pub struct Fleece {
     areas: Areas,
     ears: Arc<Ears>,
     image: Arc<RealFile>,
+    strangers: Mutex<Strangers>,
     deadline: Duration,
     durable: bool,
 }
@@ -99,19 +101,27 @@ impl Fleece {
     /// The whole clusters of a range are needed no more: nobody reads them, and nothing more is kept of them.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's; they are as they were then.
     pub fn release(&self, range: ByteRange) -> io::Result<()> {
         let Some(whole) = self.areas.whole(range) else { return Ok(()) };
-        // First of all, so that nobody takes for T0 what is not kept any more.
-        self.areas.release(whole);
-        self.sidecar.release(whole)?;
+        self.sidecar.release(whole, &|| self.areas.release(whole))?;
         self.watch.done(whole);
-        Ok(())
+        self.sidecar.punch(whole)
     }
 
-    /// Whether nobody but this process has the image open for writing.
-    fn is_alone(&self) -> bool {
-        past_us(&self.image).is_ok_and(|past| past.is_none())
+    /// Looks whether somebody writes to the image past this process.
+    fn look(&self) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if strangers.came() || (strangers.has_opened() && !past_us(&self.image).is_ok_and(|past| past.is_none())) {
+            self.watch.break_off("somebody had the image open for writing past its server, and may have written to it");
+        }
+    }
+
+    /// It is no more, for this reason: nobody waits for it, and nobody reads it.
+    fn end(&self, why: &str) {
+        self.ears.end();
+        self.watch.break_off(why);
+        self.sidecar.end();
     }
 }
 

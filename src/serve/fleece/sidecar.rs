@@ -22,6 +22,9 @@ use crate::serve::disk::Disk;
 /// How long the writer waits after an error before it tries again; the piece stays where it is.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How much is given back at a time.
+const SLICE: u64 = 4 << 20;
+
 /// A fleece's data.
 pub struct Sidecar {
     data: Arc<RealFile>,
@@ -146,45 +149,71 @@ impl Sidecar {
         Ok(false)
     }
 
-    /// Makes durable what was kept, before it is overwritten; then it counts as kept.
+    /// Makes durable what was kept, before it is overwritten; then it counts as kept, but for what was let go meanwhile.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn commit(&self, ranges: &[ByteRange]) -> io::Result<()> {
+    pub fn commit(&self, ranges: &[ByteRange], wanted: &dyn Fn(ByteRange) -> bool) -> io::Result<()> {
         self.data.sync_data()?;
-        ranges.iter().try_for_each(|range| self.map.set(*range, State::Kept))?;
+        {
+            let _turn = self.turn();
+            for range in ranges {
+                let mut at = range.start();
+                while let Some(cluster) = ByteRange::new(at, (at + self.cluster.get()).min(range.end())) {
+                    if wanted(cluster) {
+                        self.map.set(cluster, State::Kept)?;
+                    }
+                    at = cluster.end();
+                }
+            }
+        }
         self.map.sync()
     }
 
-    /// A reader needs these whole clusters no more, and nobody reads them any more.
+    /// A reader needs these whole clusters no more: from `released` on nobody reads them. Said in the map first, as what is kept is.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn release(&self, range: ByteRange) -> io::Result<()> {
+    /// The kernel's; nothing is changed then.
+    pub fn release(&self, range: ByteRange, released: &dyn Fn()) -> io::Result<()> {
         let _turn = self.turn();
         self.map.set(range, State::Released)?;
+        if self.durable {
+            self.map.sync()?;
+        }
+        released();
         let mut at = range.start();
         while let Some(next) = self.memory.next(at).filter(|next| *next < range.end()) {
             self.memory.remove(next);
             at = next + 1;
         }
-        self.disk.trim(range.start(), range.len())
+        Ok(())
+    }
+
+    /// Gives the room of what was released back, in slices: nobody waits for it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn punch(&self, range: ByteRange) -> io::Result<()> {
+        let mut at = range.start();
+        while at < range.end() {
+            let length = SLICE.min(range.end() - at);
+            self.disk.trim(at, length)?;
+            at += length;
+        }
+        Ok(())
     }
 
     /// Writes what is in memory, until [`Sidecar::end`].
     pub fn write(&self) {
         while let Some((at, piece)) = self.memory.wait() {
-            let written = {
+            // Whoever keeps or lets go does not wait for this disk. What is let go meanwhile is written for nothing.
+            let written = self.disk.write(&piece, at).and_then(|()| {
                 let _turn = self.turn();
                 let range = ByteRange::at(at, piece.len() as u64).filter(|_| self.memory.at(at).is_some());
-                // One that was let go meanwhile is not written.
-                range.map_or(Ok(()), |range| {
-                    self.disk.write(&piece, at)?;
-                    self.map.set(range, State::Kept)
-                })
-            };
+                range.map_or(Ok(()), |range| self.map.set(range, State::Kept)).inspect(|()| self.memory.remove(at))
+            });
             match written {
-                Ok(()) => self.memory.remove(at),
+                Ok(()) => {}
                 Err(_) if self.memory.is_over() => return,
                 // It is read from memory as well as from the disk; where that is full, what comes next cannot be kept.
                 Err(_) => std::thread::sleep(AGAIN),

@@ -1,53 +1,56 @@
 //! A fleece that an earlier server has left.
 
-use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
 use super::Fleece;
 use super::all::{Fleeces, Refusal, words};
-use super::format::{State, unhex};
-use super::map::Map;
-use crate::disk::DiskFile;
+use super::files::open_data;
+use super::format::{Header, State};
+use super::map::{Map, read_header};
+use crate::disk::{DiskFile, Stat};
 use crate::range::ByteRange;
 use crate::record::ImageId;
 
 impl Fleeces {
-    /// One that an earlier server has left.
-    pub(super) fn take_up(&self, path: &Path) -> Refusal<Arc<Fleece>> {
+    /// One that an earlier server has left; none where it is of another image.
+    pub(super) fn take_up(&self, path: &Path) -> Refusal<Option<Arc<Fleece>>> {
+        let stat = self.image.map.stat().map_err(words("look at the image"))?;
+        let is = ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume };
+        let fs = Uuid::from_bytes(self.facts()?.uuid);
+        let ours = |header: &Header| (header.image, header.fs) == (is, fs);
+        let looked = File::open(path).and_then(|file| read_header(&file)).map_err(words("open it"))?;
+        if !ours(&looked.ok_or("it is no map of a fleece")?) {
+            return Ok(None);
+        }
         let map = match Map::open(path, |header| self.mark(&header.name)) {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err("another server has it".into()),
             other => other.map_err(words("open it"))?.ok_or("it is no map of a fleece")?,
         };
         let map = Arc::new(map);
-        let stat = self.image.map.stat().map_err(words("look at the image"))?;
+        // Whatever is in the way: the guest writes on from now on.
+        self.take_up_map(&map, &stat).map(Some).inspect_err(|why| map.given_up(why))
+    }
+
+    fn take_up_map(&self, map: &Arc<Map>, stat: &Stat) -> Refusal<Arc<Fleece>> {
         let header = map.header().clone();
-        let is = ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume };
-        if (header.image, header.fs, header.size) != (is, Uuid::from_bytes(self.facts()?.uuid), stat.size) {
-            return Err("it is of another image, or the image has another size now".into());
+        if header.size != stat.size {
+            return Err("the image has another size now".into());
         }
         let boot = Uuid::from_bytes(self.boot()?);
-        let changed = u64::try_from(stat.ctime_ns).map_err(|_| "the image was changed before 1970")?;
-        map.is_whole(boot, SystemTime::UNIX_EPOCH + Duration::from_nanos(changed))
-            .inspect_err(|why| map.write_lost(why))?;
-        let data = unhex(&header.data).map(|path| PathBuf::from(OsString::from_vec(path))).ok_or("it is damaged")?;
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let data =
-            File::options().read(true).write(true).custom_flags(flags).open(data).map_err(words("open its sidecar"))?;
+        map.is_whole(boot, stat.ctime_ns)?;
+        let (_, data) = open_data(&header).map_err(words("open its sidecar"))?;
         if data.metadata().map_or(0, |meta| meta.len()) != header.size {
             return Err("its sidecar is not of the image's size".into());
         }
-        let gathered = self.gather(&map)?;
+        let gathered = self.gather(map)?;
         let point = gathered.0.point().ok_or("there is no point in time")?;
-        let fleece = self.run(&map, data, gathered)?;
+        let fleece = self.run(map, data, gathered)?;
         let mut wrong = None;
-        map.states(|first, states| {
+        let read = map.states(|first, states| {
             let mut at = first;
             for run in states.chunk_by(|a, b| a == b) {
                 let unit = header.cluster;
@@ -64,17 +67,10 @@ impl Fleeces {
                 }
                 point.clusters.finish(range);
             }
-        })
-        .map_err(words("read its map"))?;
-        let taken = wrong.map_or(Ok(()), |why| Err(why.to_owned()));
-        let taken =
-            taken.and_then(|()| map.taken(boot).map_err(words("write its map"))).and_then(|()| fleece.watch.watch());
-        taken.inspect_err(|why| {
-            map.write_lost(why);
-            fleece.watch.break_off(why);
-            fleece.ears.end();
-            fleece.sidecar.end();
-        })?;
+        });
+        let taken = read.map_err(words("read its map")).and(wrong.map_or(Ok(()), |why| Err(why.to_owned())));
+        let taken = taken.and_then(|()| map.taken(boot).map_err(words("write its map")));
+        taken.and_then(|()| fleece.watch.watch()).inspect_err(|why| fleece.end(why))?;
         Ok(fleece)
     }
 }
