@@ -298,6 +298,50 @@ fn what_is_not_whole_is_not_taken_up() {
     });
 }
 
+/// A server that was told to stop has said when the image was changed last: whoever changes it in the next moment is found.
+#[test]
+fn nobody_writes_unseen_after_a_server_that_was_stopped() {
+    if !have() {
+        return;
+    }
+    on_both(|s| {
+        let image = image(s, 7);
+        let server = serve(s, "writeback");
+        start(s, &[]);
+        stop(server);
+        fs::File::options().write(true).open(&image).and_then(|it| it.write_all_at(b"x", 0)).expect("written");
+        let server = serve(s, "writeback");
+        assert!(copied(s, EXPORT, "copy").is_err(), "{:?}", s.fs);
+        stop(server);
+        s.exits(0, &["abort", "--json", "a.img.f.fleece"]);
+    });
+}
+
+/// A copy of the map names the data of the original, which is not the copy's to remove.
+#[test]
+fn a_copy_of_a_fleece_is_none() {
+    if !have() {
+        return;
+    }
+    on_both(|s| {
+        image(s, 7);
+        let server = serve(s, "writeback");
+        start(s, &[]);
+        let first = copied(s, EXPORT, "first").expect("a copy");
+        let mut guest = QemuIo::nbd(&socket(s));
+        assert!(guest.does("write -P 8 0 1M"));
+        fs::create_dir(s.path("copy")).expect("a directory");
+        for name in ["a.img", "a.img.f.fleece", "a.img.f.fleece-data"] {
+            must("cp", &[&"-a", &s.path(name), &s.path("copy")]);
+        }
+        s.exits(0, &["abort", "--json", "copy/a.img.f.fleece"]);
+        assert_same(&first, &copied(s, EXPORT, "second").expect("it is whole"));
+        fs::remove_dir_all(s.path("copy")).expect("removed");
+        end(s);
+        stop(server);
+    });
+}
+
 /// While a server has it, it is not removed under its feet.
 fn refused_elsewhere(s: &Sandbox) {
     let out = s.run(&["abort", "a.img.f.fleece"]);

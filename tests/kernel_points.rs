@@ -137,6 +137,26 @@ fn what_is_lost_cannot_be_read() {
     });
 }
 
+/// All of it is kept, and the job finds at its end that somebody may have written past the server.
+#[test]
+fn what_the_job_does_not_finish_cannot_be_read() {
+    if !have() {
+        return;
+    }
+    on_both(|s| {
+        let image = image(s, 7);
+        let server = serve(s, "writeback");
+        let job = job(s, &["a.img", "a.snap"]);
+        let mut reader = QemuIo::nbd_export(&socket(s), "snapshot/a.snap");
+        assert!(reader.does("read 0 64k"));
+        let other = support::Other::opens("<>", &image);
+        assert_eq!(job.end().code, Some(6));
+        assert!(until(|| !reader.does("read 0 64k")) && copied(s, "snapshot/a.snap", "copy").is_err());
+        drop((other, reader));
+        stop(server);
+    });
+}
+
 /// The server holds a snapshot only while somebody reads it.
 #[test]
 fn a_snapshot_is_refreshed_unless_somebody_reads_it() {

@@ -156,4 +156,6 @@ fn what_is_lost_is_not_read() {
     let error = read(&view).expect_err("it is lost").to_string();
     assert!(error.contains("it took too long"), "{error}");
     assert!(!view.read_now(&mut [0; 1], 0) && view.extents(0, 0, 1, 1).is_err());
+    point.clusters.finish(cluster(0));
+    assert!(view.read(&mut [0; 1], 0).is_err() && view.extents(0, 0, 1, 1).is_err(), "nor what is kept of it");
 }
