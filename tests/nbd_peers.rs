@@ -317,3 +317,29 @@ a.shutdown(); b.shutdown()
     assert!(ran.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&ran.stderr));
     assert!(fs::read(theirs).expect("theirs") == fs::read(served.image()).expect("ours"), "seed {seed}");
 }
+
+/// QEMU's storage daemon has the export as a node of its own, and gives it on; and `qemu-img bench` asks for many things at a time.
+#[test]
+fn a_storage_daemon_gives_it_on() {
+    if !have(&["qemu-storage-daemon", "qemu-io", "qemu-img"]) {
+        return;
+    }
+    let served = Served::new(false);
+    let (from, to) = (served.folder.path().join("vm.sock"), served.folder.path().join("on.sock"));
+    let mut daemon = support::with_us("qemu-storage-daemon");
+    let node = format!("driver=nbd,node-name=disk,server.type=unix,server.path={},export=disk", from.display());
+    daemon.args(["--blockdev", &node, "--nbd-server", &format!("addr.type=unix,addr.path={}", to.display())]);
+    daemon.args(["--export", "type=nbd,id=on,node-name=disk,name=on,writable=on"]);
+    let mut daemon = daemon.stdin(Stdio::null()).spawn().expect("it starts");
+    assert!(support::until(|| UnixStream::connect(&to).is_ok()));
+    let uri = format!("nbd+unix:///on?socket={}", to.display());
+    output("qemu-io", &["-f", "raw", "-c", "write -P 7 1M 3M", "-c", "write -z 2M 64k", "-c", "flush", &uri]);
+    output(
+        "qemu-img",
+        &["bench", "-f", "raw", "-w", "--pattern=9", "-c", "2000", "-d", "64", "-s", "512", "-o", "4M", &uri],
+    );
+    daemon.kill().and_then(|()| daemon.wait()).expect("its end");
+    assert!(bytes(&served.image(), 1 << 20, 1 << 20).iter().all(|byte| *byte == 7));
+    assert!(bytes(&served.image(), 2 << 20, 65536).iter().all(|byte| *byte == 0));
+    assert!(bytes(&served.image(), 4 << 20, 2000 * 512).iter().all(|byte| *byte == 9));
+}
