@@ -18,7 +18,7 @@ use super::{json, last_words, place, words};
 use crate::disk::DiskFile;
 use crate::error::{Error, Kind, Result};
 use crate::hold::filter::link::Link;
-use crate::hold::filter::wire::{FleeceOrder, FleeceState, ToJob, ToServer};
+use crate::hold::filter::wire::{FleeceOrder, FleeceState, FleeceTerms, ToJob, ToServer};
 
 /// How long the server may take: what is dirty of the image is put on the disk first, and the maps of image and base are read.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -40,16 +40,18 @@ fn start(args: &StartArgs) -> Result<u8> {
         name: args.name.clone(),
         sidecar: args.sidecar.as_deref().map(absolute).transpose()?,
         base: args.base.as_deref().map(absolute).transpose()?,
-        cluster: args.cluster,
-        deadline_us: u64::try_from(args.guest_deadline.as_micros()).unwrap_or(u64::MAX),
-        break_guest_write: args.on_cbw_error == OnCbwError::BreakGuestWrite,
-        max_sidecar: args.max_sidecar.unwrap_or(u64::MAX),
-        ram: args.ram,
-        min_free: match args.min_free {
-            MinFree::Percent(percent) => (percent, 0),
-            MinFree::Bytes(bytes) => (0, bytes),
+        terms: FleeceTerms {
+            cluster: args.cluster,
+            deadline_us: u64::try_from(args.guest_deadline.as_micros()).unwrap_or(u64::MAX),
+            break_guest_write: args.on_cbw_error == OnCbwError::BreakGuestWrite,
+            max_sidecar: args.max_sidecar.unwrap_or(u64::MAX),
+            ram: args.ram,
+            min_free: match args.min_free {
+                MinFree::Percent(percent) => (percent, 0),
+                MinFree::Bytes(bytes) => (0, bytes),
+            },
+            durable: args.durable,
         },
-        durable: args.durable,
     };
     let (at, all) = fleeces(ask(&args.src, &ToServer::Fleece(order))?)?;
     let Some(fleece) = all.first() else { return Err(nonsense()) };

@@ -69,7 +69,7 @@ impl Found {
         let object = json!({
             "v": json::VERSION, "event": "status", "state": format!("fleece-{state}"), "name": self.header.name,
             "t0": self.header.t0.to_string(), "base": self.header.base, "bytes": self.header.size,
-            "durable": self.header.durable, "reason": self.header.broken.clone().unwrap_or_default(),
+            "durable": self.header.terms.durable, "reason": self.header.broken.clone().unwrap_or_default(),
         });
         with_path(with_path(object, "dst", &self.path), "src", &self.image())
     }

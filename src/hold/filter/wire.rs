@@ -96,6 +96,14 @@ pub struct FleeceOrder {
     pub sidecar: Option<Vec<u8>>,
     /// A finished snapshot, a path: only what has changed since is kept.
     pub base: Option<Vec<u8>>,
+    /// How it is kept.
+    #[serde(flatten)]
+    pub terms: FleeceTerms,
+}
+
+/// How a fleece is kept, and what it may cost.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FleeceTerms {
     /// The unit that is kept, in bytes.
     pub cluster: u64,
     /// How long a write may wait, in microseconds.

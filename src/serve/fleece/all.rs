@@ -128,7 +128,7 @@ impl Fleeces {
             ));
         }
         let stat = self.image.map.stat().map_err(words("look at the image"))?;
-        let unit = PowerOfTwo::new(order.cluster).filter(|unit| (4096..=CLUSTER).contains(&unit.get()));
+        let unit = PowerOfTwo::new(order.terms.cluster).filter(|unit| (4096..=CLUSTER).contains(&unit.get()));
         let unit = unit.ok_or("a cluster is a power of two from 4K to 64M")?;
         let unit = unit.max(self.facts()?.block);
         if Clusters::memory(stat.size, unit) > STATES_MAX {
@@ -137,12 +137,12 @@ impl Fleeces {
         if let Some(other) = past_us(&self.image.map).map_err(words("find out who else writes to the image"))? {
             return Err(format!("the image may be written to past its server: {other}"));
         }
-        if order.max_sidecar < unit.get() {
+        if order.terms.max_sidecar < unit.get() {
             return Err(format!("--max-sidecar is less than a cluster, {} bytes", unit.get()));
         }
         let base = order.base.as_ref().map(|path| self.base(path)).transpose()?;
         let (map_path, data_path) = self.paths(order)?;
-        super::keeper::Space::of([&map_path, &data_path], order.min_free).is_enough()?;
+        super::keeper::Space::of([&map_path, &data_path], order.terms.min_free).is_enough()?;
         let header = self.header(order, unit, &data_path, base.as_ref().map(|it| it.0.clone()))?;
         let map =
             Map::create(&map_path, self.mark(&order.name), header).map_err(words("make the map of the fleece"))?;

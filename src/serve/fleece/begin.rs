@@ -55,7 +55,7 @@ impl Fleeces {
     /// The gate's watch and ears of a fleece, with all writes waiting.
     pub(super) fn gather(&self, map: &Arc<Map>) -> Refusal<(Watch, Arc<Ears>)> {
         let header = map.header().clone();
-        let on_error = if header.break_guest_write { OnError::BreakGuestWrite } else { OnError::BreakSnapshot };
+        let on_error = if header.terms.break_guest_write { OnError::BreakGuestWrite } else { OnError::BreakSnapshot };
         let ears = Arc::new(Ears::default());
         let tell = Box::new({
             let (ears, map, leaving) = (Arc::clone(&ears), Arc::clone(map), Arc::clone(&self.leaving));
@@ -69,8 +69,8 @@ impl Fleeces {
                 ears.tell(news);
             }
         });
-        let watch = self.image.gate.watch(Duration::from_micros(header.deadline_us), on_error, tell)?;
-        let unit = PowerOfTwo::new(header.cluster).ok_or("a cluster is a power of two")?;
+        let watch = self.image.gate.watch(Duration::from_micros(header.terms.deadline_us), on_error, tell)?;
+        let unit = PowerOfTwo::new(header.terms.cluster).ok_or("a cluster is a power of two")?;
         watch.gather(header.size, unit)?;
         Ok((watch, ears))
     }
@@ -83,7 +83,7 @@ impl Fleeces {
         let of = Of { image: Arc::clone(&self.image.device), map: Arc::clone(&self.image.map), geometry };
         let sidecar = Sidecar::new(data, of, Arc::clone(map)).map_err(words("open the sidecar"))?;
         let kept_in = unhex(&header.data).map(|path| PathBuf::from(OsString::from_vec(path)));
-        let space = Space::of([Some(&self.image.path), kept_in.as_ref()].into_iter().flatten(), header.min_free);
+        let space = Space::of([Some(&self.image.path), kept_in.as_ref()].into_iter().flatten(), header.terms.min_free);
         let strangers = Strangers::of(&*self.image.map).map_err(words("watch who closes the image"))?;
         let areas = Areas::new(header.size, point.clusters.cluster(), header.base.is_some());
         let fleece = Arc::new(Fleece {
@@ -97,8 +97,8 @@ impl Fleeces {
             ears,
             image: Arc::clone(&self.image.map),
             strangers: Mutex::new(strangers),
-            deadline: Duration::from_micros(header.deadline_us),
-            durable: header.durable,
+            deadline: Duration::from_micros(header.terms.deadline_us),
+            durable: header.terms.durable,
         });
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name.into()).spawn(work);
         let (tell, name) = (Arc::clone(&self.image.tell), fleece.name.clone());

@@ -16,7 +16,7 @@ use crate::disk::real::{RealDisk, RealFile};
 use crate::disk::{Disk, DiskFile};
 use crate::hold::choose::GUEST_DEADLINE_MAX;
 use crate::hold::filter::link;
-use crate::hold::filter::wire::FleeceOrder;
+use crate::hold::filter::wire::{FleeceOrder, FleeceTerms};
 use crate::range::PowerOfTwo;
 use crate::record::ImageId;
 
@@ -101,15 +101,13 @@ impl Fleeces {
             path: hex(self.image.path.as_os_str().as_bytes()),
             data: hex(data.as_os_str().as_bytes()),
             data_file: ImageId::default(),
-            cluster: unit.get(),
+            terms: FleeceTerms {
+                cluster: unit.get(),
+                deadline_us: order.terms.deadline_us.min(GUEST_DEADLINE_MAX.as_micros() as u64),
+                ..order.terms.clone()
+            },
             t0: Timestamp::UNIX_EPOCH,
             base,
-            deadline_us: order.deadline_us.min(GUEST_DEADLINE_MAX.as_micros() as u64),
-            break_guest_write: order.break_guest_write,
-            max_sidecar: order.max_sidecar,
-            ram: order.ram,
-            min_free: order.min_free,
-            durable: order.durable,
             boot: Uuid::nil(),
             seen: Timestamp::now(),
             left: None,

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::hold::filter::wire::FleeceTerms;
 use crate::record::ImageId;
 
 /// How a map file begins.
@@ -66,24 +67,13 @@ pub struct Header {
     pub data: String,
     /// That file itself: another one of its name is none of it.
     pub data_file: ImageId,
-    /// The unit that is kept, in bytes.
-    pub cluster: u64,
+    /// How it is kept.
+    #[serde(flatten)]
+    pub terms: FleeceTerms,
     /// The instant that it shows.
     pub t0: Timestamp,
     /// The name of the snapshot from which it tells the changes alone.
     pub base: Option<String>,
-    /// How long a write may wait, in microseconds.
-    pub deadline_us: u64,
-    /// Whether the guest's write fails where what it overwrites cannot be kept.
-    pub break_guest_write: bool,
-    /// The most that may be kept, in bytes.
-    pub max_sidecar: u64,
-    /// The most of it that may be in memory, in bytes.
-    pub ram: u64,
-    /// Free space below which it is given up: hundredths of all, or bytes.
-    pub min_free: (u8, u64),
-    /// Whether what is kept is durable before it is overwritten.
-    pub durable: bool,
     /// The boot in which a server had it last.
     pub boot: Uuid,
     /// When that server was last known to be there.
@@ -142,15 +132,17 @@ mod tests {
             path: hex(b"/a\xff"),
             data: hex(b"/b"),
             data_file: ImageId::default(),
-            cluster: 65536,
+            terms: FleeceTerms {
+                cluster: 65536,
+                deadline_us: 1_000_000,
+                break_guest_write: false,
+                max_sidecar: u64::MAX,
+                ram: 1 << 24,
+                min_free: (5, 0),
+                durable: true,
+            },
             t0: Timestamp::UNIX_EPOCH,
             base: Some("old.snap".into()),
-            deadline_us: 1_000_000,
-            break_guest_write: false,
-            max_sidecar: u64::MAX,
-            ram: 1 << 24,
-            min_free: (5, 0),
-            durable: true,
             boot: Uuid::from_u128(3),
             seen: Timestamp::UNIX_EPOCH,
             left: None,

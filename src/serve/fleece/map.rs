@@ -52,7 +52,7 @@ impl Map {
         let map = Self::of(file, path, mark, header);
         let made = map.lock().and_then(|_| {
             let header = map.header().clone();
-            map.file.set_len(STATES + header.size.div_ceil(header.cluster))?;
+            map.file.set_len(STATES + header.size.div_ceil(header.terms.cluster))?;
             map.write_header(&header)?;
             map.file.sync_all()
         });
@@ -123,7 +123,7 @@ impl Map {
             Some(Ok(seen)) => (seen, SLACK),
             // It was removed, before a write went on.
             Some(Err(_)) => return Err("the guest has overwritten what could not be kept".into()),
-            None if header.durable => (SystemTime::from(header.seen), SLACK_DURABLE),
+            None if header.terms.durable => (SystemTime::from(header.seen), SLACK_DURABLE),
             None if same_boot => return Err("there is no runtime directory that would tell whether it is whole".into()),
             None => return Err("the host was started again, and what was kept was not durable (--durable)".into()),
         };
@@ -156,8 +156,8 @@ impl Map {
     /// # Errors
     /// The kernel's.
     pub fn states(&self, mut piece: impl FnMut(u64, &[u8])) -> io::Result<()> {
-        let Header { size, cluster, .. } = *self.header();
-        let count = size.div_ceil(cluster.max(1));
+        let cluster = self.header_cluster();
+        let count = self.header().size.div_ceil(cluster);
         let (mut at, mut bytes) = (0, vec![0; 1 << 16]);
         while at < count {
             let length = (count - at).min(bytes.len() as u64) as usize;
@@ -203,7 +203,7 @@ impl Map {
         let mut header = self.header();
         (header.boot, header.seen, header.left) = (boot, Timestamp::now(), None);
         self.write_header(&header)?;
-        if header.durable {
+        if header.terms.durable {
             self.file.sync_all()?;
         }
         drop(header);
@@ -226,7 +226,7 @@ impl Map {
             let mut header = self.header();
             let now = Timestamp::now();
             let due = now.duration_since(header.seen) >= DURABLY.try_into().unwrap_or_default();
-            if header.durable && header.broken.is_none() && due {
+            if header.terms.durable && header.broken.is_none() && due {
                 header.seen = now;
                 self.write_header(&header).is_ok()
             } else {
@@ -245,7 +245,7 @@ impl Map {
         let mut header = self.header();
         header.left = Some(changed_ns.to_string());
         let _ = self.write_header(&header);
-        if header.durable {
+        if header.terms.durable {
             let _ = self.sync();
         }
     }
@@ -256,7 +256,7 @@ impl Map {
         if let Some(mark) = &self.mark {
             let _ = fs::remove_file(mark);
         }
-        if self.header().durable {
+        if self.header().terms.durable {
             self.write_lost(why);
         }
     }
@@ -299,7 +299,7 @@ impl Map {
     }
 
     fn header_cluster(&self) -> u64 {
-        self.header().cluster.max(1)
+        self.header().terms.cluster.max(1)
     }
 }
 

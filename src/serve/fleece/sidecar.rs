@@ -64,7 +64,7 @@ impl Sidecar {
     /// The kernel's.
     pub fn new(file: std::fs::File, of: Of, map: Arc<Map>) -> io::Result<Self> {
         let header = map.header().clone();
-        let cluster = PowerOfTwo::new(header.cluster).ok_or(io::ErrorKind::InvalidData)?;
+        let cluster = PowerOfTwo::new(header.terms.cluster).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self {
             data: Arc::new(RealFile::from(file.try_clone()?)),
             disk: Disk::new(file)?,
@@ -73,9 +73,9 @@ impl Sidecar {
             geometry: of.geometry,
             cluster,
             map,
-            memory: Memory::new(header.ram),
-            most: header.max_sidecar,
-            durable: header.durable,
+            memory: Memory::new(header.terms.ram),
+            most: header.terms.max_sidecar,
+            durable: header.terms.durable,
             clones: AtomicBool::new(true),
             copied: AtomicU64::new(0),
             turn: Mutex::new(()),

@@ -53,7 +53,7 @@ impl Fleeces {
         let read = map.states(|first, states| {
             let mut at = first;
             for run in states.chunk_by(|a, b| a == b) {
-                let unit = header.cluster;
+                let unit = header.terms.cluster;
                 let range = ByteRange::new(at * unit, ((at + run.len() as u64) * unit).min(header.size));
                 at += run.len() as u64;
                 let Some(range) = range else { continue };
