@@ -108,6 +108,7 @@ fn what_was_let_go_stays_so_after_a_power_cut() {
             assert!(!reader.does(&format!("read {at}M 64k")), "{at} was let go");
         }
         assert!(reader.does("read 8M 64k"));
+        s.exits(0, &["fleece", "stop", "a.img", "--name", "f", "--json"]);
         stop(server);
     });
 }
