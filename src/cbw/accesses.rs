@@ -164,11 +164,11 @@ impl<A, W: Word> Accesses<A, W> {
     /// What is not done of the ranges that accesses wait for, of at most so many of them.
     pub fn all_wanted(&self, most: usize) -> Vec<(usize, ByteRange)> {
         let waiting = self.waiting.iter().filter(|_| self.phase == Phase::Watching);
-        waiting
-            .filter_map(|w| self.open(w.image, w.range).map(|(image, open)| (image, open, w.range.end())))
-            .take(most)
-            .filter_map(|(image, open, end)| Some((image, ByteRange::new(open.start(), end)?)))
-            .collect()
+        let wanted = waiting.filter_map(|w| {
+            let (image, open) = self.open(w.image, w.range)?;
+            Some((image, ByteRange::new(open.start(), w.range.end())?))
+        });
+        wanted.take(most).collect()
     }
 
     /// The first part of a range that is not done.

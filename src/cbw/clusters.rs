@@ -123,6 +123,17 @@ impl<W: Word> Clusters<W> {
         (ByteRange::new(range.start(), end).expect("at least its first cluster's part"), done)
     }
 
+    /// A range in such parts.
+    pub fn runs(&self, range: ByteRange) -> impl Iterator<Item = (ByteRange, bool)> {
+        let mut rest = Some(range);
+        std::iter::from_fn(move || {
+            let left = rest?;
+            let (run, done) = self.run(left);
+            rest = left.split(run.end()).1;
+            Some((run, done))
+        })
+    }
+
     /// The first part of `range` whose clusters are not done; begins where the range does if that lies within a cluster that
     /// is not done.
     pub fn open_part(&self, range: ByteRange) -> Option<ByteRange> {

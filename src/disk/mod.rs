@@ -17,6 +17,7 @@ use jiff::Timestamp;
 
 use crate::extent::Extent;
 use crate::range::{ByteRange, CloneRange};
+use crate::record::ImageId;
 
 pub use crate::sys::fs::{FsFacts, FsKind};
 pub use crate::sys::{inherited, nowait};
@@ -48,6 +49,13 @@ pub struct Stat {
     pub nlink: u64,
     /// Whether it is a regular file.
     pub regular: bool,
+}
+
+impl Stat {
+    /// Which file it is, whatever its name and its mount.
+    pub fn id(&self) -> ImageId {
+        ImageId { ino: self.ino, generation: self.generation, subvolume: self.subvolume }
+    }
 }
 
 /// Space of a file system, in bytes.

@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +10,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::disk::DiskFile;
-use crate::disk::real::RealFile;
+use crate::disk::real::{self, RealFile};
 use crate::record::{ImageId, Record, Verdict};
 
 /// The most directories that are looked into.
@@ -46,8 +45,7 @@ impl Finder {
     pub fn new(image: &RealFile, place: &Path) -> io::Result<Self> {
         let stat = image.stat()?;
         let fs = Uuid::from_bytes(image.fs()?.uuid);
-        let image = ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume };
-        Ok(Self { image, fs, places: Arc::new(Mutex::new(vec![place.to_owned()])) })
+        Ok(Self { image: stat.id(), fs, places: Arc::new(Mutex::new(vec![place.to_owned()])) })
     }
 
     /// Looks into this directory as well, and before all others.
@@ -68,12 +66,10 @@ impl Finder {
     pub fn at(&self, place: &Path, name: &OsStr) -> Option<Finished> {
         let single = Path::new(name).components().count() == 1 && Path::new(name).file_name() == Some(name);
         let path = Some(place.join(name)).filter(|_| single)?;
-        // Neither a pipe nor somebody's lease is waited for.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
-        let real = RealFile::from(file.try_clone().ok()?);
-        let stat = real.stat().ok().filter(|stat| stat.regular)?;
-        let record = Record::from_bytes(&real.record().ok()??)?;
+        let file = real::open_itself(&path, false).ok()?;
+        let looked = RealFile::from(file.try_clone().ok()?);
+        let stat = looked.stat().ok().filter(|stat| stat.regular)?;
+        let record = Record::from_bytes(&looked.record().ok()??)?;
         let ours = (record.image, record.fs) == (self.image, self.fs);
         let valid = record.verdict((stat.ino, stat.subvolume), stat.size, stat.mtime_ns) == Verdict::Valid;
         (ours && valid).then_some(Finished { file, record, identity: (stat.dev, stat.ino) })

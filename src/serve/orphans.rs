@@ -39,11 +39,6 @@ impl Orphans {
         self.watches().remove(job)
     }
 
-    /// How many have not come back.
-    pub fn count(&self) -> usize {
-        self.watches().len()
-    }
-
     /// Nobody writes any more, and this server goes: what it keeps, its successor takes up.
     pub fn leave(&self) {
         self.leaving.store(true, Ordering::Release);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ use super::fleece::Fleece;
 use super::fleece::all::Fleeces;
 use super::gate::Point;
 use super::view::{Making, View};
-use crate::disk::real::RealFile;
+use crate::disk::real::{self, RealFile};
 
 /// The most that are being made, or were and have not come to their end.
 const SHOWN: usize = 16;
@@ -69,8 +69,7 @@ impl Points {
     /// # Errors
     /// Where it cannot be opened, or is not of the image's size.
     pub fn show(&self, partial: &Path, path: &Path, point: Point) -> io::Result<()> {
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = File::options().read(true).custom_flags(flags).open(partial)?;
+        let file = real::open_itself(partial, false)?;
         let meta = file.metadata()?;
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
         if !meta.is_file() || meta.len() != self.image.size() {

@@ -126,7 +126,7 @@ impl View {
     /// where its first cluster is kept by then. `maps` where block maps are compared, which show what is dirty only once it is written.
     fn piece(&self, range: ByteRange, kept: bool, maps: bool, ask: &Ask<'_>) -> io::Result<Extents> {
         if let Some(making) = self.making.as_ref().filter(|_| !kept) {
-            if !making.flush() && maps {
+            if maps && !making.flush() {
                 return Ok(vec![(range.len() as u32, DIRTY)]);
             }
             let mut extents = ask(&*making.image, &making.map, range)?;
@@ -135,7 +135,7 @@ impl View {
             return Ok(extents);
         }
         // What could not be cloned was copied, and may be dirty.
-        if self.making.is_some() && !flush(&self.map) && maps {
+        if maps && self.making.is_some() && !flush(&self.map) {
             return Ok(vec![(range.len() as u32, DIRTY)]);
         }
         ask(&*self.kept, &self.map, range)

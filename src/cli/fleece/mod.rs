@@ -157,7 +157,7 @@ fn object(event: &str, src: &Path, name: &str) -> Value {
 }
 
 fn say(object: &Value) -> Result<()> {
-    super::written(std::io::stdout().write_all(format!("{object}\n").as_bytes()))
+    super::written(json::write_line(&mut std::io::stdout(), object))
 }
 
 fn absolute(path: &Path) -> Result<Vec<u8>> {

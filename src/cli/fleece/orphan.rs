@@ -1,18 +1,18 @@
 //! Fleeces that no server has: what `status` says of them, and how `abort` removes them.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
+use crate::disk::real::open_itself;
 use crate::error::{Error, Kind, Result};
 use crate::serve::fleece::files::{self, MAP};
-use crate::serve::fleece::format::{Header, unhex};
+use crate::serve::fleece::format::Header;
 use crate::serve::fleece::map::{Map, read_header};
 
 /// A map of a fleece.
@@ -26,8 +26,7 @@ pub struct Found {
 /// The map at a path; none where it is not called as one, or is none.
 pub fn at(path: &Path) -> Option<Found> {
     path.file_name().filter(|name| name.as_bytes().ends_with(MAP.as_bytes()))?;
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let file = open_itself(path, false).ok()?;
     let header = read_header(&file).ok()??;
     // Given back with the file.
     let live = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
@@ -101,6 +100,6 @@ impl Found {
     }
 
     fn image(&self) -> PathBuf {
-        unhex(&self.header.path).map(|path| PathBuf::from(OsString::from_vec(path))).unwrap_or_default()
+        self.header.image_path().unwrap_or_default()
     }
 }

@@ -3,7 +3,7 @@
 use std::fs::{File, Permissions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -20,6 +20,15 @@ use crate::record::ATTRIBUTE;
 use crate::sys::lease::{self, Lease};
 use crate::sys::ofd::{self, Lock};
 use crate::sys::{btrfs, clone, cpu, fiemap, fs, inode, writeback};
+
+/// Opens the file itself that has a name, to read it or also to write to it: no link is followed, and nobody is waited for, no pipe's other end
+/// and no lease.
+///
+/// # Errors
+/// ELOOP, EAGAIN, and what open(2) says.
+pub fn open_itself(path: &Path, writes: bool) -> io::Result<File> {
+    File::options().read(true).write(writes).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
+}
 
 /// An open file.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use uuid::Uuid;
 
-pub use file::RealFile;
+pub use file::{RealFile, open_itself};
 use turns::Turns;
 
 use super::{Access, Disk, HostFacts, Space, Stat};

@@ -40,9 +40,7 @@ pub struct Handover {
 /// Where that of a job is, for an image of this device and inode.
 pub fn path(dev: u64, ino: u64, job: &str) -> Option<PathBuf> {
     let plain = !job.is_empty() && job.len() <= 64 && job.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    let socket = link::socket(dev, ino).filter(|_| plain)?;
-    let name = [socket.file_name()?.to_str()?, JOB, job].concat();
-    Some(socket.with_file_name(name))
+    link::beside(dev, ino, &[JOB, job].concat()).filter(|_| plain)
 }
 
 /// All that there are of an image.

@@ -42,6 +42,13 @@ pub fn socket(dev: u64, ino: u64) -> Option<PathBuf> {
     Some(directory()?.join(format!("serve-{dev:x}-{ino:x}")))
 }
 
+/// A file beside that socket, with this at the end of its name.
+pub fn beside(dev: u64, ino: u64, ending: &str) -> Option<PathBuf> {
+    let socket = socket(dev, ino)?;
+    let name = [socket.file_name()?.to_str()?, ending].concat();
+    Some(socket.with_file_name(name))
+}
+
 /// A server that serves an image.
 pub struct Link {
     stream: UnixStream,

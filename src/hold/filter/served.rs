@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use crate::cbw::{Clusters, Tally};
 use crate::disk::process;
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose::{Image, Making};
-use crate::hold::holders::{self, Holding};
+use crate::hold::holders;
 use crate::range::ByteRange;
 use crate::sys::process as processes;
 
@@ -100,9 +100,7 @@ impl Served {
         let hint = "end what has the image open, or give it its disk through the server as well";
         let cannot =
             |e| Error::io(Kind::Refused, format!("who else has '{name}' open cannot be found out"), "check /proc", e);
-        let found = holders::holders((*self.image.0).as_fd()).map_err(cannot)?.found;
-        // The lock is the server's: it could not have it if anybody else had.
-        let other = found.iter().find(|it| it.pid != Some(self.link.pid) && it.what != Holding::QemuLock);
+        let other = holders::past((*self.image.0).as_fd(), self.link.pid).map_err(cannot)?;
         let past =
             |other| Error::new(Kind::Refused, format!("'{name}' may be written to past its server: {other}"), hint);
         other.map_or(Ok(()), |other| Err(past(other)))
@@ -211,8 +209,7 @@ impl Served {
 
     /// Takes what the server has left; whether it was there: nobody has written since.
     fn take_left(&self) -> bool {
-        let path: Option<PathBuf> = handover::path(self.ids.0, self.ids.1, &self.job);
-        path.is_some_and(|path| handover::take(&path))
+        handover::path(self.ids.0, self.ids.1, &self.job).is_some_and(|path| handover::take(&path))
     }
 
     fn written_past(&self) -> String {
@@ -286,13 +283,10 @@ impl Served {
             return Ok(Err(why));
         }
         let Some(clusters) = &self.clusters else { return Ok(Ok(())) };
-        let mut rest = ByteRange::new(0, clusters.size());
-        while let Some(range) = rest {
-            let (run, done) = clusters.run(range);
-            if done {
-                self.link.say(&ToServer::Done { start: run.start(), end: run.end() })?;
-            }
-            rest = range.split(run.end()).1;
+        for (run, _) in
+            ByteRange::new(0, clusters.size()).into_iter().flat_map(|it| clusters.runs(it)).filter(|it| it.1)
+        {
+            self.link.say(&ToServer::Done { start: run.start(), end: run.end() })?;
         }
         answered(self.link.ask(&ToServer::Watch, AT_ONCE)?)
     }

@@ -176,6 +176,16 @@ pub fn holders(image: BorrowedFd<'_>) -> io::Result<Holders> {
     Ok(Holders { found, hidden })
 }
 
+/// Somebody other than this process who has an image open for writing, of an image that this process serves.
+///
+/// # Errors
+/// As [`holders`].
+pub fn past(image: BorrowedFd<'_>, server: u32) -> io::Result<Option<Holder>> {
+    // The lock is the server's: it could not have it if anybody else had.
+    let other = |it: &Holder| it.pid != Some(server) && it.what != Holding::QemuLock;
+    Ok(holders(image)?.found.into_iter().find(other))
+}
+
 /// Whoever holds QEMU's image lock with permission to write.
 ///
 /// # Errors

@@ -143,15 +143,15 @@ impl Fleeces {
         let base = order.base.as_ref().map(|path| self.base(path)).transpose()?;
         let (map_path, data_path) = self.paths(order)?;
         super::keeper::Space::of([&map_path, &data_path], order.terms.min_free).is_enough()?;
-        let header = self.header(order, unit, &data_path, base.as_ref().map(|it| it.0.clone()))?;
+        let header = self.header(order, &stat, unit, &data_path, base.as_ref().map(|it| it.0.clone()))?;
         let map =
             Map::create(&map_path, self.mark(&order.name), header).map_err(words("make the map of the fleece"))?;
         let map = Arc::new(map);
         let data =
             self.make_data(&data_path, stat.size).inspect_err(|_| map.remove()).map_err(words("make the sidecar"))?;
-        let begun = RealFile::from(data.try_clone().map_err(words("open the sidecar"))?);
-        let begun = files::id(&begun).and_then(|id| map.has_data(id)).map_err(words("write the map of the fleece"));
-        let begun = begun.and_then(|()| self.begin(&map, data, base.map(|it| it.1))).inspect_err(|_| {
+        let named = data.try_clone().and_then(|data| map.has_data(RealFile::from(data).stat()?.id()));
+        let named = named.map_err(words("write the map of the fleece"));
+        let begun = named.and_then(|()| self.begin(&map, data, base.map(|it| it.1))).inspect_err(|_| {
             map.remove();
             let _ = fs::remove_file(&data_path);
         })?;
@@ -167,9 +167,7 @@ impl Fleeces {
     pub fn stop(&self, name: &str) -> Refusal<()> {
         let fleece = self.lock().remove(name).ok_or_else(|| format!("there is no fleece {name}"))?;
         self.tell(name, Fortune::Ended);
-        fleece.ears.end();
-        fleece.watch.break_off("the fleece was ended");
-        fleece.sidecar.end();
+        fleece.end("the fleece was ended");
         let header = fleece.map.header().clone();
         files::remove_data(&header).map_err(words("remove the sidecar"))?;
         fleece.map.remove();
@@ -219,8 +217,8 @@ impl Fleeces {
         while !all.iter().all(|it| it.sidecar.is_written()) && Instant::now() < until {
             thread::sleep(MOMENT);
         }
-        let changed = self.image.map.stat().map(|stat| stat.ctime_ns);
-        all.iter().zip(std::iter::repeat(changed.unwrap_or(0))).for_each(|(it, changed)| it.map.left(changed));
+        let changed = self.image.map.stat().map_or(0, |stat| stat.ctime_ns);
+        all.iter().for_each(|it| it.map.left(changed));
     }
 
     fn tell(&self, name: &str, what: Fortune) {

@@ -1,9 +1,6 @@
 //! How a fleece begins: T0, its threads, and what is left out of it.
 
-use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -15,7 +12,7 @@ use uuid::Uuid;
 use super::Fleece;
 use super::all::{Fleeces, Fortune, Refusal, Told, words};
 use super::areas::Areas;
-use super::format::{State, unhex};
+use super::format::State;
 use super::keeper::{self, Ears, Space};
 use super::map::Map;
 use super::sidecar::{Of, Sidecar};
@@ -82,7 +79,7 @@ impl Fleeces {
         let geometry = Geometry { size: header.size, block: self.facts()?.block };
         let of = Of { image: Arc::clone(&self.image.device), map: Arc::clone(&self.image.map), geometry };
         let sidecar = Sidecar::new(data, of, Arc::clone(map)).map_err(words("open the sidecar"))?;
-        let kept_in = unhex(&header.data).map(|path| PathBuf::from(OsString::from_vec(path)));
+        let kept_in = header.data_path();
         let space = Space::of([Some(&self.image.path), kept_in.as_ref()].into_iter().flatten(), header.terms.min_free);
         let strangers = Strangers::of(&*self.image.map).map_err(words("watch who closes the image"))?;
         let areas = Areas::new(header.size, point.clusters.cluster(), header.base.is_some());

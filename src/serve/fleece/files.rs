@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::all::{Fleeces, Refusal, words};
-use super::format::{Header, hex, unhex};
-use crate::disk::real::{RealDisk, RealFile};
-use crate::disk::{Disk, DiskFile};
+use super::format::{Header, hex};
+use crate::disk::real::{RealDisk, RealFile, open_itself};
+use crate::disk::{Disk, DiskFile, Stat};
 use crate::hold::choose::GUEST_DEADLINE_MAX;
 use crate::hold::filter::link;
 use crate::hold::filter::wire::{FleeceOrder, FleeceTerms};
@@ -24,30 +24,19 @@ use crate::record::ImageId;
 pub const MAP: &str = ".fleece";
 
 /// How the names of the files with the data end.
-pub const DATA: &str = ".fleece-data";
+const DATA: &str = ".fleece-data";
 
 /// What is said of a fleece that a server has not come to begin.
 const NOT_BEGUN: &str = "the server ended while it was begun";
-
-/// Which file an open one is.
-///
-/// # Errors
-/// The kernel's.
-pub fn id(file: &RealFile) -> io::Result<ImageId> {
-    let stat = file.stat()?;
-    Ok(ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume })
-}
 
 /// Opens the data file of a fleece, if it is still that one.
 ///
 /// # Errors
 /// The kernel's; ESTALE where another file has its name.
 pub fn open_data(header: &Header) -> io::Result<(PathBuf, File)> {
-    let path = unhex(&header.data).map(|path| PathBuf::from(OsString::from_vec(path)));
-    let path = path.ok_or(io::ErrorKind::InvalidData)?;
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).write(true).custom_flags(flags).open(&path)?;
-    match id(&RealFile::from(file.try_clone()?))? == header.data_file {
+    let path = header.data_path().ok_or(io::ErrorKind::InvalidData)?;
+    let file = open_itself(&path, true)?;
+    match RealFile::from(file.try_clone()?).stat()?.id() == header.data_file {
         true => Ok((path, file)),
         false => Err(nix::errno::Errno::ESTALE.into()),
     }
@@ -68,9 +57,7 @@ pub fn remove_data(header: &Header) -> io::Result<()> {
 
 /// Where the mark of a fleece is, of an image of this device and inode.
 pub fn mark(dev: u64, ino: u64, name: &str) -> Option<PathBuf> {
-    let socket = link::socket(dev, ino)?;
-    let mark = [socket.file_name()?.to_str()?, MAP, "-", name].concat();
-    Some(socket.with_file_name(mark))
+    link::beside(dev, ino, &[MAP, "-", name].concat())
 }
 
 impl Fleeces {
@@ -88,14 +75,14 @@ impl Fleeces {
     pub(super) fn header(
         &self,
         order: &FleeceOrder,
+        stat: &Stat,
         unit: PowerOfTwo,
         data: &Path,
         base: Option<String>,
     ) -> Refusal<Header> {
-        let stat = self.image.map.stat().map_err(words("look at the image"))?;
         Ok(Header {
             name: order.name.clone(),
-            image: ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume },
+            image: stat.id(),
             fs: Uuid::from_bytes(self.facts()?.uuid),
             size: stat.size,
             path: hex(self.image.path.as_os_str().as_bytes()),

@@ -10,6 +10,10 @@
 //!
 //! Pure.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -107,13 +111,29 @@ impl Header {
     }
 }
 
+impl Header {
+    /// The image's path; `None` where that is damaged, as of the other.
+    pub fn image_path(&self) -> Option<PathBuf> {
+        path(&self.path)
+    }
+
+    /// The path of the file with what is kept.
+    pub fn data_path(&self) -> Option<PathBuf> {
+        path(&self.data)
+    }
+}
+
+fn path(text: &str) -> Option<PathBuf> {
+    unhex(text).map(|bytes| PathBuf::from(OsString::from_vec(bytes)))
+}
+
 /// A path as the header has it.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The path back.
-pub fn unhex(text: &str) -> Option<Vec<u8>> {
+fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|it| it as u8);
     let pairs = text.as_bytes().chunks(2);
     pairs.map(|pair| Some(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?)).collect()

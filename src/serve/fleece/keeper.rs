@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,13 +55,13 @@ impl Space {
 pub struct Ears {
     heard: Mutex<Heard>,
     changed: Condvar,
-    over: AtomicBool,
 }
 
 #[derive(Default)]
 struct Heard {
     wanted: bool,
     broken: Option<String>,
+    over: bool,
 }
 
 impl Ears {
@@ -79,13 +78,12 @@ impl Ears {
 
     /// The thread is to end.
     pub fn end(&self) {
-        self.over.store(true, Ordering::Release);
-        drop(self.lock());
+        self.lock().over = true;
         self.changed.notify_all();
     }
 
     fn is_over(&self) -> bool {
-        self.over.load(Ordering::Acquire)
+        self.lock().over
     }
 
     /// Whether something is wanted, waited for at most so long.
@@ -94,7 +92,7 @@ impl Ears {
         let mut heard = self.lock();
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if heard.wanted || heard.broken.is_some() || self.is_over() || left.is_zero() {
+            if heard.wanted || heard.broken.is_some() || heard.over || left.is_zero() {
                 return std::mem::take(&mut heard.wanted);
             }
             heard = self.changed.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::format::{Header, STATES, State};
+use crate::disk::real::open_itself;
 use crate::range::ByteRange;
 use crate::record::ImageId;
 
@@ -64,8 +65,7 @@ impl Map {
     /// # Errors
     /// EBUSY, and what the kernel says.
     pub fn open(path: &Path, mark: impl FnOnce(&Header) -> Option<PathBuf>) -> io::Result<Option<Self>> {
-        let file =
-            File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+        let file = open_itself(path, true)?;
         let Some(header) = read_header(&file)? else { return Ok(None) };
         let mark = mark(&header);
         let map = Self::of(file, path, mark, header);
@@ -99,11 +99,6 @@ impl Map {
     /// What it says of the fleece.
     pub fn header(&self) -> MutexGuard<'_, Header> {
         self.header.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     /// Whether all that was written to an image that was changed last at this time, in nanoseconds since 1970, is accounted for: the mark is
@@ -208,8 +203,7 @@ impl Map {
         }
         drop(header);
         if self.lost.load(Ordering::SeqCst) {
-            self.lost("it was lost while it was begun");
-            self.write_lost("it was lost while it was begun");
+            self.given_up("it was lost while it was begun");
             return Err(io::Error::other("the guest could not wait for it"));
         }
         Ok(())
@@ -261,6 +255,16 @@ impl Map {
         }
     }
 
+    /// The same for people, when there is time.
+    pub fn write_lost(&self, why: &str) {
+        let mut header = self.header();
+        if header.broken.is_none() {
+            header.broken = Some(why.to_owned());
+            // A server that does not read it finds no mark.
+            let _ = self.write_header(&header).and_then(|()| self.sync());
+        }
+    }
+
     /// It cannot be taken up, for this reason, and the guest writes on.
     pub fn given_up(&self, why: &str) {
         self.lost(why);
@@ -275,16 +279,6 @@ impl Map {
         let mut header = self.header();
         header.data_file = file;
         self.write_header(&header)
-    }
-
-    /// The same for people, when there is time.
-    pub fn write_lost(&self, why: &str) {
-        let mut header = self.header();
-        if header.broken.is_none() {
-            header.broken = Some(why.to_owned());
-            // A server that does not read it finds no mark.
-            let _ = self.write_header(&header).and_then(|()| self.sync());
-        }
     }
 
     /// Removes it, and the mark.

@@ -30,7 +30,7 @@ use super::device::Extents;
 use super::gate::{Point, Watch};
 use crate::disk::real::RealFile;
 use crate::hold::filter::strangers::Strangers;
-use crate::hold::holders::{self, Holding};
+use crate::hold::holders::{self, Holder};
 use crate::range::ByteRange;
 
 /// A fleece.
@@ -129,8 +129,6 @@ impl Fleece {
 ///
 /// # Errors
 /// What listing /proc says.
-fn past_us(image: &RealFile) -> io::Result<Option<holders::Holder>> {
-    let ours = std::process::id();
-    let found = holders::holders(image.as_fd())?.found;
-    Ok(found.into_iter().find(|it| it.pid != Some(ours) && it.what != Holding::QemuLock))
+fn past_us(image: &RealFile) -> io::Result<Option<Holder>> {
+    holders::past(image.as_fd(), std::process::id())
 }

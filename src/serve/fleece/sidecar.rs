@@ -110,16 +110,22 @@ impl Sidecar {
         if self.cloned(range, around, wanted)? {
             return Ok(());
         }
-        let mut at = range.start();
-        while at < range.end() {
-            let end = (at + self.cluster.get()).min(range.end());
-            let cluster = ByteRange::new(at, end).expect("a cluster has bytes");
+        for cluster in self.clusters(range) {
             if !self.cloned(cluster, around, wanted)? {
                 self.copy(cluster, patience, wanted)?;
             }
-            at = end;
         }
         Ok(())
+    }
+
+    /// The clusters of a range of whole ones.
+    fn clusters(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + use<> {
+        let (mut at, unit) = (range.start(), self.cluster.get());
+        std::iter::from_fn(move || {
+            let cluster = ByteRange::new(at, (at + unit).min(range.end()))?;
+            at = cluster.end();
+            Some(cluster)
+        })
     }
 
     /// Clones whole clusters; false where that cannot be, or a part of them is not wanted any more.
@@ -157,15 +163,8 @@ impl Sidecar {
         self.data.sync_data()?;
         {
             let _turn = self.turn();
-            for range in ranges {
-                let mut at = range.start();
-                while let Some(cluster) = ByteRange::new(at, (at + self.cluster.get()).min(range.end())) {
-                    if wanted(cluster) {
-                        self.map.set(cluster, State::Kept)?;
-                    }
-                    at = cluster.end();
-                }
-            }
+            let clusters = ranges.iter().flat_map(|range| self.clusters(*range));
+            clusters.filter(|it| wanted(*it)).try_for_each(|it| self.map.set(it, State::Kept))?;
         }
         self.map.sync()
     }

@@ -1,6 +1,5 @@
 //! A fleece that an earlier server has left.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,21 +8,20 @@ use uuid::Uuid;
 use super::Fleece;
 use super::all::{Fleeces, Refusal, words};
 use super::files::open_data;
-use super::format::{Header, State};
+use super::format::State;
 use super::map::{Map, read_header};
+use crate::disk::real::open_itself;
 use crate::disk::{DiskFile, Stat};
 use crate::range::ByteRange;
-use crate::record::ImageId;
 
 impl Fleeces {
     /// One that an earlier server has left; none where it is of another image.
     pub(super) fn take_up(&self, path: &Path) -> Refusal<Option<Arc<Fleece>>> {
         let stat = self.image.map.stat().map_err(words("look at the image"))?;
-        let is = ImageId { ino: stat.ino, generation: stat.generation, subvolume: stat.subvolume };
-        let fs = Uuid::from_bytes(self.facts()?.uuid);
-        let ours = |header: &Header| (header.image, header.fs) == (is, fs);
-        let looked = File::open(path).and_then(|file| read_header(&file)).map_err(words("open it"))?;
-        if !ours(&looked.ok_or("it is no map of a fleece")?) {
+        let is = (stat.id(), Uuid::from_bytes(self.facts()?.uuid));
+        let looked = open_itself(path, false).and_then(|file| read_header(&file)).map_err(words("open it"))?;
+        let header = looked.ok_or("it is no map of a fleece")?;
+        if (header.image, header.fs) != is {
             return Ok(None);
         }
         let map = match Map::open(path, |header| self.mark(&header.name)) {

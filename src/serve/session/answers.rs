@@ -140,24 +140,19 @@ impl<'a, S: Stream> Answers<'a, S> {
     /// What is before the data in the answer of a read, or a piece of it. `last` with the last piece.
     pub fn head(&self, request: &Request, offset: u64, length: usize, last: bool) -> Vec<u8> {
         let mut head = Vec::with_capacity(28);
-        self.begin_data(&mut head, request, offset, length, last, false);
+        self.begin(&mut head, request, offset, length, last);
         head
     }
 
     /// Appends the answer of a read, but for its data, and gives the room for that.
     pub fn begin_read<'r>(&self, replies: &'r mut Vec<u8>, request: &Request, length: usize) -> &'r mut [u8] {
-        self.begin_data(replies, request, request.offset, length, true, true)
+        self.begin(replies, request, request.offset, length, true);
+        let data = replies.len();
+        replies.resize(data + length, 0);
+        &mut replies[data..]
     }
 
-    fn begin_data<'r>(
-        &self,
-        replies: &'r mut Vec<u8>,
-        request: &Request,
-        offset: u64,
-        length: usize,
-        last: bool,
-        room: bool,
-    ) -> &'r mut [u8] {
+    fn begin(&self, replies: &mut Vec<u8>, request: &Request, offset: u64, length: usize, last: bool) {
         if !self.structured {
             replies.extend_from_slice(&simple_reply(request.cookie, None));
         } else if length == 0 {
@@ -167,9 +162,6 @@ impl<'a, S: Stream> Answers<'a, S> {
             replies.extend_from_slice(&chunk_header(request.cookie, Chunk::Data, last, 8 + length));
             replies.extend_from_slice(&offset.to_be_bytes());
         }
-        let data = replies.len();
-        replies.resize(data + if room { length } else { 0 }, 0);
-        &mut replies[data..]
     }
 }
 
