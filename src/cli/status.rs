@@ -105,7 +105,7 @@ fn jobs_in(dir: &Path) -> Result<Vec<PathBuf>> {
         if let Some(stem) = name.as_bytes().strip_suffix(JOURNAL.as_bytes()).filter(|s| !s.is_empty()) {
             jobs.push(dir.join(OsStr::from_bytes(stem)));
         }
-        jobs.extend(Some(dir.join(&name)).filter(|path| orphan::at(path).is_some()));
+        jobs.extend(Some(dir.join(&name)).filter(|path| orphan::is_map(path) && orphan::at(path).is_some()));
     }
     jobs.sort();
     Ok(jobs)

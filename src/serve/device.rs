@@ -1,6 +1,7 @@
 //! What a session asks of the disk behind an export.
 
 use std::io;
+use std::time::Duration;
 
 /// Extents of a metadata context: how many bytes, and the context's flags.
 pub type Extents = Vec<(u32, u32)>;
@@ -32,6 +33,16 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// The kernel's.
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// The same for a part of a write that is too long to be in memory: its parts have waited this long for others than the disk, and the
+    /// limit of one write is theirs together.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    fn write_part(&self, bytes: &[u8], offset: u64, waited: &mut Duration) -> io::Result<()> {
+        let _ = waited;
+        self.write(bytes, offset)
+    }
 
     /// Makes everything last for which a write has returned.
     ///

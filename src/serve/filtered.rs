@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::device::{Device, Extents};
 use super::gate::{Gate, Passing};
@@ -27,7 +28,11 @@ impl Filtered {
 
     /// Waits until a range may be changed; nothing to wait for where there is none of it.
     fn enter(&self, offset: u64, length: u64) -> io::Result<Option<Passing<'_>>> {
-        ByteRange::at(offset, length).map(|range| self.gate.enter(range)).transpose()
+        self.enter_with(offset, length, &mut Duration::ZERO)
+    }
+
+    fn enter_with(&self, offset: u64, length: u64, waited: &mut Duration) -> io::Result<Option<Passing<'_>>> {
+        ByteRange::at(offset, length).map(|range| self.gate.enter_with(range, waited)).transpose()
     }
 }
 
@@ -55,6 +60,11 @@ impl Device for Filtered {
 
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let _on = self.enter(offset, bytes.len() as u64)?;
+        self.disk.write(bytes, offset)
+    }
+
+    fn write_part(&self, bytes: &[u8], offset: u64, waited: &mut Duration) -> io::Result<()> {
+        let _on = self.enter_with(offset, bytes.len() as u64, waited)?;
         self.disk.write(bytes, offset)
     }
 

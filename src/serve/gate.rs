@@ -37,6 +37,9 @@ const WAITING: usize = 1 << 16;
 /// The most jobs at a time.
 const JOBS: usize = 16;
 
+/// How long before the gate was there one can have begun to wait: longer than anybody may.
+const BEFORE: Duration = Duration::from_secs(3600);
+
 /// The shortest sleep of a write at its deadline.
 const MOMENT: Duration = Duration::from_millis(1);
 
@@ -109,14 +112,30 @@ impl Gate {
     /// # Errors
     /// Where it may not be made at all ([`OnError::BreakGuestWrite`]): ETIMEDOUT, or why what it would overwrite cannot be kept.
     pub fn enter(&self, range: ByteRange) -> io::Result<Passing<'_>> {
-        let since = self.now();
+        self.enter_with(range, &mut Duration::ZERO)
+    }
+
+    /// The same for a part of a write whose parts have waited here for this long: together they wait no longer than one write may.
+    ///
+    /// # Errors
+    /// As [`Gate::enter`].
+    pub fn enter_with(&self, range: ByteRange, waited_before: &mut Duration) -> io::Result<Passing<'_>> {
+        let came = self.now();
+        let entered = self.enter_since(range, *waited_before);
+        *waited_before += self.now().saturating_sub(came);
+        entered
+    }
+
+    fn enter_since(&self, range: ByteRange, before: Duration) -> io::Result<Passing<'_>> {
+        let since = self.now().saturating_sub(before);
         // Which jobs it has waited for, and from when on.
         let mut waited: Vec<(u64, Duration)> = Vec::new();
         let mut state = self.lock();
         loop {
             let (number, now) = (state.next(), self.now());
             let stopped = state.jobs.iter_mut().find_map(|(id, job)| {
-                let since = waited.iter().find(|(it, _)| it == id).map_or(now, |(_, since)| *since);
+                let since =
+                    waited.iter().find(|(it, _)| it == id).map_or(now.saturating_sub(before), |(_, since)| *since);
                 Some((*id, since, job.stops(number, range, since)?))
             });
             let Some((id, since, stop)) = stopped else { break };
@@ -181,7 +200,8 @@ impl Gate {
     /// Why not, in words: there are too many.
     pub fn watch(self: &Arc<Self>, deadline: Duration, on_error: OnError, tell: Tell) -> Result<Watch, String> {
         let mut state = self.lock();
-        if state.jobs.len() >= JOBS {
+        // One that is lost costs nobody anything, and is there for as long as somebody reads it.
+        if state.jobs.values().filter(|job| job.fate.lost().is_none()).count() >= JOBS {
             return Err(format!("{JOBS} points in time of this image are kept already"));
         }
         let id = state.next();
@@ -271,7 +291,7 @@ impl Gate {
     }
 
     fn now(&self) -> Duration {
-        self.born.elapsed()
+        BEFORE + self.born.elapsed()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

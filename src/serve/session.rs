@@ -317,11 +317,11 @@ impl<S: Stream> Session<'_, '_, S> {
 
     /// What does not fit into memory is written as it comes.
     fn write_in_pieces(&mut self, request: &Request) -> io::Result<()> {
-        let (mut offset, mut done) = (request.offset, Ok(()));
+        let (mut offset, mut done, mut waited) = (request.offset, Ok(()), Duration::ZERO);
         let mut buffer = self.worker.buffers.take(PIECE);
         for piece in pieces(request.payload) {
             self.receive(buffer.data(piece))?;
-            done = done.and_then(|()| self.worker.device.write(buffer.filled(piece), offset));
+            done = done.and_then(|()| self.worker.device.write_part(buffer.filled(piece), offset, &mut waited));
             offset += piece as u64;
         }
         self.worker.buffers.give(buffer);

@@ -73,7 +73,7 @@ fn start(args: &StartArgs) -> Result<u8> {
             }
         };
         last_words(format!(
-            "{name}: fleece {} of T0 {:.19}\nnext: {read}; then rclone-img fleece stop {shell} --name {}\n",
+            "{name}: fleece {} of T0 {:.19}Z\nnext: {read}; then rclone-img fleece stop {shell} --name {}\n",
             args.name, fleece.t0, args.name
         ));
     }
@@ -131,7 +131,7 @@ fn person(fleece: &FleeceState, uri: Option<&str>) -> String {
         Some(why) => {
             let why = words::line(why);
             return format!(
-                "{}: T0 {:.19}; LOST: {why}; 'rclone-img fleece stop' removes it\n",
+                "{}: T0 {:.19}Z; LOST: {why}; 'rclone-img fleece stop' removes it\n",
                 fleece.name, fleece.t0
             );
         }
@@ -144,7 +144,7 @@ fn person(fleece: &FleeceState, uri: Option<&str>) -> String {
     };
     let base = fleece.base.as_ref().map(|base| format!(", what has changed since {}", words::line(base)));
     let uri = uri.map(|uri| format!("; {uri}")).unwrap_or_default();
-    format!("{}: T0 {:.19}{}; {how}{uri}\n", fleece.name, fleece.t0, base.unwrap_or_default())
+    format!("{}: T0 {:.19}Z{}; {how}{uri}\n", fleece.name, fleece.t0, base.unwrap_or_default())
 }
 
 /// The name of the export.

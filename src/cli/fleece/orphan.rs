@@ -1,5 +1,6 @@
 //! Fleeces that no server has: what `status` says of them, and how `abort` removes them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +12,7 @@ use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
 use crate::disk::real::open_itself;
 use crate::error::{Error, Kind, Result};
-use crate::serve::fleece::files::{self, MAP};
+use crate::serve::fleece::files::{self, DATA, MAP};
 use crate::serve::fleece::format::Header;
 use crate::serve::fleece::map::{Map, read_header};
 
@@ -23,9 +24,16 @@ pub struct Found {
     live: bool,
 }
 
-/// The map at a path; none where it is not called as one, or is none.
+/// Whether a path is called as a map is.
+pub fn is_map(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().ends_with(MAP.as_bytes()))
+}
+
+/// The map at a path, or beside the file with the data at that path; none where it is not called as one, or is none.
 pub fn at(path: &Path) -> Option<Found> {
-    path.file_name().filter(|name| name.as_bytes().ends_with(MAP.as_bytes()))?;
+    let name = path.file_name()?.as_bytes();
+    let stem = [DATA, MAP].iter().find_map(|ending| name.strip_suffix(ending.as_bytes()))?;
+    let path = &path.with_file_name(OsStr::from_bytes(&[stem, MAP.as_bytes()].concat()));
     let file = open_itself(path, false).ok()?;
     let header = read_header(&file).ok()??;
     // Given back with the file.

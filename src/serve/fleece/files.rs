@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ use crate::record::ImageId;
 pub const MAP: &str = ".fleece";
 
 /// How the names of the files with the data end.
-const DATA: &str = ".fleece-data";
+pub const DATA: &str = ".fleece-data";
 
 /// What is said of a fleece that a server has not come to begin.
 const NOT_BEGUN: &str = "the server ended while it was begun";
@@ -48,10 +48,22 @@ pub fn open_data(header: &Header) -> io::Result<(PathBuf, File)> {
 /// The kernel's; one that is gone is none.
 pub fn remove_data(header: &Header) -> io::Result<()> {
     let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESTALE);
-    match open_data(header) {
+    let opened = if header.data_file == ImageId::default() { open_unnamed(header) } else { open_data(header) };
+    match opened {
         Ok((path, _)) => fs::remove_file(path),
         Err(e) if gone(&e) => Ok(()),
         Err(e) => Err(e),
+    }
+}
+
+/// The data file that a server has made and not come to name in the map: nothing was ever written to it.
+fn open_unnamed(header: &Header) -> io::Result<(PathBuf, File)> {
+    let path = header.data_path().ok_or(io::ErrorKind::InvalidData)?;
+    let file = open_itself(&path, true)?;
+    let meta = file.metadata()?;
+    match meta.is_file() && meta.blocks() == 0 && (meta.len() == header.size || meta.len() == 0) {
+        true => Ok((path, file)),
+        false => Err(nix::errno::Errno::ESTALE.into()),
     }
 }
 
@@ -136,5 +148,34 @@ impl Fleeces {
     pub(super) fn boot(&self) -> Refusal<[u8; 16]> {
         let (dir, _) = self.place().map_err(words("look at the image's directory"))?;
         Ok(RealDisk::open_dir(dir).map_err(words("look at the image's directory"))?.host().boot_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::serve::fleece::format::tests::header;
+
+    #[test]
+    fn of_a_start_that_was_killed_its_own_file_is_removed_and_no_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.img.f.fleece-data");
+        let header = Header { data: hex(path.as_os_str().as_bytes()), data_file: ImageId::default(), ..header() };
+        remove_data(&header).expect("there is none");
+        for written in [false, true] {
+            let file = File::create(&path).expect("a file");
+            file.set_len(header.size).expect("sparse");
+            if written {
+                file.write_all_at(b"mine", 0).expect("written");
+                file.sync_all().expect("on the disk");
+            }
+            remove_data(&header).expect("it is or is not removed");
+            assert_eq!(path.exists(), written);
+            if !written {
+                fs::write(&path, b"").expect("again");
+            }
+        }
     }
 }

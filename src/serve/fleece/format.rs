@@ -140,10 +140,10 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn header() -> Header {
+    pub(in super::super) fn header() -> Header {
         Header {
             name: "nightly".into(),
             image: ImageId { ino: 5, generation: 6, subvolume: 0 },

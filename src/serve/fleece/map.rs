@@ -278,7 +278,9 @@ impl Map {
     pub fn has_data(&self, file: ImageId) -> io::Result<()> {
         let mut header = self.header();
         header.data_file = file;
-        self.write_header(&header)
+        self.write_header(&header)?;
+        // Before there is anything in that file.
+        self.sync()
     }
 
     /// Removes it, and the mark.

@@ -181,6 +181,32 @@ fn a_write_waits_for_each_of_two_jobs() {
     ends(&write);
 }
 
+#[test]
+fn the_parts_of_a_write_wait_together_no_longer_than_one_may() {
+    let (gate, watch, told) = watched(LONG);
+    let mut waited = Duration::ZERO;
+    watch.done(range(3));
+    drop(gate.enter_with(range(3), &mut waited));
+    assert!(waited < LONG && told.try_recv().is_err());
+    // The next part: those before have taken all the time there is.
+    waited = LONG;
+    drop(gate.enter_with(range(4), &mut waited));
+    assert!(matches!(told.recv_timeout(LONG), Ok(News::Wanted(it)) if it == range(4)));
+    assert!(matches!(told.recv_timeout(LONG), Ok(News::Broken(_))));
+    assert!(waited >= LONG);
+}
+
+#[test]
+fn one_that_is_lost_and_still_read_is_in_nobodys_way() {
+    let gate = Arc::new(Gate::default());
+    let watch = || gate.watch(LONG, OnError::BreakSnapshot, Box::new(|_| ()));
+    let mut all: Vec<_> = (0..JOBS).map(|_| watch().expect("a place")).collect();
+    assert!(watch().is_err());
+    all[0].break_off("it was ended");
+    all.push(watch().expect("its place"));
+    assert!(watch().is_err());
+}
+
 /// A watch of one that is to be told when a write fails, and the error of a write to this cluster.
 fn guest_write_breaks(deadline: Duration, then: impl FnOnce(&Watch)) -> Option<i32> {
     let gate = Arc::new(Gate::default());

@@ -17,6 +17,8 @@ const SIZE: usize = 8 << 20;
 struct Slow {
     bytes: Mutex<Vec<u8>>,
     bad: usize,
+    /// How long the parts of long writes had waited for others before.
+    parts: Mutex<Vec<u64>>,
 }
 
 impl Device for Slow {
@@ -45,6 +47,13 @@ impl Device for Slow {
         let from = offset as usize;
         self.bytes.lock().expect("the bytes")[from..from + bytes.len()].copy_from_slice(bytes);
         Ok(())
+    }
+
+    /// Each waits for a second.
+    fn write_part(&self, bytes: &[u8], offset: u64, waited: &mut Duration) -> io::Result<()> {
+        self.parts.lock().expect("the parts").push(waited.as_secs());
+        *waited += Duration::from_secs(1);
+        self.write(bytes, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -103,8 +112,17 @@ fn pattern() -> Vec<u8> {
 
 /// What the server sends after the negotiation, to a client that sends all of this at once and then nothing more, and how it ended.
 fn answers(structured: bool, bad: usize, requests: &[u8]) -> (Vec<u8>, io::Result<()>) {
+    answers_of(disk(bad), structured, requests)
+}
+
+fn disk(bad: usize) -> Arc<Slow> {
+    Arc::new(Slow { bytes: Mutex::new(pattern()), bad, parts: Mutex::default() })
+}
+
+/// The same of this disk.
+fn answers_of(disk: Arc<Slow>, structured: bool, requests: &[u8]) -> (Vec<u8>, io::Result<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-    let shelf = One(Arc::new(Slow { bytes: Mutex::new(pattern()), bad }));
+    let shelf = One(disk);
     let server = thread::spawn(move || serve(&theirs, &shelf, &Buffers::default()));
     let mut said = vec![0, 0, 0, 3];
     if structured {
@@ -156,6 +174,16 @@ fn a_long_read_comes_in_pieces() {
         [(1, false, 7), (1, false, 7), (1, true, 7)]
     );
     ended.expect("in peace");
+}
+
+#[test]
+fn a_long_write_is_one_whose_parts_have_waited_together() {
+    let (disk, length) = (disk(SIZE), END * PIECE - 100);
+    let long = |cookie| [request(0, 1, cookie, 4096, length), vec![3; length]].concat();
+    let (_, ended) = answers_of(Arc::clone(&disk), false, &[long(7), long(8), bye()].concat());
+    ended.expect("in peace");
+    assert_eq!(*disk.parts.lock().expect("the parts"), [0, 1, 2, 0, 1, 2]);
+    assert!(disk.bytes.lock().expect("the bytes")[4096..][..length].iter().all(|byte| *byte == 3));
 }
 
 #[test]
