@@ -22,6 +22,9 @@ _rclone__img() {
             rclone__img,check)
                 cmd="rclone__img__subcmd__check"
                 ;;
+            rclone__img,diff)
+                cmd="rclone__img__subcmd__diff"
+                ;;
             rclone__img,fleece)
                 cmd="rclone__img__subcmd__fleece"
                 ;;
@@ -43,6 +46,9 @@ _rclone__img() {
             rclone__img,status)
                 cmd="rclone__img__subcmd__status"
                 ;;
+            rclone__img,verify)
+                cmd="rclone__img__subcmd__verify"
+                ;;
             rclone__img__subcmd__fleece,list)
                 cmd="rclone__img__subcmd__fleece__subcmd__list"
                 ;;
@@ -59,7 +65,7 @@ _rclone__img() {
 
     case "${cmd}" in
         rclone__img)
-            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece"
+            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece diff verify"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -93,6 +99,24 @@ _rclone__img() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__diff)
+            opts="-q -h --content --exit-code --json --format --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -W "qemu-map" -- "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -356,6 +380,20 @@ _rclone__img() {
             ;;
         rclone__subcmd__img__subcmd__status)
             opts="-h --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__verify)
+            opts="-q -h --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -35,6 +35,8 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "check" -d 'Sa
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "guard" -d 'Keep images armed, so that snapshots can later be made while their VMs run'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "serve" -d 'Give the image SRC to a VM over NBD'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "fleece" -d 'Read one instant of a served image over NBD, while only what is overwritten is kept'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "diff" -d 'Show what has changed between two snapshots, without reading data'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "verify" -d 'Say whether two files have the same bytes'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
@@ -116,3 +118,12 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from stop" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from list" -l json -d 'One JSON object a fleece, one a line'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -l format -d 'Another form on standard output' -r -f -a "qemu-map\t'As \'qemu-img map --output=json\' has it, of an overlay with the differences over OLD'"
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -l content -d 'Read what the maps do not prove, and leave out what has the same bytes'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -l exit-code -d 'Exit with 7 where there are differences'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -l json -d 'One JSON object a range, one a line, and one with the sums at the end'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -s q -l quiet -d 'Nothing on standard output: for --exit-code'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -l json -d 'One JSON object on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s q -l quiet -d 'Nothing but errors'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s h -l help -d 'Print help'

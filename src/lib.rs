@@ -16,11 +16,13 @@
 //! - [`qemu`]: QEMU's monitor and its guest agent.
 //! - [`quiesce`]: freezing what writes to an image, and thawing it whatever happens.
 //! - [`hold`]: how every byte not yet cloned stays as it was at T0.
+//! - [`changes`]: what differs between two files that nobody writes to.
 //! - [`engine`]: one job from begin to rename.
 //! - [`serve`]: an image given to a VM over NBD.
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
 
 pub mod cbw;
+pub mod changes;
 pub mod children;
 pub mod cli;
 pub mod disk;

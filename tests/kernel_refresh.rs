@@ -12,6 +12,7 @@ use rclone_img::disk::Disk;
 use rclone_img::disk::real::RealDisk;
 use serde_json::Value;
 
+use support::history::change;
 use support::{
     BLOCK, Random, Sandbox, addresses, assert_same, difference, fragmented, identity, must, noise, on_both, roomy,
     rounds, slowly, writer,
@@ -27,48 +28,6 @@ fn refresh(s: &Sandbox) -> Value {
 
 fn skipped_bytes(finished: &Value) -> u64 {
     finished["skipped_bytes"].as_u64().expect("a number")
-}
-
-/// Changes a few things in an image, in the ways that images change; what, in words.
-fn change(path: &Path, random: &Random) -> String {
-    let image = OpenOptions::new().write(true).open(path).expect("the image");
-    let len = image.metadata().expect("metadata").len();
-    let mut said = String::new();
-    for _ in 0..1 + random.below(20) {
-        let at = random.below(len);
-        let bytes = 1 + random.below(100_000).min(len - at - 1).min(random.below(3) * 50_000);
-        match random.below(8) {
-            0 => {
-                let (at, bytes) = (at.to_string(), bytes.to_string());
-                must("fallocate", &[&"-p", &"-o", &at, &"-l", &bytes, &path]);
-                said += &format!("punch {at}+{bytes}, ");
-            }
-            1 => {
-                let (at, bytes) = (at.to_string(), bytes.to_string());
-                must("fallocate", &[&"-z", &"-n", &"-o", &at, &"-l", &bytes, &path]);
-                said += &format!("zero {at}+{bytes}, ");
-            }
-            _ => {
-                image.write_all_at(&random.bytes(bytes as usize), at).expect("written");
-                said += &format!("write {at}+{bytes}, ");
-            }
-        }
-    }
-    match random.below(4) {
-        0 => {
-            let to = len / 2 + random.below(len / 2) + 1;
-            image.set_len(to).expect("truncated");
-            said += &format!("truncate {to}");
-        }
-        1 => {
-            let to = len + random.below(4 * MIB);
-            image.set_len(to).expect("grown");
-            image.write_all_at(b"end", to - 3).expect("written");
-            said += &format!("grow {to}");
-        }
-        _ => {}
-    }
-    said
 }
 
 #[test]

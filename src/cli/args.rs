@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use super::diff::args::{DiffArgs, EXAMPLES as DIFF_EXAMPLES};
 use super::fleece::args::{EXAMPLES as FLEECE_EXAMPLES, FleeceArgs};
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
 use super::serve::args::{EXAMPLES as SERVE_EXAMPLES, ServeArgs};
 use super::values::{self, MinFree};
+use super::verify::{EXAMPLES as VERIFY_EXAMPLES, VerifyArgs};
 
 mod snapshot;
 
@@ -126,6 +128,12 @@ pub enum Verb {
     /// Read one instant of a served image over NBD, while only what is overwritten is kept
     #[command(after_help = FLEECE_EXAMPLES, disable_help_subcommand = true)]
     Fleece(FleeceArgs),
+    /// Show what has changed between two snapshots, without reading data
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(DiffArgs),
+    /// Say whether two files have the same bytes
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
 }
 
 /// What is said of progress, and where.

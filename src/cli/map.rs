@@ -162,7 +162,8 @@ fn row(class: &Class, most: u64) -> String {
     format!("  {from:>19}  {:>12}  {bytes:>10}  {bar}", class.extents)
 }
 
-fn strip(counts: &[u64]) -> String {
+/// Counts, scaled to the largest, as a line of blocks.
+pub(super) fn strip(counts: &[u64]) -> String {
     let most = counts.iter().copied().max().unwrap_or(0);
     counts.iter().map(|&n| LEVELS[scale(n, most, 8) as usize]).collect()
 }

@@ -8,6 +8,7 @@ pub mod abort;
 pub mod args;
 pub mod check;
 pub mod check_dir;
+pub mod diff;
 pub mod dry_run;
 pub mod fleece;
 pub mod freezer;
@@ -15,6 +16,7 @@ pub mod guard;
 pub mod json;
 pub mod live;
 pub mod map;
+pub mod meter;
 pub mod metrics;
 pub mod place;
 pub mod progress;
@@ -27,6 +29,7 @@ pub mod status;
 pub mod summary;
 pub mod supervisor;
 pub mod values;
+pub mod verify;
 pub mod words;
 pub mod worker;
 
@@ -92,6 +95,8 @@ fn dispatch(verb: &Verb) -> Result<u8> {
         Verb::Guard(args) => guard::run(args),
         Verb::Serve(args) => serve::run(args),
         Verb::Fleece(args) => fleece::run(args),
+        Verb::Diff(args) => diff::run(args),
+        Verb::Verify(args) => verify::run(args),
     }
 }
 

@@ -18,16 +18,18 @@ const EVERY: Duration = Duration::from_secs(5);
 const REDRAW: Duration = Duration::from_millis(100);
 
 /// When the next line is due.
-struct Pace {
+pub(super) struct Pace {
     next: Duration,
 }
 
 impl Pace {
-    fn new() -> Self {
+    /// The first one has yet to come.
+    pub(super) fn new() -> Self {
         Self { next: FIRST }
     }
 
-    fn due(&mut self, now: Duration) -> bool {
+    /// Whether one is due, after so long.
+    pub(super) fn due(&mut self, now: Duration) -> bool {
         let due = now >= self.next;
         if due {
             self.next = now + EVERY;

@@ -2,7 +2,7 @@
 
 use crate::disk::DiskFile;
 use crate::error::{Error, Kind, Result};
-use crate::extent::delta::verdicts;
+use crate::extent::delta::{Run, joined, proves_equal};
 use crate::extent::lockstep::lockstep;
 use crate::extent::segments::segments;
 use crate::extent::walk::MapWalk;
@@ -48,12 +48,11 @@ pub fn compare<F: DiskFile>(image: &F, partial: &F, range: ByteRange) -> Result<
     let mut right = MapWalk::new(partial, range, WALK_BATCH);
     let sides =
         lockstep(segments(&mut left, range.start(), range.end()), segments(&mut right, range.start(), range.end()));
-    for verdict in verdicts(sides) {
-        let verdict = verdict.map_err(cannot)?;
-        if verdict.equal {
-            equal_bytes += verdict.range.len();
-        } else {
-            differing.push(verdict.range);
+    let runs = sides.map(|pair| pair.map(|pair| Run { range: pair.range, what: proves_equal(&pair) }));
+    for run in joined(runs) {
+        match run.map_err(cannot)? {
+            Run { range, what: true } => equal_bytes += range.len(),
+            Run { range, what: false } => differing.push(range),
         }
     }
     if image.relocating().map_err(cannot)? {

@@ -28,7 +28,7 @@ impl Filtered {
 
     /// Waits until a range may be changed; nothing to wait for where there is none of it.
     fn enter(&self, offset: u64, length: u64) -> io::Result<Option<Passing<'_>>> {
-        self.enter_with(offset, length, &mut Duration::ZERO)
+        self.enter_with(offset, length, &mut Duration::default())
     }
 
     fn enter_with(&self, offset: u64, length: u64, waited: &mut Duration) -> io::Result<Option<Passing<'_>>> {

@@ -112,7 +112,7 @@ impl Gate {
     /// # Errors
     /// Where it may not be made at all ([`OnError::BreakGuestWrite`]): ETIMEDOUT, or why what it would overwrite cannot be kept.
     pub fn enter(&self, range: ByteRange) -> io::Result<Passing<'_>> {
-        self.enter_with(range, &mut Duration::ZERO)
+        self.enter_with(range, &mut Duration::default())
     }
 
     /// The same for a part of a write whose parts have waited here for this long: together they wait no longer than one write may.

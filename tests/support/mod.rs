@@ -10,6 +10,7 @@ mod armed;
 mod family;
 mod files;
 mod guest;
+pub mod history;
 mod job;
 mod other;
 mod qemu;

@@ -48,7 +48,7 @@ const LAYERS: [&[&str]; 5] = [
     &["range"],
     &["extent"],
     &["hold", "qemu", "quiesce", "cbw", "plan", "journal", "record", "disk", "sys"],
-    &["engine", "serve", "stream"],
+    &["engine", "serve", "stream", "changes"],
     &["cli"],
 ];
 

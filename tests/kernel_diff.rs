@@ -1,0 +1,185 @@
+//! `diff` and `verify`: nothing that has changed is missed, whatever was done to the files; what is told too much is only what the maps
+//! cannot tell; and what somebody may write to is refused.
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use serde_json::Value;
+
+use support::history::{change, on_every};
+use support::{BLOCK, Random, Sandbox, must, noise, on_both, refused, rounds, there, writer};
+
+const MIB: u64 = 1 << 20;
+
+/// The ranges that were told, their kinds, and the sums.
+fn diff(s: &Sandbox, more: &[&str]) -> (Vec<(u64, u64, bool)>, Value) {
+    let args: Vec<&str> = ["diff", "--json", "a.snap", "a.img"].iter().chain(more).copied().collect();
+    let mut lines = s.exits(0, &args);
+    let sums = lines.pop().expect("the sums");
+    assert_eq!(sums["event"], "finished");
+    let number = |line: &Value, name: &str| line[name].as_u64().expect("a number");
+    let range = |line: &Value| {
+        let (offset, length) = (number(line, "offset"), number(line, "length"));
+        (offset, offset + length, line["kind"] == "zero")
+    };
+    let ranges: Vec<_> = lines.iter().map(range).collect();
+    assert!(ranges.windows(2).all(|two| two[0].1 <= two[1].0), "in order: {ranges:?}");
+    (ranges, sums)
+}
+
+fn covers(ranges: &[(u64, u64, bool)], at: u64) -> Option<bool> {
+    let next = ranges.partition_point(|range| range.1 <= at);
+    ranges.get(next).filter(|range| range.0 <= at).map(|range| range.2)
+}
+
+#[test]
+fn nothing_that_has_changed_is_missed_and_with_the_content_nothing_else_is_told() {
+    let random = Random::seeded("nothing_that_has_changed_is_missed_and_with_the_content_nothing_else_is_told");
+    on_every(|s, kind| {
+        noise(&s.path("a.img"), 8 * MIB);
+        for round in 0..rounds(40) {
+            let _ = fs::remove_file(s.path("a.snap"));
+            s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+            let said = change(&s.path("a.img"), &random);
+            let (old, new) = (fs::read(s.path("a.snap")).expect("old"), fs::read(s.path("a.img")).expect("new"));
+            let (told, sums) = diff(s, &[]);
+            let (exact, _) = diff(s, &["--content"]);
+            let why = format!("{kind} round {round}: {said}");
+            for (block, bytes) in new.chunks(BLOCK as usize).enumerate() {
+                let at = block as u64 * BLOCK;
+                let before =
+                    old.get(at as usize..).map(|rest| &rest[..rest.len().min(bytes.len())]).unwrap_or_default();
+                let changed = before.is_empty() || *before != bytes[..before.len()];
+                let (whole, read) = (covers(&told, at), covers(&exact, at));
+                assert!(!changed || whole.is_some() && read.is_some(), "{at} is missed; {why}");
+                assert!(changed || read.is_none(), "{at} has not changed; {why}");
+                assert!(whole != Some(true) || bytes.iter().all(|byte| *byte == 0), "{at} is not zeros; {why}");
+            }
+            // Behind the end of the former there is nothing to be equal to.
+            let behind = old.len() as u64;
+            assert!(
+                old.len() >= new.len() || covers(&told, behind).is_some() && covers(&exact, behind).is_some(),
+                "{why}"
+            );
+            assert_eq!((&sums["old_size"], &sums["new_size"]), (&old.len().into(), &new.len().into()));
+            let total: u64 = told.iter().map(|it| it.1 - it.0).sum();
+            assert_eq!(sums["data_bytes"].as_u64().zip(sums["zero_bytes"].as_u64()).map(|(a, b)| a + b), Some(total));
+        }
+    });
+}
+
+#[test]
+fn what_is_shared_is_equal_without_a_byte_being_read() {
+    on_both(|s| {
+        noise(&s.path("a.img"), 8 * MIB);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        assert_eq!(diff(s, &[]).0, []);
+        writer(&s.path("a.img")).write_all_at(b"x", 5 * MIB + 1).expect("written");
+        must("fallocate", &[&"-p", &"-o", &"1048576", &"-l", &"65536", &s.path("a.img")]);
+        assert_eq!(diff(s, &[]).0, [(MIB, MIB + 65536, true), (5 * MIB, 5 * MIB + BLOCK, false)]);
+        s.exits(7, &["diff", "-q", "--exit-code", "a.snap", "a.img"]);
+        s.exits(0, &["diff", "-q", "--exit-code", "a.snap", "a.snap"]);
+        let verified = s.exits(7, &["verify", "--json", "a.snap", "a.img"]).pop().expect("an answer");
+        assert_eq!((&verified["equal"], &verified["read_bytes"]), (&false.into(), &(65536 + BLOCK).into()));
+        let first = &verified["first"];
+        assert_eq!((&first[0]["offset"], &first[0]["length"]), (&MIB.into(), &65536.into()), "{verified}");
+        assert_eq!((&first[1]["offset"], &first[1]["length"]), (&(5 * MIB).into(), &BLOCK.into()), "{verified}");
+        let verified = s.exits(0, &["verify", "--json", "a.snap", "a.snap"]).pop().expect("an answer");
+        assert_eq!((&verified["equal"], &verified["read_bytes"]), (&true.into(), &0.into()));
+        // Another size is a difference, also where all that both have is equal.
+        must("cp", &[&"--reflink=always", &s.path("a.snap"), &s.path("b.img")]);
+        must("truncate", &[&"-s", &"+1", &s.path("b.img")]);
+        let verified = s.exits(7, &["verify", "--json", "a.snap", "b.img"]).pop().expect("an answer");
+        assert_eq!((&verified["equal"], &verified["differing_bytes"]), (&false.into(), &0.into()));
+    });
+}
+
+#[test]
+fn verify_is_cmp() {
+    let random = Random::seeded("verify_is_cmp");
+    on_every(|s, kind| {
+        noise(&s.path("a.img"), 6 * MIB);
+        for round in 0..rounds(20) {
+            must("cp", &[&"--reflink=never", &"--sparse=always", &s.path("a.img"), &s.path("b.img")]);
+            let said = if round % 3 == 0 { String::new() } else { change(&s.path("b.img"), &random) };
+            let same = fs::read(s.path("a.img")).expect("a") == fs::read(s.path("b.img")).expect("b");
+            let told = s.exits(if same { 0 } else { 7 }, &["verify", "--json", "a.img", "b.img"]).pop();
+            let told = told.expect("an answer");
+            let Some(first) = told["first"].get(0).and_then(|it| it["offset"].as_u64()) else { continue };
+            let cmp = Command::new("cmp").arg(s.path("a.img")).arg(s.path("b.img")).output().expect("cmp");
+            let text = String::from_utf8_lossy(&cmp.stdout).into_owned();
+            let byte = text.split("byte ").nth(1).and_then(|it| it.split(',').next()?.parse::<u64>().ok());
+            assert_eq!(byte.map(|byte| (byte - 1) / BLOCK), Some(first / BLOCK), "{kind}: {said}; {text}");
+        }
+    });
+}
+
+#[test]
+fn what_somebody_may_write_to_is_refused() {
+    on_both(|s| {
+        noise(&s.path("a.img"), MIB);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let held = writer(&s.path("a.img"));
+        refused(s, "a.img", &["diff", "a.snap", "a.img"]);
+        refused(s, "a.img", &["verify", "a.img", "a.snap"]);
+        drop(held);
+        refused(s, "not a regular file", &["diff", "a.snap", "."]);
+        refused(s, "nothing", &["diff", "a.snap", "nothing"]);
+    });
+}
+
+/// An overlay with what has changed, made by QEMU, has the same map.
+#[test]
+fn the_map_is_qemus_of_an_overlay() {
+    if !there("qemu-img") {
+        return;
+    }
+    let random = Random::seeded("the_map_is_qemus_of_an_overlay");
+    on_both(|s| {
+        noise(&s.path("a.img"), 2 * MIB);
+        File::options().write(true).open(s.path("a.img")).and_then(|it| it.set_len(4 * MIB)).expect("sparse");
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let image = writer(&s.path("a.img"));
+        for _ in 0..20 {
+            image.write_all_at(&random.bytes(BLOCK as usize), random.below(4 * MIB / BLOCK) * BLOCK).expect("written");
+        }
+        drop(image);
+        must("fallocate", &[&"-p", &"-o", &"65536", &"-l", &"131072", &s.path("a.img")]);
+        let (told, _) = diff(s, &[]);
+        let overlay = s.path("over.qcow2");
+        let options = "cluster_size=4096";
+        must(
+            "qemu-img",
+            &[&"create", &"-q", &"-f", &"qcow2", &"-o", &options, &"-b", &s.path("a.snap"), &"-F", &"raw", &overlay],
+        );
+        for (from, to, zero) in told {
+            let write = if zero {
+                format!("write -z {from} {}", to - from)
+            } else {
+                format!("write -P 1 {from} {}", to - from)
+            };
+            must("qemu-io", &[&"-c", &write, &overlay]);
+        }
+        let map = |text: &str| -> Vec<(u64, u64, u64, bool, bool)> {
+            let all: Vec<Value> = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            let number = |it: &Value, name: &str| it[name].as_u64().expect("a number");
+            let mut joined: Vec<(u64, u64, u64, bool, bool)> = Vec::new();
+            for it in &all {
+                let (start, depth) = (number(it, "start"), number(it, "depth"));
+                let end = start + number(it, "length");
+                let (zero, data) = (it["zero"] == true, it["data"] == true);
+                match joined.last_mut() {
+                    Some(last) if (last.1, last.2, last.3, last.4) == (start, depth, zero, data) => last.1 = end,
+                    _ => joined.push((start, end, depth, zero, data)),
+                }
+            }
+            joined
+        };
+        let qemu = must("qemu-img", &[&"map", &"--output=json", &overlay]);
+        let ours = s.run(&["diff", "--format", "qemu-map", "a.snap", "a.img"]);
+        assert_eq!(map(&String::from_utf8_lossy(&ours.stdout)), map(&qemu), "{:?}", s.fs);
+    });
+}

@@ -1,0 +1,79 @@
+//! Images that change as images do, and what is then where.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::{BLOCK, Fs, Random, Sandbox, must};
+
+const MIB: u64 = 1 << 20;
+
+/// Runs a test on file systems of every kind that files are kept in: XFS, Btrfs, Btrfs that compresses, and without copy-on-write.
+pub fn on_every(test: impl Fn(&Sandbox, &str)) {
+    for (fs, options, kind) in [
+        (Fs::Xfs, "loop", "XFS"),
+        (Fs::Btrfs, "loop", "Btrfs"),
+        (Fs::Btrfs, "loop,compress-force=zstd", "compressed"),
+        (Fs::Btrfs, "loop,nodatacow", "NOCOW"),
+    ] {
+        if let Some(sandbox) = Sandbox::sized(fs, 512 << 20, options) {
+            test(&sandbox, kind);
+        }
+    }
+}
+
+/// Changes a few things in an image, in the ways that images change; what, in words.
+pub fn change(path: &Path, random: &Random) -> String {
+    let image = OpenOptions::new().write(true).open(path).expect("the image");
+    let len = image.metadata().expect("metadata").len();
+    let mut said = String::new();
+    for _ in 0..1 + random.below(20) {
+        let at = random.below(len);
+        let bytes = 1 + random.below(100_000).min(len - at - 1).min(random.below(3) * 50_000);
+        match random.below(10) {
+            0 => {
+                let (at, bytes) = (at.to_string(), bytes.to_string());
+                must("fallocate", &[&"-p", &"-o", &at, &"-l", &bytes, &path]);
+                said += &format!("punch {at}+{bytes}, ");
+            }
+            1 => {
+                let (at, bytes) = (at.to_string(), bytes.to_string());
+                must("fallocate", &[&"-z", &"-n", &"-o", &at, &"-l", &bytes, &path]);
+                said += &format!("zero {at}+{bytes}, ");
+            }
+            2 if len > 8 * BLOCK => {
+                let block = |random: &Random| random.below(len / BLOCK - 4) * BLOCK;
+                let (from, to) = (block(random), block(random));
+                if from.abs_diff(to) >= 4 * BLOCK {
+                    let clone = format!("reflink {} {from} {to} {}", path.display(), 4 * BLOCK);
+                    must("xfs_io", &[&"-c", &clone, &path]);
+                    said += &format!("clone {from} to {to}, ");
+                }
+            }
+            3 => {
+                let (at, bytes) = (at.to_string(), bytes.to_string());
+                must("fallocate", &[&"-n", &"-o", &at, &"-l", &bytes, &path]);
+                said += &format!("preallocate {at}+{bytes}, ");
+            }
+            _ => {
+                image.write_all_at(&random.bytes(bytes as usize), at).expect("written");
+                said += &format!("write {at}+{bytes}, ");
+            }
+        }
+    }
+    match random.below(4) {
+        0 => {
+            let to = len / 2 + random.below(len / 2) + 1;
+            image.set_len(to).expect("truncated");
+            said += &format!("truncate {to}");
+        }
+        1 => {
+            let to = len + random.below(4 * MIB);
+            image.set_len(to).expect("grown");
+            image.write_all_at(b"end", to - 3).expect("written");
+            said += &format!("grow {to}");
+        }
+        _ => {}
+    }
+    said
+}
