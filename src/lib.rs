@@ -19,6 +19,7 @@
 //! - [`changes`]: what differs between two files that nobody writes to.
 //! - [`engine`]: one job from begin to rename.
 //! - [`serve`]: an image given to a VM over NBD.
+//! - [`stream`]: what has changed, sent away and received.
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
 
 pub mod cbw;
@@ -37,4 +38,5 @@ pub mod quiesce;
 pub mod range;
 pub mod record;
 pub mod serve;
+pub mod stream;
 pub mod sys;

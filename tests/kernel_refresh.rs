@@ -3,9 +3,8 @@
 
 mod support;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::path::Path;
 
 use nix::sys::signal::Signal;
 use rclone_img::disk::Disk;

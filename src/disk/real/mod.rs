@@ -6,6 +6,7 @@
 #[cfg(debug_assertions)]
 mod fault;
 mod file;
+mod new;
 mod turns;
 
 use std::cell::{OnceCell, RefCell};
@@ -26,6 +27,7 @@ use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use uuid::Uuid;
 
 pub use file::{RealFile, open_itself};
+pub use new::NewFile;
 use turns::Turns;
 
 use super::{Access, Disk, HostFacts, Space, Stat};

@@ -1,0 +1,113 @@
+//! A file that has no name until it is complete: whoever is killed before leaves nothing.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::unistd::linkat;
+use uuid::Uuid;
+
+use super::{RealDisk, RealFile, component};
+use crate::disk::{Disk, DiskFile};
+
+/// Such a file.
+pub struct NewFile {
+    dir: RealDisk,
+    name: OsString,
+    file: RealFile,
+    /// Where the file system knows no files without a name.
+    meanwhile: Option<OsString>,
+}
+
+impl NewFile {
+    /// An empty file of mode 0600 that will be at this path.
+    ///
+    /// # Errors
+    /// EEXIST where there is something; what open(2) says.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = RealDisk::open_dir(dir)?;
+        if dir.stat(&name)?.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+        let (file, meanwhile) = match dir.create_unnamed() {
+            Ok(file) => (file, None),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {
+                let meanwhile = OsString::from(format!(".rclone-img-{}", Uuid::new_v4().simple()));
+                (dir.create_new(&meanwhile)?, Some(meanwhile))
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Self { dir, name, file, meanwhile })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &RealFile {
+        &self.file
+    }
+
+    /// The directory that it will be in.
+    pub fn dir(&self) -> &RealDisk {
+        &self.dir
+    }
+
+    /// Makes it durable, and gives it its name.
+    ///
+    /// # Errors
+    /// EEXIST where somebody else took the name meanwhile; what fsync(2) and linkat(2) say.
+    pub fn keep(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        match self.meanwhile.take() {
+            Some(meanwhile) => {
+                let renamed = self.dir.rename(&meanwhile, &self.name, false);
+                renamed.inspect_err(|_| self.meanwhile = Some(meanwhile))?;
+            }
+            None => self.link(&self.name)?,
+        }
+        self.dir.sync_names()
+    }
+
+    /// linkat(2) by the descriptor itself needs CAP_DAC_READ_SEARCH; by its name in /proc it does not.
+    fn link(&self, name: &OsStr) -> io::Result<()> {
+        let own = format!("/proc/self/fd/{}", self.file.as_fd().as_raw_fd());
+        Ok(linkat(AT_FDCWD, own.as_str(), &self.dir.dir, component(name)?, AtFlags::AT_SYMLINK_FOLLOW)?)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(meanwhile) = &self.meanwhile {
+            // Nobody else knows it.
+            let _ = self.dir.unlink(meanwhile);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn it_is_there_when_it_is_kept_and_never_in_anothers_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("new");
+        let names = || fs::read_dir(dir.path()).expect("the directory").count();
+        let new = NewFile::at(&path).expect("nothing is there");
+        new.file().write_at(0, b"all").expect("written");
+        assert!(!path.exists());
+        new.keep().expect("kept");
+        assert_eq!(fs::read(&path).expect("there"), b"all");
+        assert_eq!(NewFile::at(&path).err().and_then(|e| e.raw_os_error()), Some(libc::EEXIST));
+        let late = dir.path().join("late");
+        let new = NewFile::at(&late).expect("nothing is there");
+        fs::write(&late, b"theirs").expect("somebody else");
+        assert_eq!(new.keep().expect_err("taken").raw_os_error(), Some(libc::EEXIST));
+        drop(NewFile::at(&dir.path().join("never")).expect("nothing is there"));
+        assert_eq!((fs::read(&late).expect("there"), names()), (b"theirs".to_vec(), 2));
+    }
+}
