@@ -34,8 +34,14 @@ _rclone__img() {
             rclone__img,map)
                 cmd="rclone__img__subcmd__map"
                 ;;
+            rclone__img,receive)
+                cmd="rclone__img__subcmd__receive"
+                ;;
             rclone__img,resume)
                 cmd="rclone__img__subcmd__resume"
+                ;;
+            rclone__img,send)
+                cmd="rclone__img__subcmd__send"
                 ;;
             rclone__img,serve)
                 cmd="rclone__img__subcmd__serve"
@@ -65,7 +71,7 @@ _rclone__img() {
 
     case "${cmd}" in
         rclone__img)
-            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece diff verify"
+            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece diff verify send receive"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -256,6 +262,36 @@ _rclone__img() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        rclone__subcmd__img__subcmd__receive)
+            opts="-o -q -h --base --output --checksum --min-free --json --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --base)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --min-free)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         rclone__subcmd__img__subcmd__resume)
             opts="-q -h --latency --min-free --wait --metrics --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -276,6 +312,36 @@ _rclone__img() {
                     return 0
                     ;;
                 --metrics)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__send)
+            opts="-o -q -h --from --output --checksum --content --bwlimit --json --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --from)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --output)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -o)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --bwlimit)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

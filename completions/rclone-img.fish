@@ -37,6 +37,8 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "serve" -d 'Gi
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "fleece" -d 'Read one instant of a served image over NBD, while only what is overwritten is kept'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "diff" -d 'Show what has changed between two snapshots, without reading data'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "verify" -d 'Say whether two files have the same bytes'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "send" -d 'Send a snapshot, or what has changed in it, as a stream'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "receive" -d 'Make a snapshot of a stream'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
@@ -127,3 +129,18 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -s h -l help
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -l json -d 'One JSON object on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s q -l quiet -d 'Nothing but errors'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l from -d 'An earlier one: only what has changed since is sent' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s o -l output -d 'A new file for the stream [default: standard output]' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l bwlimit -d 'The most bytes a second, like 20M' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l checksum -d 'Write checksums of all records to STREAM.sums'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l content -d 'Read what the block maps do not prove, and leave out what has the same bytes: for compressed files'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l json -d 'One JSON object on standard output at the end'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l base -d 'The snapshot since which the stream has the changes, on the file system of NEW' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -s o -l output -d 'The new snapshot' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l min-free -d 'Free space below which nothing more is written: 0% to 99%, or a size' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l checksum -d 'Hold every record against STREAM.sums'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l json -d 'One JSON object on standard output at the end'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -s h -l help -d 'Print help'

@@ -12,6 +12,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use super::diff::args::{DiffArgs, EXAMPLES as DIFF_EXAMPLES};
 use super::fleece::args::{EXAMPLES as FLEECE_EXAMPLES, FleeceArgs};
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
+use super::receive::{EXAMPLES as RECEIVE_EXAMPLES, ReceiveArgs};
+use super::send::{EXAMPLES as SEND_EXAMPLES, SendArgs};
 use super::serve::args::{EXAMPLES as SERVE_EXAMPLES, ServeArgs};
 use super::values::{self, MinFree};
 use super::verify::{EXAMPLES as VERIFY_EXAMPLES, VerifyArgs};
@@ -134,6 +136,12 @@ pub enum Verb {
     /// Say whether two files have the same bytes
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// Send a snapshot, or what has changed in it, as a stream
+    #[command(after_help = SEND_EXAMPLES)]
+    Send(SendArgs),
+    /// Make a snapshot of a stream
+    #[command(after_help = RECEIVE_EXAMPLES)]
+    Receive(ReceiveArgs),
 }
 
 /// What is said of progress, and where.

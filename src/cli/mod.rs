@@ -20,7 +20,9 @@ pub mod meter;
 pub mod metrics;
 pub mod place;
 pub mod progress;
+pub mod receive;
 pub mod report;
+pub mod send;
 pub mod serve;
 pub mod service;
 pub mod signals;
@@ -97,6 +99,8 @@ fn dispatch(verb: &Verb) -> Result<u8> {
         Verb::Fleece(args) => fleece::run(args),
         Verb::Diff(args) => diff::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::Send(args) => send::run(args),
+        Verb::Receive(args) => receive::run(args),
     }
 }
 

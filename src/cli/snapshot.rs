@@ -12,7 +12,6 @@ use super::args::{Consistency, JobArgs, ResumeArgs, SnapshotArgs};
 use super::place::{self, Image, Place};
 use super::report::{Names, Reporter};
 use super::signals::Stop;
-use super::values::MinFree;
 use super::worker::Process;
 use super::{dry_run, last_words, metrics, words, worker};
 use crate::disk::real::RealDisk;
@@ -199,7 +198,7 @@ pub fn resume(args: &ResumeArgs) -> Result<u8> {
             cluster: PowerOfTwo::new(header.cluster).expect("the journal's loader has checked it"),
             wish: Wish { same_t0_only: true, ..Wish::default() },
             writable: header.writable,
-            min_free: min_free(args.job.min_free),
+            min_free: args.job.min_free.into(),
         };
         attempts(&args.job, stop, || {
             place::lock_image(&image)?;
@@ -358,15 +357,8 @@ pub(super) fn options(args: &SnapshotArgs, kind: HoldKind, images: &[Image]) -> 
         cluster,
         wish,
         writable: args.writable,
-        min_free: min_free(args.job.min_free),
+        min_free: args.job.min_free.into(),
     })
-}
-
-fn min_free(wanted: MinFree) -> job::MinFree {
-    match wanted {
-        MinFree::Percent(percent) => job::MinFree::Percent(percent.into()),
-        MinFree::Bytes(bytes) => job::MinFree::Bytes(bytes),
-    }
 }
 
 fn header(place: &Place) -> Result<Header> {

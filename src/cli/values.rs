@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
+use crate::engine::job;
 use crate::hold::choose::GUEST_DEADLINE_MAX;
 
 /// The least `--chunk`: a block of every file system that can clone here.
@@ -34,6 +35,15 @@ pub enum MinFree {
     Percent(u8),
     /// This many bytes.
     Bytes(u64),
+}
+
+impl From<MinFree> for job::MinFree {
+    fn from(wanted: MinFree) -> Self {
+        match wanted {
+            MinFree::Percent(percent) => Self::Percent(percent.into()),
+            MinFree::Bytes(bytes) => Self::Bytes(bytes),
+        }
+    }
 }
 
 /// `--chunk`: bytes, a multiple of 4096 from 4K to 1T.

@@ -45,8 +45,8 @@ pub struct Received {
 pub struct Watch<'a> {
     /// Told of the snapshot's bytes that are done.
     pub progress: &'a mut dyn FnMut(u64),
-    /// Whether there is room for more.
-    pub room: &'a mut dyn FnMut() -> Result<()>,
+    /// Whether there is room for more, after so many bytes of data.
+    pub room: &'a mut dyn FnMut(u64) -> Result<()>,
 }
 
 /// Makes a stream a snapshot. Its checksums are looked at where there are any.
@@ -80,7 +80,7 @@ pub fn receive<'a>(
     loop {
         match next {
             Record::Data(range) => {
-                (watch.room)()?;
+                (watch.room)(received.data)?;
                 stream.data(range, target, &mut buffer)?;
                 received.data += range.len();
                 (watch.progress)(range.end());

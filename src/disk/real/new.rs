@@ -54,6 +54,11 @@ impl NewFile {
         &self.dir
     }
 
+    /// Writes to it from its beginning on.
+    pub fn writer(&self) -> impl io::Write + '_ {
+        Appended { file: &self.file, at: 0 }
+    }
+
     /// Makes it durable, and gives it its name.
     ///
     /// # Errors
@@ -74,6 +79,23 @@ impl NewFile {
     fn link(&self, name: &OsStr) -> io::Result<()> {
         let own = format!("/proc/self/fd/{}", self.file.as_fd().as_raw_fd());
         Ok(linkat(AT_FDCWD, own.as_str(), &self.dir.dir, component(name)?, AtFlags::AT_SYMLINK_FOLLOW)?)
+    }
+}
+
+struct Appended<'a> {
+    file: &'a RealFile,
+    at: u64,
+}
+
+impl io::Write for Appended<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_at(self.at, bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
