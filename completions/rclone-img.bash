@@ -37,6 +37,9 @@ _rclone__img() {
             rclone__img,receive)
                 cmd="rclone__img__subcmd__receive"
                 ;;
+            rclone__img,restore)
+                cmd="rclone__img__subcmd__restore"
+                ;;
             rclone__img,resume)
                 cmd="rclone__img__subcmd__resume"
                 ;;
@@ -71,7 +74,7 @@ _rclone__img() {
 
     case "${cmd}" in
         rclone__img)
-            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece diff verify send receive"
+            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece diff verify restore send receive"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -282,6 +285,24 @@ _rclone__img() {
                     return 0
                     ;;
                 --min-free)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        rclone__subcmd__img__subcmd__restore)
+            opts="-q -h --keep-current --force --json --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --keep-current)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

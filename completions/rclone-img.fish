@@ -37,6 +37,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "serve" -d 'Gi
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "fleece" -d 'Read one instant of a served image over NBD, while only what is overwritten is kept'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "diff" -d 'Show what has changed between two snapshots, without reading data'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "verify" -d 'Say whether two files have the same bytes'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "restore" -d 'Roll the image IMG back to a snapshot, which costs what has changed since'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "send" -d 'Send a snapshot, or what has changed in it, as a stream'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "receive" -d 'Make a snapshot of a stream'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
@@ -129,6 +130,11 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand diff" -s h -l help
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -l json -d 'One JSON object on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s q -l quiet -d 'Nothing but errors'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l keep-current -d 'First make this snapshot of what the image is now' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l force -d 'Also where SNAP is of another image or no finished snapshot, or IMG has several links'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l from -d 'An earlier one: only what has changed since is sent' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s o -l output -d 'A new file for the stream [default: standard output]' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l bwlimit -d 'The most bytes a second, like 20M' -r

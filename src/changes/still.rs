@@ -100,15 +100,10 @@ impl Still {
 /// Whether addresses of two files mean the same blocks.
 ///
 /// # Errors
-/// Failed where that cannot be found out.
-pub fn share_a_device(a: &Still, b: &Still) -> Result<bool> {
-    let place = |it: &Still| Ok((it.file.fs()?.uuid, it.stat.dev, it.file.realtime()?));
-    let cannot = |it: &Still| {
-        let path = it.path.clone();
-        move |e| cannot_read(&path, e)
-    };
-    let (uuid, dev, realtime) = place(a).map_err(cannot(a))?;
-    let (other, other_dev, other_realtime) = place(b).map_err(cannot(b))?;
+/// What fstatfs(2) and the ioctls say.
+pub fn share_a_device(a: &RealFile, b: &RealFile) -> std::io::Result<bool> {
+    let place = |it: &RealFile| Ok::<_, std::io::Error>((it.fs()?.uuid, it.stat()?.dev, it.realtime()?));
+    let ((uuid, dev, realtime), (other, other_dev, other_realtime)) = (place(a)?, place(b)?);
     // A Btrfs has a device number for each subvolume; what has no UUID must be of one mount.
     let same_fs = if uuid == [0; 16] { dev == other_dev } else { uuid == other };
     Ok(same_fs && realtime == other_realtime)

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::args::AbortArgs;
 use super::fleece::orphan;
 use super::place::{self, Place};
-use super::{last_words, words};
+use super::{last_words, restore, words};
 use crate::disk::{Access, Disk, DiskFile, process};
 use crate::engine::abort::{Aborted, Done, abort};
 use crate::engine::inspect::{Condition, inspect};
@@ -33,6 +33,9 @@ pub fn run(args: &AbortArgs) -> Result<u8> {
         let text = "the fleece and what it had kept are gone; 'rclone-img fleece start' begins a new one";
         say(args, &args.dst, "removed", format!("{}: {text}\n", words::name(&args.dst)))?;
         return Ok(0);
+    }
+    if let Some(code) = restore::abort(&args.dst, &args.output)? {
+        return Ok(code);
     }
     let place = place::place(&args.dst)?;
     // The job that is told to stop promises nothing of what it leaves, as long as this is open.

@@ -13,6 +13,7 @@ use super::diff::args::{DiffArgs, EXAMPLES as DIFF_EXAMPLES};
 use super::fleece::args::{EXAMPLES as FLEECE_EXAMPLES, FleeceArgs};
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
 use super::receive::{EXAMPLES as RECEIVE_EXAMPLES, ReceiveArgs};
+use super::restore::{EXAMPLES as RESTORE_EXAMPLES, RestoreArgs};
 use super::send::{EXAMPLES as SEND_EXAMPLES, SendArgs};
 use super::serve::args::{EXAMPLES as SERVE_EXAMPLES, ServeArgs};
 use super::values::{self, MinFree};
@@ -136,6 +137,9 @@ pub enum Verb {
     /// Say whether two files have the same bytes
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
+    /// Roll the image IMG back to a snapshot, which costs what has changed since
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(RestoreArgs),
     /// Send a snapshot, or what has changed in it, as a stream
     #[command(after_help = SEND_EXAMPLES)]
     Send(SendArgs),

@@ -22,6 +22,7 @@ pub mod place;
 pub mod progress;
 pub mod receive;
 pub mod report;
+pub mod restore;
 pub mod send;
 pub mod serve;
 pub mod service;
@@ -89,7 +90,10 @@ fn ended(result: Result<u8>) -> u8 {
 fn dispatch(verb: &Verb) -> Result<u8> {
     match verb {
         Verb::Snapshot(args) => snapshot::snapshot(args),
-        Verb::Resume(args) => snapshot::resume(args),
+        Verb::Resume(args) => match restore::resume(&args.dst, &args.job.output)? {
+            Some(code) => Ok(code),
+            None => snapshot::resume(args),
+        },
         Verb::Status(args) => status::run(args),
         Verb::Abort(args) => abort::run(args),
         Verb::Map(args) => map::run(args),
@@ -99,6 +103,7 @@ fn dispatch(verb: &Verb) -> Result<u8> {
         Verb::Fleece(args) => fleece::run(args),
         Verb::Diff(args) => diff::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::Restore(args) => restore::run(args),
         Verb::Send(args) => send::run(args),
         Verb::Receive(args) => receive::run(args),
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::args::StatusArgs;
 use super::fleece::orphan;
-use super::{live, place, words};
+use super::{live, place, restore, words};
 use crate::disk::{Disk, DiskFile};
 use crate::engine::inspect::{Condition, Unfinished, inspect};
 use crate::engine::members;
@@ -43,6 +43,19 @@ pub fn run(args: &StatusArgs) -> Result<u8> {
             let text = if args.json { format!("{}\n", fleece.object()) } else { fleece.person() };
             super::written(out.write_all(text.as_bytes()))?;
             continue;
+        }
+        match restore::status(path, args.json) {
+            Ok(None) => {}
+            Ok(Some((text, code))) => {
+                worst = worst.max(code);
+                super::written(out.write_all(text.as_bytes()))?;
+                continue;
+            }
+            Err(error) => {
+                worst = worst.max(error.kind.exit_code());
+                super::last_words(super::error_lines(&error));
+                continue;
+            }
         }
         let condition = match condition(path) {
             Ok(condition) => condition,
@@ -105,6 +118,7 @@ fn jobs_in(dir: &Path) -> Result<Vec<PathBuf>> {
         if let Some(stem) = name.as_bytes().strip_suffix(JOURNAL.as_bytes()).filter(|s| !s.is_empty()) {
             jobs.push(dir.join(OsStr::from_bytes(stem)));
         }
+        jobs.extend(restore::unfinished(dir, &name));
         jobs.extend(Some(dir.join(&name)).filter(|path| orphan::is_map(path) && orphan::at(path).is_some()));
     }
     jobs.sort();

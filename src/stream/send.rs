@@ -73,7 +73,8 @@ pub fn send(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Sent> {
     let names = (base.as_deref().map(name_of).transpose()?, name_of(new)?);
-    let comparable = base.as_deref().map_or(Ok(false), |base| still::share_a_device(base, new))?;
+    let comparable = base.as_deref().map_or(Ok(false), |base| still::share_a_device(base.file(), new.file()));
+    let comparable = comparable.map_err(|e| still::cannot_read(new.path(), e))?;
     let source = Source {
         new: new.file().clone(),
         old: base.as_deref().map(|base| base.file().clone()),

@@ -12,6 +12,7 @@ mod greedy;
 mod group;
 mod guard;
 mod harness;
+mod restore;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -71,6 +72,14 @@ fn killed_at_every_step_nothing_is_lost_and_nothing_is_wrong() {
 #[test]
 fn cut_off_at_every_step_no_unsynced_snapshot_is_ever_in_place() {
     for_seeds("cut_off_at_every_step", |seed| every_step(seed, Crash::Power));
+}
+
+#[test]
+fn an_image_is_restored_or_as_it_was_or_has_no_name() {
+    for_seeds_of("an_image_is_restored", 4, |seed| {
+        restore::every_step(seed, Crash::Kill);
+        restore::every_step(seed, Crash::Power);
+    });
 }
 
 #[test]

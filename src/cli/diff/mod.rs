@@ -32,7 +32,7 @@ const CHECK: u64 = 1024;
 pub fn run(args: &DiffArgs) -> Result<u8> {
     let mut old = open(&args.old)?;
     let mut new = open(&args.new)?;
-    let comparable = still::share_a_device(&old, &new)?;
+    let comparable = still::share_a_device(old.file(), new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut teller: Box<dyn Teller> = match args.format {
         _ if args.quiet => Box::new(Silent),

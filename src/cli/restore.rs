@@ -1,0 +1,399 @@
+//! `restore SNAP IMG`: an image rolled back to a snapshot; `resume IMG` and `abort IMG` of one that was interrupted.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::args::{Output, Verb, parse};
+use super::diff::open;
+use super::meter::Meter;
+use super::service::log::with_path;
+use super::signals::Stop;
+use super::{json, last_words, snapshot, words};
+use crate::changes::still::{Still, share_a_device};
+use crate::disk::real::{RealDisk, RealFile, open_itself};
+use crate::disk::{Access, Disk, DiskFile, Stat};
+use crate::engine::restore::{Found, Intent, Names, Restore, Restored, is_live, look, own};
+use crate::error::{Error, Kind, Result};
+use crate::record::ImageId;
+
+/// What stands below the options in the help.
+pub const EXAMPLES: &str = "\
+Only what differs is cloned, and the image stays the same file, with its owner, its labels and the
+VM's definition. Nobody may have it open, not even to read it. While it is rolled back it is called
+IMG.restoring, so that no VM can boot a mixture; after an interruption 'rclone-img resume IMG' goes
+on, and where --keep-current was given 'rclone-img abort IMG' goes back.
+
+Examples:
+  rclone-img restore vm-monday.snap vm.img --keep-current vm-before.snap
+  rclone-img resume vm.img";
+
+/// `restore SNAP IMG`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct RestoreArgs {
+    /// The snapshot
+    #[arg(value_name = "SNAP")]
+    pub snapshot: PathBuf,
+    /// The image that becomes what the snapshot is
+    #[arg(value_name = "IMG")]
+    pub image: PathBuf,
+    /// First make this snapshot of what the image is now
+    #[arg(long, value_name = "PATH")]
+    pub keep_current: Option<PathBuf>,
+    /// Also where SNAP is of another image or no finished snapshot, or IMG has several links
+    #[arg(long)]
+    pub force: bool,
+    /// Where reports go.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// An image's directory and names; the image itself may be aside.
+struct Place {
+    disk: RealDisk,
+    dir: PathBuf,
+    names: Names,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Refused where somebody has the image open, or the snapshot is not one of it; interrupted where it was told to stop; failed where a step
+/// does not succeed.
+pub fn run(args: &RestoreArgs) -> Result<u8> {
+    let began = Instant::now();
+    let place = place(&args.image)?;
+    let name = words::name(&args.image);
+    match look(&place.disk, &place.names)? {
+        Found::Nothing => {}
+        Found::Foreign => {
+            let what = format!(
+                "a file of the name {name}.restore or {name}.restored is in the way, and is none of this program's"
+            );
+            return Err(Error::new(Kind::Refused, what, "move it away; an empty one a crash may have left"));
+        }
+        _ if is_live(&place.disk, &place.names)? => {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("{name} is being restored"),
+                "wait for it; 'rclone-img status' shows it",
+            ));
+        }
+        _ => {
+            let hint = format!("'rclone-img resume {}' goes on with it", words::shell(&args.image));
+            return Err(Error::new(Kind::Refused, format!("an earlier restore of {name} was interrupted"), hint));
+        }
+    }
+    let mut source = open(&args.snapshot)?;
+    let before = image(&place, args, &source)?;
+    if let Some(kept) = &args.keep_current {
+        keep(&place, kept, &args.output)?;
+    }
+    let stop = Stop::on_signals()?;
+    let file = open_image(&place, &name)?;
+    // Nobody has written to it since it was kept, and nobody can now.
+    own(&file, &place.names.image)?;
+    let now = file.stat().map_err(|e| cannot(&name, e))?;
+    if (now.id(), now.size, now.mtime_ns) != (before.id(), before.size, before.mtime_ns) {
+        return Err(Error::new(
+            Kind::Refused,
+            format!("{name} was changed while it was looked at"),
+            "run the command again",
+        ));
+    }
+    let intent = Intent {
+        image: now.id(),
+        snapshot: source.path().to_string_lossy().into_owned(),
+        snapshot_bytes: source.path().as_os_str().as_bytes().to_owned(),
+        job: source.record().map(|record| record.job),
+        kept: args.keep_current.as_deref().map(absolute).transpose()?,
+        began: Timestamp::now(),
+    };
+    let restore = Restore::begin(&place.disk, &place.names, &intent)?;
+    let restored = roll(restore, &file, &mut source, &stop, &args.image, &args.output)?;
+    told(&args.image, Some(&args.snapshot), &args.output, "restored", Some((restored, began)))?;
+    Ok(0)
+}
+
+/// Looks at the image and whether the snapshot is one of it; takes nothing.
+fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
+    let name = words::name(&args.image);
+    let refuse = |what: String, hint: &str| Err(Error::new(Kind::Refused, what, hint));
+    // Before it is opened: the snapshot is leased.
+    let named = place.disk.stat(&place.names.image).map_err(|e| cannot(&name, e))?;
+    if named.is_some_and(|it| (it.dev, it.ino) == (source.stat().dev, source.stat().ino)) {
+        return refuse(format!("{name} is the snapshot itself"), "name the image that is to be rolled back");
+    }
+    let file = open_image(place, &name)?;
+    let stat = file.stat().map_err(|e| cannot(&name, e))?;
+    if stat.nlink > 1 && !args.force {
+        return refuse(
+            format!("{name} has {} links, whose names would lead to a mixture meanwhile", stat.nlink),
+            "remove the others, or say --force",
+        );
+    }
+    let snapshot = words::name(&args.snapshot);
+    match source.record() {
+        _ if args.force => {}
+        None => {
+            return refuse(
+                format!("{snapshot} is no finished snapshot, or was changed since"),
+                "name one, or say --force",
+            );
+        }
+        Some(record) if record.image == ImageId::default() => {
+            return refuse(
+                format!("{snapshot} was received from elsewhere: nothing says that it is of {name}"),
+                "say --force if it is",
+            );
+        }
+        Some(record) if record.image != stat.id() => {
+            return refuse(
+                format!("{snapshot} is a snapshot of another image than {name}"),
+                "name one of this image, or say --force",
+            );
+        }
+        Some(_) => {}
+    }
+    own(&file, &place.names.image)?;
+    let same_flags = file.no_cow().and_then(|on| Ok(on == source.file().no_cow()?)).map_err(|e| cannot(&name, e))?;
+    if !share_a_device(source.file(), &file).map_err(|e| cannot(&name, e))? || !same_flags {
+        let hint = "they cannot share blocks: shut the VM down and copy it, 'cp SNAP NEW', then rename";
+        return refuse(
+            format!("{snapshot} and {name} are on different file systems or devices, or differ in +C (chattr)"),
+            hint,
+        );
+    }
+    Ok(stat)
+}
+
+/// Makes a snapshot of what the image is.
+fn keep(place: &Place, kept: &Path, output: &Output) -> Result<()> {
+    let image = place.dir.join(&place.names.image);
+    let mut line: Vec<OsString> = ["rclone-img", "snapshot", "--consistency", "frozen"].map(OsString::from).into();
+    line.extend(output.quiet.then(|| "-q".into()));
+    line.extend(output.json.then(|| "--json".into()));
+    line.extend(["--".into(), image.into(), kept.into()]);
+    match parse(line) {
+        Ok(Verb::Snapshot(args)) => match snapshot::snapshot(&args)? {
+            0 => Ok(()),
+            _ => Err(Error::new(
+                Kind::Failed,
+                "what the image is now could not be kept",
+                "see above; the image was not touched",
+            )),
+        },
+        Ok(_) | Err(_) => Err(Error::new(Kind::Usage, "--keep-current needs the name of a new file", "name one")),
+    }
+}
+
+fn roll(
+    restore: Restore<'_, RealDisk>,
+    file: &RealFile,
+    source: &mut Still,
+    stop: &Stop,
+    image: &Path,
+    output: &Output,
+) -> Result<Restored> {
+    let mut meter =
+        Meter::new(format!("restoring {}", words::name(image)), Some(source.size()), output.json || output.quiet);
+    let snapshot = std::sync::Arc::clone(source.file());
+    let told = |e: Error| Error { what: format!("{}: {}", words::name(image), e.what), ..e };
+    let restored = restore.roll(file, &snapshot, |done| {
+        meter.at(done);
+        source.check()?;
+        match stop.asked() {
+            false => Ok(()),
+            true => {
+                let hint =
+                    format!("'rclone-img resume {}' goes on; until then there is no such image", words::shell(image));
+                Err(Error::new(Kind::Interrupted, "the restore was told to stop", hint))
+            }
+        }
+    });
+    let restored = restored.map_err(told)?;
+    source.check().and_then(|()| restore.complete(file)).map_err(told)?;
+    Ok(restored)
+}
+
+/// Goes on with a restore of an image, if there is one; none otherwise.
+///
+/// # Errors
+/// As [`run`].
+pub fn resume(image: &Path, output: &Output) -> Result<Option<u8>> {
+    go_on(image, output, false)
+}
+
+/// Takes a restore back, if there is one: the image becomes what --keep-current has kept.
+///
+/// # Errors
+/// As [`run`]; refused where nothing was kept.
+pub fn abort(image: &Path, output: &Output) -> Result<Option<u8>> {
+    go_on(image, output, true)
+}
+
+fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
+    let Ok(place) = place(image) else { return Ok(None) };
+    let began = Instant::now();
+    let name = words::name(image);
+    match look(&place.disk, &place.names)? {
+        Found::Nothing | Found::Foreign => return Ok(None),
+        Found::Intended => {
+            Restore::take(&place.disk, &place.names)?.forget_intent()?;
+            told(image, None, output, "untouched", None)?;
+        }
+        Found::Done => {
+            Restore::take(&place.disk, &place.names)?.put_back()?;
+            told(image, None, output, "was-restored", None)?;
+        }
+        Found::Begun(intent) => {
+            let restore = Restore::take(&place.disk, &place.names)?;
+            let from = if back {
+                let hint = format!("'rclone-img resume {}' ends the restore", words::shell(image));
+                let none =
+                    || Error::new(Kind::Refused, format!("what {name} was before was not kept (--keep-current)"), hint);
+                PathBuf::from(OsString::from_vec(intent.kept.ok_or_else(none)?))
+            } else {
+                PathBuf::from(OsString::from_vec(intent.snapshot_bytes))
+            };
+            let mut source = open(&from)?;
+            let is = |what: &crate::record::Record| {
+                if back { what.image == intent.image } else { Some(what.job) == intent.job }
+            };
+            if (back || intent.job.is_some()) && !source.record().is_some_and(is) {
+                let what = format!("{} is not what it was when the restore began", words::name(&from));
+                let hint = format!(
+                    "the image is {}: roll it back by hand, or put the snapshot back",
+                    words::name(place.names.aside())
+                );
+                return Err(Error::new(Kind::Refused, what, hint));
+            }
+            let stop = Stop::on_signals()?;
+            let file = restore.own()?;
+            let restored = roll(restore, &file, &mut source, &stop, image, output)?;
+            told(image, Some(&from), output, if back { "put-back" } else { "restored" }, Some((restored, began)))?;
+        }
+    }
+    Ok(Some(0))
+}
+
+/// The restores in a directory that have not come to their end: for `status`.
+pub fn unfinished(dir: &Path, entry: &OsStr) -> Option<PathBuf> {
+    let names = Names::of_intent(entry)?;
+    let path = Some(dir.join(entry)).filter(|path| path.is_file())?;
+    let file = RealFile::from(open_itself(&path, false).ok()?);
+    Intent::read(&file).ok()?.map(|_| dir.join(names.image))
+}
+
+/// How the restore of an image stands, in words, and the exit code; none where there is none.
+///
+/// # Errors
+/// Refused where it cannot be looked at.
+pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
+    let Ok(place) = place(image) else { return Ok(None) };
+    let live = is_live(&place.disk, &place.names)?;
+    let (state, text) = match look(&place.disk, &place.names)? {
+        Found::Nothing | Found::Foreign => return Ok(None),
+        _ if live => ("restoring", "is being restored; wait for it".to_owned()),
+        Found::Intended => ("restore-intended", "a restore was about to begin, and the image is as it was".into()),
+        Found::Begun(intent) => {
+            let back = if intent.kept.is_some() { ", and 'rclone-img abort' goes back" } else { "" };
+            ("restore-interrupted", format!("a restore was interrupted, and there is no image until it is ended{back}"))
+        }
+        Found::Done => ("restore-complete", "a restore is complete but for its last steps".into()),
+    };
+    let code = if live { 0 } else { Kind::Interrupted.exit_code() };
+    if as_json {
+        let object = json!({"v": json::VERSION, "event": "status", "state": state});
+        return Ok(Some((format!("{}\n", with_path(object, "dst", image)), code)));
+    }
+    let next = if live { String::new() } else { format!("; rclone-img resume {}", words::shell(image)) };
+    Ok(Some((format!("{}: {text}{next}\n", words::name(image)), code)))
+}
+
+fn told(
+    image: &Path,
+    from: Option<&Path>,
+    output: &Output,
+    what: &str,
+    done: Option<(Restored, Instant)>,
+) -> Result<()> {
+    if output.json {
+        let mut object = json!({"v": json::VERSION, "event": "finished", "what": what});
+        if let Some((restored, began)) = done {
+            object["cloned_bytes"] = restored.cloned.into();
+            object["equal_bytes"] = restored.equal.into();
+            object["copied_bytes"] = restored.copied.into();
+            object["elapsed_ms"] = json::ms(began.elapsed()).into();
+        }
+        let mut object = with_path(object, "dst", image);
+        if let Some(from) = from {
+            object = with_path(object, "src", from);
+        }
+        return super::written(json::write_line(&mut io::stdout(), &object));
+    }
+    if output.quiet {
+        return Ok(());
+    }
+    let name = words::name(image);
+    let of = from.map(words::name).unwrap_or_default();
+    let sums = done.map(|(it, _)| {
+        format!("{} cloned, {} had the same blocks", words::bytes(it.cloned + it.copied), words::bytes(it.equal))
+    });
+    let sums = sums.unwrap_or_default();
+    last_words(match what {
+        "untouched" => format!(
+            "{name}: the restore had not begun, and the image is as it was; 'rclone-img restore' begins it anew\n"
+        ),
+        "was-restored" => {
+            format!("{name}: the restore was complete, and the image has its name; the VM may be started\n")
+        }
+        "put-back" => format!("{name}: is again what it was, as {of} has kept it ({sums}); the VM may be started\n"),
+        _ => format!("{name}: is now what {of} is ({sums}); the VM may be started\n"),
+    });
+    Ok(())
+}
+
+/// The place of an image that may be aside; links are followed.
+fn place(image: &Path) -> Result<Place> {
+    let cannot = |e| Error::io(Kind::Refused, format!("cannot find {}", words::name(image)), "check the path", e);
+    let real = match std::fs::canonicalize(image) {
+        Ok(real) => real,
+        // The file that a link leads to may be aside.
+        Err(_) => match std::fs::read_link(image) {
+            Ok(target) => image.parent().unwrap_or(Path::new(".")).join(target),
+            Err(_) => image.to_owned(),
+        },
+    };
+    let name = real.file_name().ok_or_else(|| cannot(io::ErrorKind::InvalidInput.into()))?;
+    let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = dir.canonicalize().map_err(cannot)?;
+    Ok(Place { disk: RealDisk::open_dir(&dir).map_err(cannot)?, names: Names::new(name), dir })
+}
+
+fn open_image(place: &Place, name: &str) -> Result<RealFile> {
+    // A pipe, or a device, is not opened to find out what it is.
+    let regular = place.disk.stat(&place.names.image).map_err(|e| cannot(name, e))?.is_none_or(|stat| stat.regular);
+    if !regular {
+        return Err(Error::new(Kind::Refused, format!("{name} is not a regular file"), "name the image itself"));
+    }
+    place.disk.open(&place.names.image, Access::Write).map_err(|e| match e.raw_os_error() {
+        Some(libc::EAGAIN) => Error::io(Kind::Refused, format!("somebody has {name} for himself"), "wait for it", e),
+        _ => cannot(name, e),
+    })
+}
+
+fn cannot(name: &str, error: io::Error) -> Error {
+    Error::io(Kind::Refused, format!("cannot open {name}"), "check the path and its permissions", error)
+}
+
+fn absolute(path: &Path) -> Result<Vec<u8>> {
+    let cannot = |e| Error::io(Kind::Refused, format!("cannot find {}", words::name(path)), "check the path", e);
+    Ok(path.canonicalize().map_err(cannot)?.into_os_string().into_vec())
+}

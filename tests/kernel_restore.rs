@@ -1,0 +1,165 @@
+//! `restore`: after any history the image is the snapshot, and still the same file; killed at any instant there is the image as it was, or as
+//! the snapshot is, or none.
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::thread;
+use std::time::Duration;
+
+use support::history::{change, on_every};
+use support::{
+    BLOCK, Random, Sandbox, assert_same, difference, fragmented, must, noise, on_both, refused, rounds, runs, writer,
+};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn after_any_history_the_image_is_the_snapshot_and_the_same_file() {
+    let random = Random::seeded("after_any_history_the_image_is_the_snapshot_and_the_same_file");
+    on_every(|s, kind| {
+        noise(&s.path("a.img"), 6 * MIB);
+        must("setfattr", &[&"-n", &"user.label", &"-v", &"mine", &s.path("a.img")]);
+        fs::set_permissions(s.path("a.img"), fs::Permissions::from_mode(0o640)).expect("a mode");
+        let is = |s: &Sandbox| fs::metadata(s.path("a.img")).map(|it| (it.ino(), it.mode(), it.uid())).expect("there");
+        let was = is(s);
+        for round in 0..rounds(30) {
+            s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+            let said: String = (0..3).map(|_| change(&s.path("a.img"), &random)).collect();
+            let current = fs::read(s.path("a.img")).expect("the image");
+            s.exits(0, &["restore", "-q", "a.snap", "a.img", "--keep-current", "kept"]);
+            assert_eq!(difference(&s.path("a.snap"), &s.path("a.img")), None, "{kind} round {round}: {said}");
+            assert!(fs::read(s.path("kept")).expect("kept") == current, "{kind} round {round}: {said}");
+            assert_eq!(is(s), was);
+            let label = must("getfattr", &[&"--only-values", &"-n", &"user.label", &s.path("a.img")]);
+            assert_eq!((label.as_str(), s.listing().len()), ("mine", 3));
+            fs::remove_file(s.path("a.snap")).and_then(|()| fs::remove_file(s.path("kept"))).expect("removed");
+        }
+    });
+}
+
+#[test]
+fn only_what_differs_is_cloned() {
+    on_both(|s| {
+        noise(&s.path("a.img"), 16 * MIB);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        writer(&s.path("a.img")).write_all_at(&[1; BLOCK as usize], 5 * MIB).expect("written");
+        let told = s.exits(0, &["restore", "--json", "a.snap", "a.img"]).pop().expect("an end");
+        assert_eq!(
+            (&told["cloned_bytes"], &told["equal_bytes"]),
+            (&BLOCK.into(), &(16 * MIB - BLOCK).into()),
+            "{:?}",
+            s.fs
+        );
+        assert_eq!((&told["what"], &told["copied_bytes"]), (&"restored".into(), &0.into()));
+        assert_eq!(support::addresses(&s.path("a.img")), support::addresses(&s.path("a.snap")));
+    });
+}
+
+#[test]
+fn what_somebody_uses_or_what_is_of_another_image_is_refused() {
+    on_both(|s| {
+        noise(&s.path("a.img"), MIB);
+        noise(&s.path("b.img"), MIB);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let restore = ["restore", "a.snap", "a.img"];
+        let reader = File::open(s.path("a.img")).expect("open");
+        refused(s, "somebody has 'a.img' open", &restore);
+        drop(reader);
+        fs::hard_link(s.path("a.img"), s.path("c.img")).expect("a link");
+        refused(s, "has 2 links", &restore);
+        fs::remove_file(s.path("c.img")).expect("removed");
+        refused(s, "another image", &["restore", "a.snap", "b.img"]);
+        refused(s, "no finished snapshot", &["restore", "b.img", "a.img"]);
+        refused(s, "the snapshot itself", &["restore", "a.snap", "a.snap"]);
+        refused(s, "cannot open", &["restore", "a.snap", "nothing"]);
+        fs::write(s.path("a.img.restore"), b"mine").expect("a file");
+        refused(s, "in the way", &restore);
+        let status = s.run(&["status", "--json", "."]);
+        assert_eq!((status.status.code(), status.stdout.len()), (Some(0), 0));
+        s.exits(3, &["resume", "a.img"]);
+        assert_eq!(fs::read(s.path("a.img.restore")).expect("still there"), b"mine");
+        fs::remove_file(s.path("a.img.restore")).expect("removed");
+        s.exits(0, &["restore", "-q", "--force", "b.img", "a.img"]);
+        assert_same(&s.path("b.img"), &s.path("a.img"));
+    });
+}
+
+/// A million small differences, so that there is something to be killed in.
+fn long(s: &Sandbox) {
+    fragmented(&s.path("a.img"), 4000);
+    s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+    let image = writer(&s.path("a.img"));
+    for block in 0..8000 {
+        if block % 3 > 0 {
+            image.write_all_at(&[3; BLOCK as usize], block * BLOCK).expect("written");
+        }
+    }
+    image.sync_all().expect("synced");
+}
+
+#[test]
+fn killed_at_any_instant_there_is_no_mixture_and_resume_ends_it() {
+    let random = Random::seeded("killed_at_any_instant_there_is_no_mixture_and_resume_ends_it");
+    on_both(|s| {
+        let mut ends = [0; 3];
+        for round in 0..runs(20, 100) {
+            long(s);
+            let was = fs::read(s.path("a.img")).expect("the image");
+            let mut job = s.command(&["restore", "-q", "a.snap", "a.img"]).spawn().expect("started");
+            thread::sleep(Duration::from_micros(random.below(250_000)));
+            job.kill().and_then(|()| job.wait()).expect("killed");
+            let becomes = fs::read(s.path("a.snap")).expect("the snapshot");
+            let image = fs::read(s.path("a.img")).ok();
+            assert!(
+                image.as_ref().is_none_or(|it| *it == was || *it == becomes),
+                "{:?} round {round}: a mixture",
+                s.fs
+            );
+            let unfinished = s.listing().len() > 2;
+            let begun = image.is_none();
+            ends[usize::from(unfinished) + usize::from(begun)] += 1;
+            if unfinished {
+                let told = s.run(&["status", "--json", "."]);
+                assert_eq!(told.status.code(), Some(4), "{:?} round {round}", s.fs);
+                let resumed = s.exits(0, &["resume", "--json", "a.img"]).pop().expect("an end");
+                if resumed["what"] == "untouched" {
+                    s.exits(0, &["restore", "-q", "a.snap", "a.img"]);
+                }
+            } else if image == Some(was) {
+                s.exits(0, &["restore", "-q", "a.snap", "a.img"]);
+            }
+            assert!(fs::read(s.path("a.img")).expect("there") == becomes, "{:?} round {round}", s.fs);
+            assert_eq!(s.listing().len(), 2, "{:?} round {round}", s.fs);
+            fs::remove_file(s.path("a.img")).and_then(|()| fs::remove_file(s.path("a.snap"))).expect("removed");
+        }
+        assert!(ends[2] > 0, "{:?}: none was killed in the middle: {ends:?}", s.fs);
+    });
+}
+
+#[test]
+fn abort_goes_back_where_the_former_state_was_kept() {
+    let random = Random::seeded("abort_goes_back_where_the_former_state_was_kept");
+    on_both(|s| {
+        long(s);
+        let was = fs::read(s.path("a.img")).expect("the image");
+        loop {
+            let _ = fs::remove_file(s.path("kept"));
+            let mut job =
+                s.command(&["restore", "-q", "a.snap", "a.img", "--keep-current", "kept"]).spawn().expect("started");
+            thread::sleep(Duration::from_micros(random.below(400_000)));
+            job.kill().and_then(|()| job.wait()).expect("killed");
+            if !s.path("a.img").exists() {
+                break;
+            }
+            // Too early, or too late.
+            s.run(&["abort", "kept"]);
+            s.run(&["abort", "a.img"]);
+            fs::write(s.path("a.img"), &was).expect("as it was");
+        }
+        s.exits(0, &["abort", "-q", "a.img"]);
+        assert!(fs::read(s.path("a.img")).expect("there") == was);
+        assert_eq!(s.listing().len(), 3);
+    });
+}

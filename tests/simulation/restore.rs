@@ -1,0 +1,135 @@
+//! Restores, killed or cut off at every step: there is the image as it was, or as the snapshot is, or no image at all; and whoever goes on
+//! comes to the snapshot.
+
+use std::ffi::{OsStr, OsString};
+
+use jiff::Timestamp;
+use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk};
+use rclone_img::disk::{Access, Disk, DiskFile};
+use rclone_img::engine::restore::{Found, Intent, Names, Restore, look};
+use rclone_img::error::Result;
+use rclone_img::range::{ByteRange, Geometry};
+
+use crate::harness::Crash;
+
+const SNAPSHOT: &str = "a.snap";
+const SIZE: u64 = 48 * 4096;
+
+/// An image that was changed since its snapshot, by a few writes and discards and perhaps a new size.
+fn begin(seed: u64) -> (SimDisk, Vec<u8>, Vec<u8>) {
+    let disk = SimDisk::new(Setup::new(seed).with(Faults { ..Faults::shapes(seed) }));
+    disk.add_file(IMAGE, &(0..SIZE).map(|at| (at / 1000 + seed) as u8 | 1).collect::<Vec<_>>());
+    let size = SIZE - seed % 3 * 5000;
+    let image = disk.image().expect("there");
+    let snapshot = disk.create_new(OsStr::new(SNAPSHOT)).expect("new");
+    let geometry = Geometry { size: SIZE, block: image.fs().expect("facts").block };
+    snapshot.set_len(SIZE).expect("sized");
+    let mut rest = geometry.whole().map(|it| it.bytes());
+    while let Some(left) = rest {
+        let (piece, later) = left.split(left.start() + 16 * 4096);
+        rest = later;
+        let clone = piece.and_then(|it| geometry.cover(it)).expect("a piece");
+        if snapshot.clone_range(&image, clone).is_err() {
+            let mut bytes = vec![0; clone.bytes().len() as usize];
+            image.read_at(clone.bytes().start(), &mut bytes).expect("read");
+            snapshot.write_at(clone.bytes().start(), &bytes).expect("copied");
+        }
+    }
+    snapshot.set_len(size).expect("sized");
+    let parts = snapshot.sync_all().and_then(|()| image.sync_all()).and_then(|()| disk.sync_names());
+    parts.expect("durable");
+    for nth in 0..6 {
+        let at = (seed * 31 + nth * 7919) % (SIZE - 9000);
+        disk.guest_write(IMAGE, at, &vec![(nth + 100) as u8; 1 + (at % 9000) as usize]);
+    }
+    disk.guest_discard(IMAGE, ByteRange::at(seed % 20 * 4096, 8192).expect("not empty"));
+    disk.guest_flush(IMAGE);
+    let [was, becomes] = [IMAGE, SNAPSHOT].map(|name| disk.content(name).expect("there"));
+    (disk, was, becomes)
+}
+
+fn names() -> Names {
+    Names::new(OsStr::new(IMAGE))
+}
+
+fn restore(disk: &SimDisk) -> Result<()> {
+    let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
+    let intent = Intent {
+        image: image.stat().expect("its number").id(),
+        snapshot: SNAPSHOT.into(),
+        snapshot_bytes: SNAPSHOT.into(),
+        job: None,
+        kept: None,
+        began: Timestamp::UNIX_EPOCH,
+    };
+    drop(image);
+    let restore = Restore::begin(disk, &names(), &intent)?;
+    roll(disk, restore)
+}
+
+fn roll(disk: &SimDisk, restore: Restore<'_, SimDisk>) -> Result<()> {
+    let snapshot = disk.open(OsStr::new(SNAPSHOT), Access::Read).expect("there");
+    let image = restore.own()?;
+    restore.roll(&image, &snapshot, |_| Ok(()))?;
+    restore.complete(&image)
+}
+
+/// As `resume` does.
+fn resume(disk: &SimDisk) -> Result<()> {
+    match look(disk, &names())? {
+        Found::Nothing => restore(disk),
+        Found::Intended => {
+            Restore::take(disk, &names())?.forget_intent()?;
+            restore(disk)
+        }
+        Found::Begun(_) => roll(disk, Restore::take(disk, &names())?),
+        Found::Done => Restore::take(disk, &names())?.put_back(),
+        Found::Foreign => {
+            // Cut off before anything was done; a person removes it.
+            disk.unlink(OsStr::new("image.restore")).expect("removed");
+            restore(disk)
+        }
+    }
+}
+
+fn check(disk: &SimDisk, was: &[u8], becomes: &[u8], when: &str) {
+    // A mixture has no name that a VM knows.
+    if let Some(is) = disk.content(IMAGE) {
+        assert!(is == was || is == becomes, "a mixture {when}: {}", disk.trace(20));
+        if disk.content("image.restoring").is_none() && is != was {
+            return;
+        }
+    }
+    assert!(disk.content(SNAPSHOT).is_some_and(|is| is == becomes), "the snapshot {when}");
+}
+
+/// Every step is once the last one.
+pub fn every_step(seed: u64, crash: Crash) {
+    let (disk, _, _) = begin(seed);
+    let before = disk.steps();
+    restore(&disk).expect("nothing fails");
+    let steps = disk.steps() - before;
+    for step in 1..=steps {
+        let (disk, was, becomes) = begin(seed);
+        disk.stop_after(before + step);
+        let ended = restore(&disk);
+        assert!(ended.is_err() || step == steps, "step {step} of {steps} did not stop it");
+        let when = format!("after step {step} of {steps} of seed {seed}");
+        let disk = match crash {
+            Crash::Kill => disk.crash_kill(),
+            _ => disk.crash_power(seed ^ step),
+        };
+        check(&disk, &was, &becomes, &when);
+        // Where the image has its name again it may be written to at once, and is never rolled back then.
+        if look(&disk, &names()).is_ok_and(|found| found == Found::Done) && disk.content(IMAGE).is_some() {
+            disk.guest_write(IMAGE, 0, b"a VM was started");
+            resume(&disk).expect("nothing fails");
+            assert!(disk.content(IMAGE).is_some_and(|is| is.starts_with(b"a VM")), "{when}");
+        } else {
+            resume(&disk).unwrap_or_else(|e| panic!("{when}: {e}; {}", disk.trace(20)));
+            assert!(disk.content(IMAGE).is_some_and(|is| is == becomes), "{when}: {}", disk.trace(20));
+        }
+        let left: Vec<OsString> = disk.names().into_iter().filter(|name| name != IMAGE && name != SNAPSHOT).collect();
+        assert!(left.is_empty(), "{left:?} {when}");
+    }
+}
