@@ -31,6 +31,9 @@ _rclone__img() {
             rclone__img,guard)
                 cmd="rclone__img__subcmd__guard"
                 ;;
+            rclone__img,list)
+                cmd="rclone__img__subcmd__list"
+                ;;
             rclone__img,map)
                 cmd="rclone__img__subcmd__map"
                 ;;
@@ -42,6 +45,9 @@ _rclone__img() {
                 ;;
             rclone__img,resume)
                 cmd="rclone__img__subcmd__resume"
+                ;;
+            rclone__img,rotate)
+                cmd="rclone__img__subcmd__rotate"
                 ;;
             rclone__img,send)
                 cmd="rclone__img__subcmd__send"
@@ -74,7 +80,7 @@ _rclone__img() {
 
     case "${cmd}" in
         rclone__img)
-            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece diff verify restore send receive"
+            opts="-h -V --help --version snapshot resume status abort map check guard serve fleece diff verify restore rotate list send receive"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -251,6 +257,20 @@ _rclone__img() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        rclone__subcmd__img__subcmd__list)
+            opts="-h --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         rclone__subcmd__img__subcmd__map)
             opts="-h --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -343,6 +363,96 @@ _rclone__img() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        rclone__subcmd__img__subcmd__rotate)
+            opts="-q -h --keep-last --keep-hourly --keep-daily --keep-weekly --keep-monthly --keep-yearly --prune-only --recycle --dry-run --chunk --cluster --consistency --guest-deadline --qmp --qga --freeze --thaw --freeze-timeout --require-freeze --latency --min-free --wait --metrics --json --quiet --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --keep-last)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keep-hourly)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keep-daily)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keep-weekly)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keep-monthly)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keep-yearly)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --chunk)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --cluster)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --consistency)
+                    COMPREPLY=($(compgen -W "auto frozen guard filter atomic none" -- "${cur}"))
+                    return 0
+                    ;;
+                --guest-deadline)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --qmp)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --qga)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --freeze)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --thaw)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --freeze-timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --latency)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --min-free)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         rclone__subcmd__img__subcmd__send)
             opts="-o -q -h --from --output --checksum --content --bwlimit --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -400,7 +510,7 @@ _rclone__img() {
             return 0
             ;;
         rclone__subcmd__img__subcmd__snapshot)
-            opts="-q -h --chunk --cluster --consistency --refresh --restart --force --writable --guest-deadline --qmp --qga --freeze --thaw --freeze-timeout --require-freeze --dry-run --latency --min-free --wait --metrics --json --quiet --help"
+            opts="-q -h --chunk --cluster --consistency --guest-deadline --qmp --qga --freeze --thaw --freeze-timeout --require-freeze --refresh --restart --force --writable --dry-run --latency --min-free --wait --metrics --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

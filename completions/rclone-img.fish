@@ -38,6 +38,8 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "fleece" -d 'R
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "diff" -d 'Show what has changed between two snapshots, without reading data'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "verify" -d 'Say whether two files have the same bytes'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "restore" -d 'Roll the image IMG back to a snapshot, which costs what has changed since'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "rotate" -d 'Take a snapshot and remove those that are not wanted any more: for cron'
+complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "list" -d 'Show the snapshots that there are, with their age and size'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "send" -d 'Send a snapshot, or what has changed in it, as a stream'
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "receive" -d 'Make a snapshot of a stream'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
@@ -58,11 +60,11 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l laten
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l require-freeze -d 'No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l refresh -d 'Bring the older snapshot DST to a new point in time, cloning only what differs'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l restart -d 'Start over even if a partial file could be used'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l force -d 'Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l writable -d 'Give the snapshot write permission for its owner, and what others have on the image'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l require-freeze -d 'No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-run -d 'Say what would be done; touch nothing'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l quiet -d 'Nothing but errors on standard error'
@@ -135,6 +137,39 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l force 
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-last -d 'Keep the last N snapshots' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-hourly -d 'Keep the most recent snapshot of each of the last N hours that have one' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-daily -d 'The same of days' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-weekly -d 'The same of weeks, from Monday on' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-monthly -d 'The same of months' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-yearly -d 'The same of years' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
+frozen\t''
+guard\t''
+filter\t''
+atomic\t''
+none\t''"
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l guest-deadline -d 'How long an access of the guest may wait for the holds guard and filter before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l qmp -d 'The socket of the QMP monitor of a QEMU that was started before \'rclone-img guard\': it is made to open its image anew, so that its accesses can be watched; may be given several times' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l qga -d 'The socket of the QEMU guest agent: the guest\'s file systems are frozen for the moment of the point in time; may be given once for each guest' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l freeze -d 'A command for /bin/sh that freezes what writes to the image for the moment of the point in time, with --thaw' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l thaw -d 'The command that thaws what --freeze has frozen; run whatever happens, also after a freeze that failed, and up to five times where it fails' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l freeze-timeout -d 'How long a freeze may take, and how long it may last until the point in time is set, 1s to 10m; after that the guest is thawed, and the snapshot is as after a power cut' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms (Btrfs 1.5ms), none 5ms; for that single call 5ms]' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l prune-only -d 'Take no snapshot: works on a full file system as well'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l recycle -d 'Where one is to be removed even without a new one, make that the new one, cloning only what differs'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l dry-run -d 'Say what would be taken, kept and removed; touch nothing'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l require-freeze -d 'No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l json -d 'One JSON object a line on standard output'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -s q -l quiet -d 'Nothing but errors on standard error'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -s h -l help -d 'Print help'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand list" -l json -d 'One JSON object a snapshot, one a line'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand list" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l from -d 'An earlier one: only what has changed since is sent' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s o -l output -d 'A new file for the stream [default: standard output]' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l bwlimit -d 'The most bytes a second, like 20M' -r

@@ -19,6 +19,7 @@
 //! - [`changes`]: what differs between two files that nobody writes to.
 //! - [`engine`]: one job from begin to rename.
 //! - [`serve`]: an image given to a VM over NBD.
+//! - [`rotate`]: which snapshots are kept, and how the others go.
 //! - [`stream`]: what has changed, sent away and received.
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
 
@@ -37,6 +38,7 @@ pub mod qemu;
 pub mod quiesce;
 pub mod range;
 pub mod record;
+pub mod rotate;
 pub mod serve;
 pub mod stream;
 pub mod sys;

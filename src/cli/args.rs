@@ -7,13 +7,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::diff::args::{DiffArgs, EXAMPLES as DIFF_EXAMPLES};
 use super::fleece::args::{EXAMPLES as FLEECE_EXAMPLES, FleeceArgs};
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
+use super::list::{EXAMPLES as LIST_EXAMPLES, ListArgs};
 use super::receive::{EXAMPLES as RECEIVE_EXAMPLES, ReceiveArgs};
 use super::restore::{EXAMPLES as RESTORE_EXAMPLES, RestoreArgs};
+use super::rotate::args::{EXAMPLES as ROTATE_EXAMPLES, RotateArgs};
 use super::send::{EXAMPLES as SEND_EXAMPLES, SendArgs};
 use super::serve::args::{EXAMPLES as SERVE_EXAMPLES, ServeArgs};
 use super::values::{self, MinFree};
@@ -22,7 +24,7 @@ use super::verify::{EXAMPLES as VERIFY_EXAMPLES, VerifyArgs};
 mod snapshot;
 
 use snapshot::SNAPSHOT_EXAMPLES;
-pub use snapshot::{Consistency, SnapshotArgs};
+pub use snapshot::{Consistency, SnapshotArgs, TakeArgs, pair};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -140,6 +142,12 @@ pub enum Verb {
     /// Roll the image IMG back to a snapshot, which costs what has changed since
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(RestoreArgs),
+    /// Take a snapshot and remove those that are not wanted any more: for cron
+    #[command(after_help = ROTATE_EXAMPLES)]
+    Rotate(RotateArgs),
+    /// Show the snapshots that there are, with their age and size
+    #[command(after_help = LIST_EXAMPLES)]
+    List(ListArgs),
     /// Send a snapshot, or what has changed in it, as a stream
     #[command(after_help = SEND_EXAMPLES)]
     Send(SendArgs),
@@ -247,17 +255,20 @@ pub fn command() -> clap::Command {
 /// # Errors
 /// Usage errors, and the requests for help and for the version, as clap has them.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Error> {
-    let mut verb = Cli::try_parse_from(args)?.verb;
-    if let Verb::Snapshot(args) = &mut verb {
-        args.check().map_err(|(kind, why)| {
-            let mut whole = command();
-            whole.build();
-            match whole.find_subcommand_mut("snapshot") {
-                Some(verb) => verb.error(kind, why),
-                None => whole.error(kind, why),
-            }
-        })?;
-    }
+    let mut whole = command();
+    whole.build();
+    let matches = whole.clone().try_get_matches_from(args)?;
+    let mut verb = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut whole))?.verb;
+    let definition = |name: &str| whole.find_subcommand(name).cloned().unwrap_or_else(|| whole.clone());
+    let (name, checked) = match &mut verb {
+        Verb::Snapshot(args) => ("snapshot", args.check()),
+        Verb::Rotate(args) => {
+            let given = matches.subcommand().map_or(&matches, |(_, given)| given);
+            ("rotate", args.check(given, &definition("snapshot")))
+        }
+        _ => return Ok(verb),
+    };
+    checked.map_err(|(kind, why)| definition(name).error(kind, why))?;
     Ok(verb)
 }
 
@@ -285,7 +296,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_design() {
         let args = snapshot(&["a", "b"]);
-        assert_eq!((args.chunk, args.cluster, args.consistency), (64 << 20, None, Consistency::Auto));
+        assert_eq!((args.take.chunk, args.take.cluster, args.take.consistency), (64 << 20, None, Consistency::Auto));
         assert_eq!((args.job.latency, args.job.wait), (None, Duration::ZERO));
         assert_eq!((args.job.min_free, args.job.metrics), (MinFree::Percent(5), None));
         assert!(!(args.refresh || args.restart || args.force || args.writable || args.dry_run));
@@ -294,9 +305,9 @@ mod tests {
     #[test]
     fn every_hold_that_is_built_can_be_named() {
         for hold in HoldKind::ALL {
-            assert_eq!(snapshot(&["a", "b", "--consistency", hold.name()]).consistency, Consistency::Hold(hold));
+            assert_eq!(snapshot(&["a", "b", "--consistency", hold.name()]).take.consistency, Consistency::Hold(hold));
         }
-        assert_eq!(snapshot(&["a", "b", "--consistency", "auto"]).consistency, Consistency::Auto);
+        assert_eq!(snapshot(&["a", "b", "--consistency", "auto"]).take.consistency, Consistency::Auto);
     }
 
     #[test]
@@ -308,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_cluster_is_at_most_a_chunk() {
-        assert_eq!(snapshot(&["a", "b", "--chunk", "32K"]).chunk, 32 << 10);
+        assert_eq!(snapshot(&["a", "b", "--chunk", "32K"]).take.chunk, 32 << 10);
         let line = ["rclone-img", "snapshot", "a", "b", "--chunk", "32K", "--cluster", "64K"].map(OsString::from);
         let error = parse(line).expect_err("larger than a chunk").to_string();
         assert!(error.contains("a cluster is at most a chunk"), "{error}");

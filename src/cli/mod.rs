@@ -14,6 +14,7 @@ pub mod fleece;
 pub mod freezer;
 pub mod guard;
 pub mod json;
+pub mod list;
 pub mod live;
 pub mod map;
 pub mod meter;
@@ -23,6 +24,7 @@ pub mod progress;
 pub mod receive;
 pub mod report;
 pub mod restore;
+pub mod rotate;
 pub mod send;
 pub mod serve;
 pub mod service;
@@ -104,6 +106,8 @@ fn dispatch(verb: &Verb) -> Result<u8> {
         Verb::Diff(args) => diff::run(args),
         Verb::Verify(args) => verify::run(args),
         Verb::Restore(args) => restore::run(args),
+        Verb::Rotate(args) => rotate::run(args),
+        Verb::List(args) => list::run(args),
         Verb::Send(args) => send::run(args),
         Verb::Receive(args) => receive::run(args),
     }

@@ -68,7 +68,10 @@ pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
                 // A VM was started since this process took the job for one that nobody waits for.
                 return Err(worker::begin_anew(stop));
             }
-            if !std::mem::replace(&mut warned, true) && !args.qmp.is_empty() && chosen.hold.kind() != HoldKind::Guard {
+            if !std::mem::replace(&mut warned, true)
+                && !args.take.qmp.is_empty()
+                && chosen.hold.kind() != HoldKind::Guard
+            {
                 let hold = chosen.hold.kind().name();
                 reporter.on(Event::Warning(format!("--qmp was not used: the hold is {hold}, which needs no monitor")));
             }
@@ -85,7 +88,7 @@ pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
 
 /// What is to be frozen.
 pub(super) fn order(args: &SnapshotArgs) -> Order {
-    Order { methods: args.quiesce(), limit: args.freeze_timeout }
+    Order { methods: args.take.quiesce(), limit: args.take.freeze_timeout }
 }
 
 /// The hold with a freeze around its T0, where that was asked for.
@@ -99,7 +102,7 @@ fn quiesced<'a>(
     if order.methods.is_empty() {
         return chosen;
     }
-    Chosen { hold: Box::new(Quiesced::new(chosen.hold, order, args.require_freeze, tell, stop)), ..chosen }
+    Chosen { hold: Box::new(Quiesced::new(chosen.hold, order, args.take.require_freeze, tell, stop)), ..chosen }
 }
 
 /// The names that reports use.
@@ -316,11 +319,11 @@ pub(super) fn jobs<'a>(
 /// Refused where none does.
 pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image], places: &[Place]) -> Result<Chosen<'static>> {
     // The rehearsal changes nothing, so it leaves a QEMU that runs as it is.
-    let monitors = if args.dry_run { Vec::new() } else { args.qmp.clone() };
+    let monitors = if args.dry_run { Vec::new() } else { args.take.qmp.clone() };
     let making = places.iter().map(Place::making).collect();
-    let means = Means { deadline: args.guest_deadline, monitors, making };
+    let means = Means { deadline: args.take.guest_deadline, monitors, making };
     let held: Vec<_> = images.iter().map(Image::held).collect();
-    match args.consistency {
+    match args.take.consistency {
         Consistency::Auto => choose::auto(&held, args.job.latency.unwrap_or(LATENCY_ATOMIC), &means),
         Consistency::Hold(kind) if kind.one_call() && held.len() > 1 => {
             let what = "calls for several images are not of one instant, so that atomic takes one image only";
@@ -335,7 +338,7 @@ pub(super) fn choose_hold(args: &SnapshotArgs, images: &[Image], places: &[Place
 /// # Errors
 /// Usage; refused where an image cannot be looked at.
 pub(super) fn options(args: &SnapshotArgs, kind: HoldKind, images: &[Image]) -> Result<Options> {
-    let cluster = match args.cluster {
+    let cluster = match args.take.cluster {
         Some(bytes) => PowerOfTwo::new(bytes)
             .ok_or_else(|| Error::new(Kind::Usage, "--cluster is not a power of two", "use 64K, say"))?,
         None => {
@@ -343,7 +346,7 @@ pub(super) fn options(args: &SnapshotArgs, kind: HoldKind, images: &[Image]) -> 
             let mut chosen = PowerOfTwo::at_most(1);
             for image in images {
                 let size = image.file.stat().map_err(cannot)?.size;
-                let usual = cluster(kind.answers_accesses(), size).min(PowerOfTwo::at_most(args.chunk));
+                let usual = cluster(kind.answers_accesses(), size).min(PowerOfTwo::at_most(args.take.chunk));
                 // A call takes whole blocks, which XFS can have of up to 64 KiB.
                 chosen = chosen.max(usual).max(image.file.fs().map_err(cannot)?.block);
             }
@@ -352,7 +355,7 @@ pub(super) fn options(args: &SnapshotArgs, kind: HoldKind, images: &[Image]) -> 
     };
     let wish = Wish { same_t0_only: false, refresh: args.refresh, restart: args.restart, force: args.force };
     Ok(Options {
-        chunk: args.chunk,
+        chunk: args.take.chunk,
         latency: args.job.latency,
         cluster,
         wish,

@@ -68,7 +68,7 @@ pub fn begin_anew(stop: &Stop) -> Error {
 
 /// Whether the job may make guests wait.
 pub fn is_needed(args: &SnapshotArgs) -> bool {
-    match args.consistency {
+    match args.take.consistency {
         Consistency::Hold(kind) => kind.wants_a_worker(),
         // Where nobody writes to it nobody waits; what cannot be opened is refused in this process.
         Consistency::Auto => args.pairs.iter().any(|(src, _)| {
@@ -98,7 +98,7 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
     match status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code <= Kind::HIGHEST) {
         Some(code) => Ok(code),
         None => {
-            let supervisor = supervisor::outlived(args.guest_deadline / OUTLIVES);
+            let supervisor = supervisor::outlived(args.take.guest_deadline / OUTLIVES);
             let thawed = heir::see_to_the_thaw(&snapshot::order(args));
             snapshot::under_watch(&args.job, &snapshot::names(args), began, |_, reporter, _| {
                 thawed.into_iter().for_each(|thawed| reporter.on(told(thawed)));
@@ -118,8 +118,8 @@ fn told(thawed: Result<()>) -> Event {
     }
 }
 
-/// Hands signals on to the worker, until what this returns is set.
-fn hand_on_signals(worker: &Child, stop: Stop) -> Arc<Mutex<bool>> {
+/// Hands signals on to a process, until what this returns is set.
+pub(super) fn hand_on_signals(worker: &Child, stop: Stop) -> Arc<Mutex<bool>> {
     let worker = Pid::from_raw(worker.id() as i32);
     let has_ended = Arc::new(Mutex::new(false));
     let ended = Arc::clone(&has_ended);

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -64,15 +64,9 @@ pub struct SnapshotArgs {
     /// Each image with its snapshot.
     #[arg(skip)]
     pub pairs: Vec<(PathBuf, PathBuf)>,
-    /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
-    pub chunk: u64,
-    /// The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]
-    #[arg(long, value_name = "SIZE", value_parser = values::cluster)]
-    pub cluster: Option<u64>,
-    /// How the point in time is kept: by one of the holds below
-    #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
-    pub consistency: Consistency,
+    /// How it is taken.
+    #[command(flatten)]
+    pub take: TakeArgs,
     /// Bring the older snapshot DST to a new point in time, cloning only what differs
     #[arg(long)]
     pub refresh: bool,
@@ -85,6 +79,26 @@ pub struct SnapshotArgs {
     /// Give the snapshot write permission for its owner, and what others have on the image
     #[arg(long)]
     pub writable: bool,
+    /// Say what would be done; touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What the job verbs share.
+    #[command(flatten)]
+    pub job: JobArgs,
+}
+
+/// How a snapshot is taken.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct TakeArgs {
+    /// The most that one clone call covers, 4K to 1T in multiples of 4096 bytes
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = values::chunk)]
+    pub chunk: u64,
+    /// The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]
+    #[arg(long, value_name = "SIZE", value_parser = values::cluster)]
+    pub cluster: Option<u64>,
+    /// How the point in time is kept: by one of the holds below
+    #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
+    pub consistency: Consistency,
     /// How long an access of the guest may wait for the holds guard and filter before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = values::guest_deadline)]
     pub guest_deadline: Duration,
@@ -106,12 +120,6 @@ pub struct SnapshotArgs {
     /// No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze
     #[arg(long)]
     pub require_freeze: bool,
-    /// Say what would be done; touch nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// What the job verbs share.
-    #[command(flatten)]
-    pub job: JobArgs,
 }
 
 impl SnapshotArgs {
@@ -121,6 +129,16 @@ impl SnapshotArgs {
     /// What is wrong, in words.
     pub(super) fn check(&mut self) -> Result<(), (ErrorKind, String)> {
         self.pairs = pairs(&self.images).map_err(|why| (ErrorKind::ValueValidation, why))?;
+        self.take.check()
+    }
+}
+
+impl TakeArgs {
+    /// What no parser of a single argument sees.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<(), (ErrorKind, String)> {
         let quiesces = !self.quiesce().is_empty();
         if self.require_freeze && !quiesces {
             let what = "--require-freeze needs --qga, or --freeze and --thaw";
@@ -148,19 +166,21 @@ impl SnapshotArgs {
 /// `SRC DST`, or `SRC=DST` once or more. Two arguments are pairs only if both have a `=`; a name with one can so be given in
 /// the first form.
 fn pairs(images: &[PathBuf]) -> Result<Vec<(PathBuf, PathBuf)>, String> {
-    let pair = |text: &PathBuf| {
-        let bytes = text.as_os_str().as_bytes();
-        let at = bytes.iter().position(|b| *b == b'=')?;
-        let (src, dst) = (&bytes[..at], &bytes[at + 1..]);
-        let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
-        (!src.is_empty() && !dst.is_empty()).then(|| (path(src), path(dst)))
-    };
-    let pairs: Option<Vec<_>> = images.iter().map(pair).collect();
+    let pairs: Option<Vec<_>> = images.iter().map(|it| pair(it)).collect();
     match (pairs, images) {
         (Some(pairs), _) => Ok(pairs),
         (None, [src, dst]) => Ok(vec![(src.into(), dst.into())]),
         (None, _) => Err("name an image and a snapshot, SRC DST, or SRC=DST for each of several images".into()),
     }
+}
+
+/// `SRC=DST`.
+pub fn pair(text: &Path) -> Option<(PathBuf, PathBuf)> {
+    let bytes = text.as_os_str().as_bytes();
+    let at = bytes.iter().position(|b| *b == b'=')?;
+    let (src, dst) = (&bytes[..at], &bytes[at + 1..]);
+    let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+    (!src.is_empty() && !dst.is_empty()).then(|| (path(src), path(dst)))
 }
 
 fn consistency() -> impl TypedValueParser<Value = Consistency> {

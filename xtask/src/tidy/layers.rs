@@ -3,7 +3,7 @@
 use super::source::{Source, mentions};
 
 /// Files and folders that do no I/O and know no clock, thread or chance.
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
     "src/range.rs",
     "src/extent/",
     "src/extent.rs",
@@ -16,6 +16,7 @@ const PURE: [&str; 12] = [
     "src/qemu/nodes.rs",
     "src/quiesce/bytes.rs",
     "src/stream/format",
+    "src/rotate/policy",
 ];
 
 /// Those of the guest.
@@ -48,7 +49,7 @@ const LAYERS: [&[&str]; 5] = [
     &["range"],
     &["extent"],
     &["hold", "qemu", "quiesce", "cbw", "plan", "journal", "record", "disk", "sys"],
-    &["engine", "serve", "stream", "changes"],
+    &["engine", "serve", "stream", "changes", "rotate"],
     &["cli"],
 ];
 

@@ -1,0 +1,319 @@
+//! `rotate SRC=PATTERN...`: a snapshot is taken, and those that nobody wants any more are removed.
+
+pub mod args;
+mod begun;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use jiff::{Timestamp, Zoned};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use self::args::{RotateArgs, shown};
+use super::service::log::with_path;
+use super::signals::Stop;
+use super::{json, last_words, place, words, worker};
+use crate::children;
+use crate::disk::real::RealDisk;
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Error, Kind, Result};
+use crate::record::{ImageId, Verdict};
+use crate::rotate::found::{Snapshot, snapshots};
+use crate::rotate::pattern::Pattern;
+use crate::rotate::policy::Reason;
+use crate::rotate::remove;
+
+/// How often a run that waits for another one tries again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// An image with its snapshots.
+struct Rotated {
+    src: Option<PathBuf>,
+    /// None of a pattern alone: then whatever image they are of.
+    image: Option<(ImageId, Uuid)>,
+    pattern: Pattern,
+    disk: RealDisk,
+    /// The name of the new one.
+    new: OsString,
+}
+
+/// Runs the verb.
+///
+/// # Errors
+/// Refused where an image or a directory cannot be looked at; busy where another run works in the same directory; failed where one cannot be
+/// removed.
+pub fn run(args: &RotateArgs) -> Result<u8> {
+    let now = Zoned::now();
+    let stop = Stop::on_signals()?;
+    let all: Vec<Rotated> = args.pairs.iter().map(|pair| rotated(pair, &now)).collect::<Result<_>>()?;
+    let _turn = turn(&all, args.job.wait, &stop)?;
+    if args.dry_run {
+        return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
+    }
+    all.iter().try_for_each(|it| it.end_what_was_begun(args.job.output.quiet))?;
+    if !args.prune_only {
+        let code = take(args, &all, &stop)?;
+        if code != 0 {
+            // It has said why; nothing is removed.
+            return Ok(code);
+        }
+    }
+    for rotated in &all {
+        rotated.prune(args, &stop)?;
+    }
+    Ok(0)
+}
+
+fn rotated((src, pattern): &(Option<PathBuf>, Pattern), now: &Zoned) -> Result<Rotated> {
+    let cannot = |e| {
+        Error::io(
+            Kind::Refused,
+            format!("cannot open {}", words::name(&pattern.dir)),
+            "the directory must exist already",
+            e,
+        )
+    };
+    let image = match src {
+        None => None,
+        Some(src) => {
+            let image = place::open_image(src)?;
+            let look =
+                |e| Error::io(Kind::Refused, format!("cannot look at {}", words::name(src)), "check the path", e);
+            let fs = image.file.fs().map_err(look)?;
+            Some((image.file.stat().map_err(look)?.id(), Uuid::from_bytes(fs.uuid)))
+        }
+    };
+    let disk = RealDisk::open_dir(&pattern.dir).map_err(cannot)?;
+    let new = pattern.name_at(now).map_err(|why| Error::new(Kind::Usage, why, "choose another pattern"))?;
+    Ok(Rotated { src: src.clone(), image, pattern: pattern.clone(), disk, new: new.into() })
+}
+
+/// One run at a time works in a directory.
+fn turn(all: &[Rotated], wait: Duration, stop: &Stop) -> Result<Vec<File>> {
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    for rotated in all {
+        let dir = rotated.pattern.dir.canonicalize();
+        let cannot = |e| Error::io(Kind::Refused, "cannot find the snapshots' directory", "check the path", e);
+        dirs.push(dir.map_err(cannot)?);
+    }
+    // In one order, so that no two runs wait for each other.
+    dirs.sort();
+    dirs.dedup();
+    let until = Instant::now() + wait;
+    dirs.iter().map(|dir| lock(dir, until, stop)).collect()
+}
+
+fn lock(dir: &Path, until: Instant, stop: &Stop) -> Result<File> {
+    let name = words::name(dir);
+    let cannot = |e| Error::io(Kind::Refused, format!("cannot lock {name}"), "check the directory's permissions", e);
+    let file = File::open(dir).map_err(cannot)?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                if stop.wait(RETRY) {
+                    return Err(Error::told_to_stop());
+                }
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let what = format!("another 'rclone-img rotate' works in {name}");
+                return Err(Error::new(Kind::Busy, what, "wait for it (--wait)"));
+            }
+            Err(std::fs::TryLockError::Error(e)) => return Err(cannot(e)),
+        }
+    }
+}
+
+/// Takes the new snapshots, in a process of their own; its exit code.
+fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
+    let recycled: Option<Vec<OsString>> = all.iter().map(|it| it.surplus(args)).collect::<Result<_>>()?;
+    let recycled = recycled.filter(|_| args.recycle);
+    let named = |it: &Rotated, index: usize| recycled.as_ref().map_or_else(|| it.new.clone(), |all| all[index].clone());
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("rclone-img").arg("snapshot").args(&args.handed_on).stdin(Stdio::null());
+    command.args(recycled.iter().map(|_| "--refresh")).arg("--");
+    for (index, rotated) in all.iter().enumerate() {
+        let Some(src) = &rotated.src else { continue };
+        let dst = rotated.pattern.dir.join(named(rotated, index));
+        command.arg([src.as_os_str(), dst.as_os_str()].join(OsStr::new("=")));
+    }
+    let cannot = |e| Error::io(Kind::Failed, "cannot start the snapshot's process", "check the limit of processes", e);
+    let mut child = children::spawn(&mut command).map_err(cannot)?;
+    let ended = worker::hand_on_signals(&child, stop.clone());
+    let status = child.wait().map_err(cannot)?;
+    *ended.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = true;
+    let Some(code) = status.code().and_then(|code| u8::try_from(code).ok()) else {
+        return Err(Error::new(
+            Kind::Failed,
+            "the snapshot's process was killed",
+            "run the command again; nothing was removed",
+        ));
+    };
+    if code == 0
+        && let Some(recycled) = &recycled
+    {
+        for (rotated, old) in all.iter().zip(recycled) {
+            let renamed = rotated.disk.rename(old, &rotated.new, false).and_then(|()| rotated.disk.sync_names());
+            renamed.map_err(|e| {
+                let old = shown(&rotated.pattern.dir, old);
+                let hint = "it is complete under its old name, and the next run counts it by its time";
+                Error::io(Kind::Failed, format!("cannot give {old} its new name"), hint, e)
+            })?;
+        }
+    }
+    Ok(code)
+}
+
+impl Rotated {
+    /// Its finished snapshots, the newest first; and how many there are of other images.
+    fn found(&self) -> Result<(Vec<Snapshot>, usize)> {
+        let wanted = |name: &OsStr| name.to_str().is_some_and(|name| self.pattern.matches(name));
+        let all = snapshots(&self.pattern.dir, &self.disk, wanted).map_err(|e| self.cannot_look(e))?;
+        let valid: Vec<Snapshot> = all.into_iter().filter(|it| it.verdict == Verdict::Valid).collect();
+        let Some(image) = self.image else {
+            let image = valid.first().map(|it| (it.record.image, it.record.fs));
+            if valid.iter().any(|it| !image.is_some_and(|image| it.is_of(image))) {
+                let what = format!(
+                    "the snapshots in {} of this pattern are of several images",
+                    words::name(&self.pattern.dir)
+                );
+                return Err(Error::new(
+                    Kind::Refused,
+                    what,
+                    "name the image, SRC=PATTERN, or give those of each a pattern of its own",
+                ));
+            }
+            return Ok((valid, 0));
+        };
+        let (own, others): (Vec<_>, Vec<_>) = valid.into_iter().partition(|it| it.is_of(image));
+        Ok((own, others.len()))
+    }
+
+    /// Why each of these is kept; for no reason where it is not.
+    fn reasons(&self, args: &RotateArgs, t0: impl Iterator<Item = Timestamp>) -> Vec<Vec<Reason>> {
+        let zone = jiff::tz::TimeZone::system();
+        let times: Vec<_> = t0.map(|t0| t0.to_zoned(zone.clone()).datetime()).collect();
+        args.keep.policy().map_or_else(|| vec![vec![Reason::Last]; times.len()], |policy| policy.reasons(&times))
+    }
+
+    /// The newest that would be removed even if none were taken: of all that are, it shares most with the image.
+    fn surplus(&self, args: &RotateArgs) -> Result<Option<OsString>> {
+        let found = self.found()?.0;
+        let reasons = self.reasons(args, found.iter().map(|it| it.record.t0));
+        let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && it.stat.nlink == 1);
+        Ok(surplus.map(|(it, _)| it.name.clone()))
+    }
+
+    /// Removes what nobody wants.
+    fn prune(&self, args: &RotateArgs, stop: &Stop) -> Result<()> {
+        let (found, others) = self.found()?;
+        let reasons = self.reasons(args, found.iter().map(|it| it.record.t0));
+        let (mut kept, mut removed) = (0, Vec::new());
+        for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
+            // The newest is kept whatever the rules say.
+            if !reasons.is_empty() || index == 0 {
+                kept += 1;
+                continue;
+            }
+            if stop.asked() {
+                return Err(Error::told_to_stop());
+            }
+            remove::remove(&self.disk, snapshot).map_err(|e| {
+                let what = format!("cannot remove {}", shown(&self.pattern.dir, &snapshot.name));
+                Error::io(Kind::Failed, what, "see what has become of it; the next run tries again", e)
+            })?;
+            self.say_removed(args, snapshot)?;
+            removed.push(shown(Path::new("."), &snapshot.name));
+        }
+        self.say_pruned(args, kept, &removed, others)
+    }
+
+    fn cannot_look(&self, error: io::Error) -> Error {
+        let what = format!("cannot look at the snapshots in {}", words::name(&self.pattern.dir));
+        Error::io(Kind::Refused, what, "check the directory's permissions", error)
+    }
+
+    /// What a report calls it.
+    fn name(&self) -> String {
+        self.src.as_ref().map_or_else(|| words::name(&self.pattern.dir), words::name)
+    }
+
+    fn object(&self, event: &str) -> Value {
+        let object = json!({"v": json::VERSION, "event": event});
+        match &self.src {
+            Some(src) => with_path(object, "src", src),
+            None => object,
+        }
+    }
+
+    fn say_removed(&self, args: &RotateArgs, snapshot: &Snapshot) -> Result<()> {
+        if !args.job.output.json {
+            return Ok(());
+        }
+        let mut object = with_path(self.object("removed"), "dst", &self.pattern.dir.join(&snapshot.name));
+        object["t0"] = snapshot.record.t0.to_string().into();
+        super::written(json::write_line(&mut io::stdout(), &object))
+    }
+
+    fn say_pruned(&self, args: &RotateArgs, kept: usize, removed: &[String], others: usize) -> Result<()> {
+        if args.job.output.json {
+            let mut object = self.object("pruned");
+            (object["kept"], object["removed"], object["of_other_images"]) =
+                (kept.into(), removed.len().into(), others.into());
+            return super::written(json::write_line(&mut io::stdout(), &object));
+        }
+        if !args.job.output.quiet {
+            let gone = match removed {
+                [] => "none removed".into(),
+                some => format!("removed {}", some.join(", ")),
+            };
+            let others = match others {
+                0 => String::new(),
+                n => format!("; {} of other images left alone", words::count(n as u64, "snapshot")),
+            };
+            last_words(format!("{}: {} kept, {gone}{others}\n", self.name(), words::count(kept as u64, "snapshot")));
+        }
+        Ok(())
+    }
+
+    /// What a run would do.
+    fn say_plan(&self, args: &RotateArgs, now: Timestamp) -> Result<()> {
+        let (found, others) = self.found()?;
+        let new = (!args.prune_only).then_some((self.new.clone(), now));
+        let all: Vec<(OsString, Timestamp)> =
+            new.iter().cloned().chain(found.iter().map(|it| (it.name.clone(), it.record.t0))).collect();
+        let reasons = self.reasons(args, all.iter().map(|it| it.1));
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        let recycled = if args.recycle { self.surplus(args)? } else { None };
+        let mut say = || -> io::Result<()> {
+            for (index, ((name, t0), reasons)) in all.iter().zip(&reasons).enumerate() {
+                let names: Vec<&str> = reasons.iter().map(|it| it.name()).collect();
+                let what = match (index == 0, new.is_some(), reasons.is_empty()) {
+                    (true, true, _) => "take",
+                    (_, _, true) if recycled.as_ref() == Some(name) => "recycle",
+                    (false, _, true) => "remove",
+                    _ => "keep",
+                };
+                if args.job.output.json {
+                    let mut object = with_path(self.object("plan"), "dst", &self.pattern.dir.join(name));
+                    (object["what"], object["t0"], object["reasons"]) =
+                        (what.into(), t0.to_string().into(), names.into());
+                    json::write_line(&mut out, &object)?;
+                } else {
+                    writeln!(out, "{what:<8}{}  {}", shown(&self.pattern.dir, name), names.join(", "))?;
+                }
+            }
+            if others > 0 && !args.job.output.json {
+                writeln!(out, "{} of other images left alone", words::count(others as u64, "snapshot"))?;
+            }
+            out.flush()
+        };
+        super::written(say())
+    }
+}

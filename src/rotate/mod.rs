@@ -1,0 +1,11 @@
+//! Which snapshots of an image are kept, and how the others go.
+//!
+//! - [`policy`]: which are kept, by their times. Pure.
+//! - [`pattern`]: names that carry a time.
+//! - [`found`]: the snapshots in a directory, by their records.
+//! - [`remove`]: one is removed, in steps, so that no guest notices.
+
+pub mod found;
+pub mod pattern;
+pub mod policy;
+pub mod remove;

@@ -1,0 +1,291 @@
+//! `rotate`: what is kept is what the rules say, nothing is ever removed that is not ours and surplus, and whenever it is killed the newest
+//! good snapshot is there.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use jiff::civil::DateTime;
+use jiff::{Timestamp, ToSpan, Zoned};
+use rclone_img::record::Record;
+use rclone_img::rotate::policy::Policy;
+use serde_json::Value;
+
+use support::{BLOCK, Random, Sandbox, assert_same, fragmented, must, noise, on_both, refused, runs, there, writer};
+
+const MIB: u64 = 1 << 20;
+
+/// A name for each moment.
+const PATTERN: &str = "a.img=snaps/a-%Y%m%dT%H%M%S%.9f%z.snap";
+
+fn snaps(s: &Sandbox) -> BTreeSet<String> {
+    let entries = fs::read_dir(s.path("snaps")).expect("the directory").flatten();
+    entries.map(|it| it.file_name().into_string().expect("text")).collect()
+}
+
+fn newest(s: &Sandbox) -> String {
+    snaps(s).into_iter().next_back().expect("a snapshot")
+}
+
+fn begin(s: &Sandbox) {
+    fs::create_dir(s.path("snaps")).expect("a directory");
+    noise(&s.path("a.img"), 4 * MIB);
+}
+
+fn rotate(s: &Sandbox, code: i32, more: &[&str]) -> Vec<Value> {
+    s.exits(code, &[&["rotate", "--json", PATTERN], more].concat())
+}
+
+#[test]
+fn the_last_ones_are_kept_and_the_newest_is_the_image() {
+    on_both(|s| {
+        begin(s);
+        let mut before = Vec::new();
+        for round in 0..6 {
+            writer(&s.path("a.img")).write_all_at(&[round; 100], u64::from(round) * BLOCK).expect("written");
+            let told = rotate(s, 0, &["--keep-last", "3", "--latency", "5ms"]);
+            before.push(newest(s));
+            assert_same(&s.path("a.img"), &s.path("snaps").join(newest(s)));
+            let pruned = told.last().expect("an end");
+            assert_eq!((&pruned["event"], &pruned["kept"]), (&"pruned".into(), &(round + 1).min(3).into()), "{pruned}");
+            assert_eq!(snaps(s).len(), usize::from(round + 1).min(3));
+        }
+        assert_eq!(snaps(s), before[3..].iter().cloned().collect());
+        let listed = s.exits(0, &["list", "--json", "snaps"]);
+        assert_eq!(listed.iter().filter(|it| it["state"] == "finished").count(), 3, "{listed:?}");
+        assert!(listed[0]["own_bytes"].as_u64().is_some_and(|own| own < MIB), "{listed:?}");
+    });
+}
+
+#[test]
+fn what_is_not_a_snapshot_of_this_image_is_left_alone() {
+    on_both(|s| {
+        begin(s);
+        rotate(s, 0, &["--keep-last", "1"]);
+        let named = |n: u32| s.path("snaps").join(format!("a-2020010{n}T000000.000000000+0000.snap"));
+        // A live disk that began as a copy of a snapshot, with its record.
+        must("cp", &[&"-a", &s.path("snaps").join(newest(s)), &named(1)]);
+        fs::write(named(2), b"mine").expect("a file");
+        // One that was written to.
+        s.exits(0, &["snapshot", "-q", "--writable", "a.img", named(3).to_str().expect("text")]);
+        writer(&named(3)).write_all_at(b"x", 0).expect("written");
+        // One of another image.
+        noise(&s.path("b.img"), MIB);
+        s.exits(0, &["snapshot", "-q", "b.img", named(4).to_str().expect("text")]);
+        // One of another name.
+        s.exits(0, &["snapshot", "-q", "a.img", "snaps/mine.snap"]);
+        let before = snaps(s);
+        let told = rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(snaps(s), before);
+        assert_eq!(told.last().expect("an end")["of_other_images"], 1, "{told:?}");
+        refused(
+            s,
+            "several images",
+            &["rotate", "--prune-only", "snaps/a-%Y%m%dT%H%M%S%.9f%z.snap", "--keep-last", "1"],
+        );
+        let states: Vec<Value> =
+            s.exits(0, &["list", "--json", "snaps"]).into_iter().map(|it| it["state"].clone()).collect();
+        for state in ["finished", "copy", "modified"] {
+            assert!(states.iter().any(|it| it == state), "{state}: {states:?}");
+        }
+    });
+}
+
+#[test]
+fn what_would_remove_all_or_cannot_be_told_apart_is_no_command() {
+    on_both(|s| {
+        begin(s);
+        for args in [
+            &["rotate", PATTERN][..],
+            &["rotate", PATTERN, "--keep-last", "0"],
+            &["rotate", "a.img=snaps/a.snap", "--keep-last", "1"],
+            &["rotate", "a.img", "--keep-last", "1"],
+            &["rotate", "snaps/%F", "--keep-last", "1"],
+            &["rotate", PATTERN, "--keep-last", "1", "--require-freeze"],
+        ] {
+            s.exits(2, args);
+        }
+        let dir = File::open(s.path("snaps")).expect("open");
+        dir.lock().expect("nobody has it");
+        rotate(s, 5, &["--keep-last", "1"]);
+        drop(dir);
+        assert!(snaps(s).is_empty());
+        rotate(s, 0, &["--keep-last", "1"]);
+        let before = s.listing();
+        let plan = rotate(s, 0, &["--keep-last", "1", "--dry-run"]);
+        let what: Vec<&str> = plan.iter().map(|it| it["what"].as_str().expect("text")).collect();
+        assert_eq!((what, s.listing()), (vec!["take", "remove"], before));
+        // A snapshot that fails removes nothing, and its exit code is handed on.
+        let held = writer(&s.path("a.img"));
+        let before = snaps(s);
+        rotate(s, 3, &["--keep-last", "1", "--consistency", "frozen"]);
+        drop(held);
+        assert_eq!(snaps(s), before);
+    });
+}
+
+#[test]
+fn one_that_is_surplus_is_recycled_and_no_other() {
+    on_both(|s| {
+        begin(s);
+        let inode = |name: &str| fs::metadata(s.path("snaps").join(name)).expect("there").ino();
+        for _ in 0..3 {
+            rotate(s, 0, &["--keep-last", "3"]);
+        }
+        let [oldest, second, third] = snaps(s).into_iter().collect::<Vec<_>>().try_into().expect("three");
+        // All three are wanted until there is a fourth: none may be overwritten before.
+        rotate(s, 0, &["--keep-last", "3", "--recycle"]);
+        assert!(!snaps(s).contains(&oldest) && snaps(s).contains(&third));
+        // With two wanted the oldest of three is surplus.
+        let was = inode(&second);
+        writer(&s.path("a.img")).write_all_at(b"new", 9).expect("written");
+        let told = rotate(s, 0, &["--keep-last", "2", "--recycle"]);
+        assert!(
+            told.iter().any(|it| it["skipped_bytes"].as_u64().is_some_and(|skipped| skipped > 3 * MIB)),
+            "{told:?}"
+        );
+        assert_eq!((inode(&newest(s)), snaps(s).len()), (was, 2));
+        assert_same(&s.path("a.img"), &s.path("snaps").join(newest(s)));
+    });
+}
+
+#[test]
+fn all_disks_of_a_machine_are_one_set() {
+    on_both(|s| {
+        begin(s);
+        noise(&s.path("b.img"), MIB);
+        for _ in 0..3 {
+            let more = ["b.img=snaps/b-%Y%m%dT%H%M%S%.9f%z.snap", "--keep-daily", "3", "--keep-last", "2"];
+            rotate(s, 0, &more);
+        }
+        let names: Vec<String> = snaps(s).into_iter().collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert_eq!((&names[0][1..], &names[1][1..]), (&names[2][1..], &names[3][1..]));
+    });
+}
+
+#[test]
+fn a_full_file_system_is_emptied() {
+    on_both(|s| {
+        begin(s);
+        for round in 0..4 {
+            rotate(s, 0, &["--keep-last", "4"]);
+            // What only this snapshot has.
+            writer(&s.path("a.img")).write_all_at(&Random::new(round).bytes(4 * MIB as usize), 0).expect("written");
+        }
+        must("sync", &[]);
+        // To the last byte.
+        let _ = Command::new("dd").args(["if=/dev/zero", "bs=64k", "of=fill"]).current_dir(s.dir()).output();
+        must("sync", &[]);
+        rotate(s, 3, &["--keep-last", "2"]);
+        assert_eq!(snaps(s).len(), 4);
+        rotate(s, 0, &["--keep-last", "2", "--prune-only"]);
+        assert_eq!(snaps(s).len(), 2);
+    });
+}
+
+/// The record's T0, moved to another day.
+fn age(s: &Sandbox, name: &str, days: i64) {
+    let path = s.path("snaps").join(name);
+    let mut record =
+        Record::from_bytes(&xattr::get(&path, "user.reflink-img").expect("read").expect("there")).expect("ours");
+    record.t0 = Timestamp::now().checked_sub((days * 24).hours()).expect("in range");
+    xattr::set(&path, "user.reflink-img", &record.to_bytes()).expect("root may");
+}
+
+#[test]
+fn killed_at_any_instant_the_newest_good_one_is_there() {
+    let random = Random::seeded("killed_at_any_instant_the_newest_good_one_is_there");
+    on_both(|s| {
+        fs::create_dir(s.path("snaps")).expect("a directory");
+        fragmented(&s.path("a.img"), 3000);
+        for days in [3, 2, 1] {
+            rotate(s, 0, &["--keep-last", "9"]);
+            age(s, &newest(s), days);
+        }
+        for round in 0..runs(20, 100) {
+            let recycle: &[&str] = if round % 2 == 0 { &["--recycle"] } else { &[] };
+            let args = [&["rotate", "-q", PATTERN, "--keep-last", "2", "--latency", "1ms"], recycle].concat();
+            let mut job = s.command(&args).spawn().expect("started");
+            thread::sleep(Duration::from_micros(random.below(150_000)));
+            job.kill().and_then(|()| job.wait()).expect("killed");
+            // The snapshot's own process ends by itself.
+            assert!(
+                support::until(|| s.run(&["status", "snaps"]).status.code() != Some(5) && !is_running(s)),
+                "round {round}"
+            );
+            let good = s.exits(0, &["list", "--json", "snaps"]);
+            let good = good.iter().filter(|it| it["state"] == "finished").count();
+            assert!(good >= 2, "{:?} round {round}: {good} are left: {:?}", s.fs, snaps(s));
+            if round % 4 == 3 {
+                // The next run ends what was begun.
+                rotate(s, 0, &["--keep-last", "2"]);
+                assert_eq!(snaps(s).len(), 2, "{:?} round {round}: {:?}", s.fs, snaps(s));
+                assert_same(&s.path("a.img"), &s.path("snaps").join(newest(s)));
+                for (days, name) in (2..).zip(snaps(s).into_iter().rev()) {
+                    age(s, &name, days);
+                }
+                rotate(s, 0, &["--keep-last", "9"]);
+            }
+        }
+    });
+}
+
+/// Whether a process works in the sandbox.
+fn is_running(s: &Sandbox) -> bool {
+    let found = Command::new("pgrep").args(["-f", "rclone-img snapshot .*snaps/a-"]).output().expect("pgrep");
+    let here = |pid: &str| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == s.dir());
+    String::from_utf8_lossy(&found.stdout).lines().any(here)
+}
+
+/// restic's own rules on the same times.
+#[test]
+fn what_is_kept_is_what_restic_keeps() {
+    if !there("restic") {
+        return;
+    }
+    let random = Random::seeded("what_is_kept_is_what_restic_keeps");
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("file"), b"data").expect("a file");
+    let restic = |args: &[&str]| {
+        let mut command = Command::new("restic");
+        command.args(["-q", "-r", "repo", "--no-cache"]).args(args).current_dir(dir.path()).env("RESTIC_PASSWORD", "x");
+        let out = command.output().expect("restic");
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    restic(&["init"]);
+    let mut now: DateTime = "2024-12-20T21:17:00".parse().expect("a time");
+    let mut times: Vec<DateTime> = Vec::new();
+    for _ in 0..24 {
+        let hours = [1, 5, 24, 24, 24, 200, 900][random.below(7) as usize];
+        now = now.checked_add(hours.hours()).expect("in range");
+        restic(&["backup", "file", "--time", &now.strftime("%Y-%m-%d %H:%M:%S").to_string()]);
+        times.insert(0, now);
+    }
+    for _ in 0..6 {
+        let counts: [u32; 6] = std::array::from_fn(|_| random.below(4) as u32);
+        let Some(policy) = Policy::new(counts) else { continue };
+        let flags = ["last", "hourly", "daily", "weekly", "monthly", "yearly"];
+        let flags = flags.iter().zip(counts).filter(|(_, count)| *count > 0);
+        let flags: Vec<String> =
+            flags.flat_map(|(name, count)| [format!("--keep-{name}"), count.to_string()]).collect();
+        let args: Vec<&str> =
+            ["forget", "--dry-run", "--json"].into_iter().chain(flags.iter().map(String::as_str)).collect();
+        let told: Value = serde_json::from_str(restic(&args).lines().next().expect("a line")).expect("JSON");
+        let kept = told[0]["keep"].as_array().expect("a list").iter().map(|it| {
+            let text = it["time"].as_str().expect("a time");
+            let at: Timestamp = text.parse().expect("a time");
+            at.to_zoned(Zoned::now().time_zone().clone()).datetime()
+        });
+        let ours = policy.reasons(&times);
+        let ours: BTreeSet<DateTime> =
+            times.iter().zip(ours).filter(|(_, it)| !it.is_empty()).map(|it| *it.0).collect();
+        assert_eq!(ours, kept.collect(), "{flags:?}");
+    }
+}
