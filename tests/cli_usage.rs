@@ -51,6 +51,13 @@ fn help_is_what_is_stored() {
     check_help(&["guard", "--help"], file!["snapshots/help-guard.txt"]);
     check_help(&["serve", "--help"], file!["snapshots/help-serve.txt"]);
     check_help(&["fleece", "--help"], file!["snapshots/help-fleece.txt"]);
+    check_help(&["diff", "--help"], file!["snapshots/help-diff.txt"]);
+    check_help(&["verify", "--help"], file!["snapshots/help-verify.txt"]);
+    check_help(&["send", "--help"], file!["snapshots/help-send.txt"]);
+    check_help(&["receive", "--help"], file!["snapshots/help-receive.txt"]);
+    check_help(&["restore", "--help"], file!["snapshots/help-restore.txt"]);
+    check_help(&["rotate", "--help"], file!["snapshots/help-rotate.txt"]);
+    check_help(&["list", "--help"], file!["snapshots/help-list.txt"]);
     check_help(&["fleece", "start", "--help"], file!["snapshots/help-fleece-start.txt"]);
 }
 
@@ -110,7 +117,7 @@ fn what_freezes_is_whole_and_of_use() {
 
 #[test]
 fn what_is_not_built_is_not_accepted() {
-    check_usage(&["rotate", "a"], "error: unrecognized subcommand 'rotate'");
+    check_usage(&["catalogue", "a"], "error: unrecognized subcommand 'catalogue'");
     check_usage(
         &["snapshot", "a", "b", "--consistency", "anchor"],
         "error: invalid value 'anchor' for '--consistency <HOLD>'",
@@ -122,6 +129,16 @@ fn contradictions_and_gaps_are_usage_errors() {
     check_usage(
         &["snapshot", "a"],
         "error: name an image and a snapshot, SRC DST, or SRC=DST for each of several images",
+    );
+    check_usage(&["send", "a", "--checksum"], "error: the following required arguments were not provided:");
+    check_usage(&["receive"], "error: the following required arguments were not provided:");
+    check_usage(
+        &["rotate", "a=b-%F"],
+        "error: say what is to be kept: --keep-last, --keep-daily, ...; without that all would be removed",
+    );
+    check_usage(
+        &["rotate", "a=b-%F", "--keep-last", "0"],
+        "error: invalid value '0' for '--keep-last <N>': 0 is not in 1..=4294967295",
     );
     check_usage(&["snapshot"], "error: the following required arguments were not provided:");
     check_usage(

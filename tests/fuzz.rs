@@ -3,6 +3,8 @@
 
 #[path = "../fuzz/checks/nbd.rs"]
 mod nbd;
+#[path = "../fuzz/checks/stream.rs"]
+mod stream;
 mod support;
 
 use std::fs;
@@ -56,10 +58,14 @@ fn changed(random: &Random, seeds: &[Vec<u8>]) -> Vec<u8> {
                 bytes.drain(place.min(end)..end);
             }
             3 | 4 => {
-                // A number of two, four or eight bytes, big endian as NBD has it.
+                // A number of two, four or eight bytes, big endian as NBD has it, or little as a stream.
                 let width = 2 << random.below(3);
-                let number = EDGES[random.below(EDGES.len() as u64) as usize].to_be_bytes();
-                for (to, from) in bytes.iter_mut().skip(place).zip(&number[8 - width..]) {
+                let mut number = EDGES[random.below(EDGES.len() as u64) as usize].to_be_bytes();
+                let number = &mut number[8 - width..];
+                if random.below(2) == 0 {
+                    number.reverse();
+                }
+                for (to, from) in bytes.iter_mut().skip(place).zip(number) {
                     *to = *from;
                 }
             }
@@ -77,15 +83,24 @@ fn changed(random: &Random, seeds: &[Vec<u8>]) -> Vec<u8> {
 
 #[test]
 fn what_nbd_clients_say_is_taken_for_what_it_is() {
-    let random = Random::seeded("what_nbd_clients_say_is_taken_for_what_it_is");
-    let seeds = seeds("nbd");
-    seeds.iter().for_each(|seed| nbd::check(seed));
+    fuzz("what_nbd_clients_say_is_taken_for_what_it_is", "nbd", nbd::check);
+}
+
+#[test]
+fn what_a_stream_says_is_taken_for_what_it_is() {
+    fuzz("what_a_stream_says_is_taken_for_what_it_is", "stream", stream::check);
+}
+
+fn fuzz(test: &str, target: &str, check: fn(&[u8])) {
+    let random = Random::seeded(test);
+    let seeds = seeds(target);
+    seeds.iter().for_each(|seed| check(seed));
     let until = Instant::now() + seconds();
     let mut count = 0_u64;
     while Instant::now() < until {
         for _ in 0..1000 {
             let bytes = changed(&random, &seeds);
-            if let Err(panic) = catch_unwind(|| nbd::check(&bytes)) {
+            if let Err(panic) = catch_unwind(|| check(&bytes)) {
                 eprintln!("these {} bytes do it: {bytes:02x?}", bytes.len());
                 std::panic::resume_unwind(panic);
             }

@@ -43,6 +43,8 @@ pub const ALL: &[Tool] = &[
     tool("mount", "mount"),
     tool("losetup", "mount"),
     tool("flock", "util-linux"),
+    tool("script", "bsdutils"),
+    tool("pgrep", "procps"),
     tool("fio", "fio"),
     tool("filefrag", "e2fsprogs"),
     tool("chattr", "e2fsprogs"),
@@ -59,6 +61,7 @@ pub const ALL: &[Tool] = &[
     tool("nbdcopy", "libnbd-bin"),
     tool("nbdsh", "python3-libnbd"),
     tool("restic", "restic"),
+    tool("rbd", "ceph-common"),
     tool("setquota", "quota"),
     tool("strace", "strace"),
 ];
