@@ -4,13 +4,14 @@
 //! |---|---|
 //! | there is none, or it is before T0 | goes on |
 //! | gathers: T0 is about to be set, writes that went on before are waited for | waits for T0 |
-//! | watches, and its clone call runs | waits for the call to return |
+//! | watches, and its clone call runs | waits for the call to return, for as long as a write may wait |
 //! | watches, and the write's clusters are not done | waits for them; the job is told ([`News::Wanted`]) |
 //! | watches, and they are done | goes on |
 //! | is broken, or gone | goes on |
 //!
 //! Of several jobs a write has to wait for each. One that waits looks at the time itself: at the deadline the snapshot breaks, whatever the job
-//! is at, or the write fails ([`OnError`]). Reads do not come here. What is decided, [`crate::cbw::Accesses`] decides; this is the lock
+//! is at, or the write fails ([`OnError`]); where its clusters are done, nothing is lost if it goes on beside the call, and waits in the kernel.
+//! Reads do not come here. What is decided, [`crate::cbw::Accesses`] decides; this is the lock
 //! around it, and those who sleep.
 
 mod job;
@@ -148,7 +149,7 @@ impl Gate {
             let answer;
             (state, answer) = match stop {
                 Stop::Clusters => self.until_answered(state, id, number),
-                Stop::Call => self.while_calling(state, id, since),
+                Stop::Call => (self.while_calling(state, id, since), Ok(())),
             };
             answer.map_err(io::Error::from_raw_os_error)?;
             // From the beginning: by now it may be another job's turn, and nothing may come between the last look and what follows.
@@ -244,22 +245,17 @@ impl Gate {
         mut state: MutexGuard<'a, State>,
         id: u64,
         since: Duration,
-    ) -> (MutexGuard<'a, State>, Result<(), i32>) {
-        loop {
-            let Some(job) = state.jobs.get_mut(&id).filter(|job| job.holds()) else { return (state, Ok(())) };
-            let deadline = job.limits.deadline;
-            match ((since + deadline).saturating_sub(self.now()), job.on_error) {
-                (Duration::ZERO, OnError::BreakGuestWrite) => return (state, Err(libc::ETIMEDOUT)),
-                (Duration::ZERO, OnError::BreakSnapshot) => {
-                    job.machine.break_off(&format!(
-                        "a clone call has kept a write of the guest waiting for longer than --guest-deadline allows ({deadline:?} of it \
-                         are the job's own)"
-                    ));
-                    self.settle(&mut state, id);
+    ) -> MutexGuard<'a, State> {
+        while let Some(job) = state.jobs.get_mut(&id).filter(|job| job.holds()) {
+            match (since + job.limits.deadline).saturating_sub(self.now()) {
+                Duration::ZERO => {
+                    job.overlong = true;
+                    self.changed.notify_all();
                 }
-                (left, _) => state = self.sleep(state, left),
+                left => state = self.sleep(state, left),
             }
         }
+        state
     }
 
     /// Lets those go who may, as far as a job is concerned, and tells it what it should know.

@@ -48,6 +48,8 @@ pub(super) struct Job {
     pub(super) limits: Limits,
     pub(super) on_error: OnError,
     pub(super) calling: bool,
+    /// A write has waited for this call for as long as it may: nobody waits for it any more, in whatever state its job is.
+    pub(super) overlong: bool,
     /// Something was wanted, and no answer has come.
     pub(super) asked: bool,
     pub(super) fate: Arc<Fate>,
@@ -57,7 +59,8 @@ pub(super) struct Job {
 impl Job {
     pub(super) fn new(limits: Limits, on_error: OnError, tell: Tell) -> Self {
         let machine = Accesses::new(limits);
-        Self { machine, clusters: None, limits, on_error, calling: false, asked: false, fate: Arc::default(), tell }
+        let (calling, overlong, asked, fate) = (false, false, false, Arc::default());
+        Self { machine, clusters: None, limits, on_error, calling, overlong, asked, fate, tell }
     }
 
     /// Whether a write of these bytes has to wait, and for what.
@@ -76,7 +79,7 @@ impl Job {
 
     /// Whether writes wait for a clone call.
     pub(super) fn holds(&self) -> bool {
-        self.calling && self.machine.is_watching()
+        self.calling && !self.overlong && self.machine.is_watching()
     }
 
     /// The time of one that waits is up: those whose writes fail by it.

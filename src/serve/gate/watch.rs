@@ -81,7 +81,8 @@ impl Watch {
     /// A clone call is about to be made: writes wait for it, and it for those on their way, for a while.
     pub fn calling(&self) {
         let mut state = self.gate.lock();
-        self.job(&mut state).calling = true;
+        let job = self.job(&mut state);
+        (job.calling, job.overlong) = (true, false);
         drop(self.gate.drain(state, DRAIN));
     }
 
