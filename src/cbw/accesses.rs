@@ -216,6 +216,11 @@ impl<A, W: Word> Accesses<A, W> {
         self.take_out(|it| it.image == image && it.range.intersect(range).is_some())
     }
 
+    /// Nobody waits any more for an answer to these accesses.
+    pub fn forget(&mut self, which: impl Fn(&A) -> bool) {
+        self.waiting.retain(|it| !which(&it.access));
+    }
+
     /// Takes out those of whom this is true and whose clusters are not done.
     fn take_out(&mut self, which: impl Fn(&Waiting<A>) -> bool) -> Vec<A> {
         let (out, rest): (VecDeque<_>, _) = std::mem::take(&mut self.waiting)

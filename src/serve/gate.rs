@@ -9,11 +9,12 @@
 //! | watches, and they are done | goes on |
 //! | is broken, or gone | goes on |
 //!
-//! Of several jobs a write has to wait for each. One that waits looks at the time itself: at the deadline the snapshot breaks, whatever the job
+//! Of several jobs a write has to wait for each, and does so for all of them at once. One that waits looks at the time itself: at the deadline the snapshot breaks, whatever the job
 //! is at, or the write fails ([`OnError`]); where its clusters are done, nothing is lost if it goes on beside the call, and waits in the kernel.
 //! Reads do not come here. What is decided, [`crate::cbw::Accesses`] decides; this is the lock
 //! around it, and those who sleep.
 
+mod entrance;
 mod job;
 #[cfg(test)]
 mod tests;
@@ -28,8 +29,9 @@ use std::time::{Duration, Instant};
 use crate::cbw::Limits;
 use crate::range::ByteRange;
 
+use entrance::Entrance;
+use job::Job;
 pub use job::{Fate, OnError};
-use job::{Job, Stop};
 pub use watch::{Point, Watch};
 
 /// The most writes that wait at once: more than all clients together can have on the way.
@@ -40,9 +42,6 @@ const JOBS: usize = 16;
 
 /// How long before the gate was there one can have begun to wait: longer than anybody may.
 const BEFORE: Duration = Duration::from_secs(3600);
-
-/// The shortest sleep of a write at its deadline.
-const MOMENT: Duration = Duration::from_millis(1);
 
 /// What a job is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -81,10 +80,8 @@ impl State {
         self.last
     }
 
-    fn fail(&mut self, writes: Vec<u64>, errno: i32) -> bool {
-        let any = !writes.is_empty();
+    fn fail(&mut self, writes: Vec<u64>, errno: i32) {
         self.answered.extend(writes.into_iter().map(|number| (number, Err(errno))));
-        any
     }
 }
 
@@ -128,46 +125,15 @@ impl Gate {
     }
 
     fn enter_since(&self, range: ByteRange, before: Duration) -> io::Result<Passing<'_>> {
-        let since = self.now().saturating_sub(before);
-        // Which jobs it has waited for, and from when on.
-        let mut waited: Vec<(u64, Duration)> = Vec::new();
+        let mut write = Entrance::new(range, self.now().saturating_sub(before));
         let mut state = self.lock();
-        loop {
-            let (number, now) = (state.next(), self.now());
-            let stopped = state.jobs.iter_mut().find_map(|(id, job)| {
-                let since =
-                    waited.iter().find(|(it, _)| it == id).map_or(now.saturating_sub(before), |(_, since)| *since);
-                Some((*id, since, job.stops(number, range, since)?))
-            });
-            let Some((id, since, stop)) = stopped else { break };
-            if waited.iter().all(|(it, _)| *it != id) {
-                waited.push((id, since));
-            }
-            if let Some(job) = state.jobs.get_mut(&id) {
-                job.tell();
-            }
+        while write.is_stopped(self, &mut state) {
             let answer;
-            (state, answer) = match stop {
-                Stop::Clusters => self.until_answered(state, id, number),
-                Stop::Call => (self.while_calling(state, id, since), Ok(())),
-            };
+            (state, answer) = self.until_answered(state, &mut write);
             answer.map_err(io::Error::from_raw_os_error)?;
-            // From the beginning: by now it may be another job's turn, and nothing may come between the last look and what follows.
+            // From the beginning: another job may have come, and nothing may come between the last look and what follows.
         }
-        let now = self.now();
-        let mut broken = Vec::new();
-        for (id, job) in &mut state.jobs {
-            if waited.iter().any(|(it, _)| it == id) {
-                job.machine.went_on(since, now);
-            }
-            // It may have been one too many.
-            if job.machine.broken().is_some() && job.fate.lost().is_none() {
-                broken.push(*id);
-            }
-        }
-        for id in broken {
-            self.settle(&mut state, id);
-        }
+        write.went_on(&mut state, self.now());
         Ok(self.pass(&mut state))
     }
 
@@ -213,49 +179,18 @@ impl Gate {
     fn until_answered<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
-        id: u64,
-        number: u64,
+        write: &mut Entrance,
     ) -> (MutexGuard<'a, State>, Result<(), i32>) {
         loop {
-            if let Some(answer) = state.answered.remove(&number) {
+            if let Some(answer) = write.answer(&mut state) {
                 return (state, answer);
             }
-            // A job that goes answers everybody.
-            let due = state.jobs.get(&id).and_then(|job| job.machine.due()).unwrap_or_default();
+            let (due, id) = write.due(&state).expect("a job that goes answers everybody");
             match due.saturating_sub(self.now()) {
-                Duration::ZERO => {
-                    let now = self.now();
-                    let late = state.jobs.get_mut(&id).map(|job| job.expire(now)).unwrap_or_default();
-                    if state.fail(late, libc::ETIMEDOUT) {
-                        self.changed.notify_all();
-                    }
-                    self.settle(&mut state, id);
-                    if !state.answered.contains_key(&number) {
-                        // Somebody else's time is up, and he is about to see it.
-                        state = self.sleep(state, MOMENT);
-                    }
-                }
+                Duration::ZERO => write.expire(self, &mut state, id),
                 left => state = self.sleep(state, left),
             }
         }
-    }
-
-    fn while_calling<'a>(
-        &'a self,
-        mut state: MutexGuard<'a, State>,
-        id: u64,
-        since: Duration,
-    ) -> MutexGuard<'a, State> {
-        while let Some(job) = state.jobs.get_mut(&id).filter(|job| job.holds()) {
-            match (since + job.limits.deadline).saturating_sub(self.now()) {
-                Duration::ZERO => {
-                    job.overlong = true;
-                    self.changed.notify_all();
-                }
-                left => state = self.sleep(state, left),
-            }
-        }
-        state
     }
 
     /// Lets those go who may, as far as a job is concerned, and tells it what it should know.

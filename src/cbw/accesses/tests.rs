@@ -155,6 +155,20 @@ fn accesses_that_are_not_to_be_made_leave_the_snapshot_whole() {
 }
 
 #[test]
+fn an_access_that_is_forgotten_is_waited_for_by_nobody() {
+    let (mut accesses, _) = watching();
+    assert_eq!(accesses.arrive(1, 0, range(0, 1), MS), None);
+    assert_eq!(accesses.arrive(2, 0, range(4096, 4097), 2 * MS), None);
+    accesses.forget(|it| *it == 1);
+    assert_eq!(
+        (accesses.all_wanted(9), accesses.due()),
+        (vec![(0, range(4096, 4097))], Some(2 * MS + LIMITS.deadline))
+    );
+    accesses.break_off("for once");
+    assert_eq!(accesses.ready(MS), [2]);
+}
+
+#[test]
 fn before_t0_it_is_the_snapshot_that_is_given_up() {
     let mut accesses = Accesses::<u32>::new(LIMITS);
     accesses.gather();

@@ -41,6 +41,12 @@ fn write(gate: &Arc<Gate>, cluster: u64) -> Receiver<()> {
     ended
 }
 
+/// The same, with its error.
+fn fails(gate: &Arc<Gate>, cluster: u64) -> thread::JoinHandle<Option<i32>> {
+    let gate = Arc::clone(gate);
+    thread::spawn(move || gate.enter(range(cluster)).map(drop).err().and_then(|e| e.raw_os_error()))
+}
+
 fn has_ended(write: &Receiver<()>) -> bool {
     write.try_recv() == Err(std::sync::mpsc::TryRecvError::Disconnected)
 }
@@ -173,19 +179,85 @@ fn what_was_not_cloned_whole_is_broken() {
     assert!(watch.end().0.is_some_and(|why| why.contains("before everything was cloned")));
 }
 
-/// A write waits for both, one after the other.
+/// Each keeps what it needs while the other does.
 #[test]
-fn a_write_waits_for_each_of_two_jobs() {
+fn of_two_jobs_both_are_told_before_either_is_done() {
     let (gate, first, told_first) = watched(LONG);
     let (_, second, told_second) = watched_by(&gate, LONG, OnError::BreakSnapshot);
     let write = write(&gate, 3);
-    assert_eq!(told_first.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    for told in [told_first, told_second] {
+        assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    }
     first.done(range(3));
-    assert_eq!(told_second.recv_timeout(LONG), Ok(News::Wanted(range(3))));
-    assert!(!has_ended(&write));
-    drop(first);
     assert!(!has_ended(&write));
     second.done(range(3));
+    ends(&write);
+    assert!(gate.lock().answered.is_empty());
+}
+
+#[test]
+fn a_write_that_one_job_refuses_waits_for_no_other() {
+    let (gate, first, told_first) = watched_by(&Arc::default(), LONG, OnError::BreakGuestWrite);
+    let (_, second, told_second) = watched_by(&gate, LONG, OnError::BreakSnapshot);
+    let write = fails(&gate, 3);
+    for told in [&told_first, &told_second] {
+        assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    }
+    assert_eq!(second.waiting(), [range(3)]);
+    first.cannot_keep(range(3), "it is full", libc::ENOSPC);
+    assert_eq!(write.join().expect("no panic"), Some(libc::ENOSPC));
+    assert!(first.waiting().is_empty() && second.waiting().is_empty() && gate.lock().answered.is_empty());
+    // Nobody waits for it, whose time could be up.
+    second.promoted();
+    assert!(told_second.try_recv().is_err() && gate.lock().jobs.values().all(|job| job.machine.due().is_none()));
+}
+
+#[test]
+fn the_deadlines_of_two_jobs_do_not_add_up() {
+    let (gate, first, told_first) = watched(LONG);
+    let (_, second, told_second) = watched_by(&gate, LONG, OnError::BreakSnapshot);
+    let write = write(&gate, 3);
+    for told in [told_first, told_second] {
+        assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    }
+    let due = || -> Vec<_> { gate.lock().jobs.values().map(|job| job.machine.due()).collect() };
+    let before = due();
+    assert!(before[0].is_some() && before[0] == before[1], "{before:?}");
+    drop(first);
+    assert!(!has_ended(&write) && due() == before[1..], "the other one's is what it was");
+    drop(second);
+    ends(&write);
+    assert!(gate.lock().answered.is_empty());
+}
+
+/// The write fails by the one, and the other has nobody who waits.
+#[test]
+fn at_the_deadline_of_both_the_write_fails_and_no_snapshot_breaks() {
+    let deadline = Duration::from_millis(10);
+    let gate = Arc::default();
+    let [(_, breaks, _), (_, fails, _)] =
+        [OnError::BreakSnapshot, OnError::BreakGuestWrite].map(|on_error| watched_by(&gate, deadline, on_error));
+    let error = gate.enter(range(3)).map(drop).err().and_then(|e| e.raw_os_error());
+    assert_eq!(error, Some(libc::ETIMEDOUT));
+    for watch in [breaks, fails] {
+        assert!(watch.point().expect("T0").fate.lost().is_none() && watch.waiting().is_empty());
+    }
+    assert!(gate.lock().answered.is_empty());
+}
+
+/// One that waits for a call, and for what is not done.
+#[test]
+fn a_write_waits_for_the_call_of_one_job_and_the_clusters_of_another() {
+    let (gate, first, _) = watched(LONG);
+    let (_, second, told) = watched_by(&gate, LONG, OnError::BreakSnapshot);
+    first.done(range(3));
+    first.calling();
+    let write = write(&gate, 3);
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    second.done(range(3));
+    thread::yield_now();
+    assert!(!has_ended(&write));
+    first.called();
     ends(&write);
 }
 
@@ -219,10 +291,7 @@ fn one_that_is_lost_and_still_read_is_in_nobodys_way() {
 fn guest_write_breaks(deadline: Duration, then: impl FnOnce(&Watch)) -> Option<i32> {
     let (gate, watch, told) = watched_by(&Arc::default(), deadline, OnError::BreakGuestWrite);
     watch.done(range(0));
-    let write = thread::spawn({
-        let gate = Arc::clone(&gate);
-        move || gate.enter(range(4)).map(drop).err().and_then(|e| e.raw_os_error())
-    });
+    let write = fails(&gate, 4);
     assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(4))));
     then(&watch);
     let error = write.join().expect("no panic");
