@@ -1,5 +1,8 @@
 //! A disk whose writes go through a [`Gate`].
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +10,9 @@ use std::time::Duration;
 use super::device::{Device, Extents};
 use super::gate::{Gate, Passing};
 use crate::range::ByteRange;
+
+/// How much of a discard, or of zeroes, goes through the gate at once: who writes beside it waits for no more to be kept first.
+const PART: u64 = 4 << 20;
 
 /// A disk behind a gate.
 pub struct Filtered {
@@ -73,13 +79,21 @@ impl Device for Filtered {
     }
 
     fn trim(&self, offset: u64, length: u64) -> io::Result<()> {
-        let _on = self.enter(offset, length)?;
-        self.disk.trim(offset, length)
+        let mut waited = Duration::default();
+        for part in parts(offset, length) {
+            // Advice: what would have to wait for longer than a write may stays as it is, and so does what comes after it.
+            let Some(_on) = self.gate.enter_in_time(part, &mut waited)? else { break };
+            self.disk.trim(part.start(), part.len())?;
+        }
+        Ok(())
     }
 
     fn zero(&self, offset: u64, length: u64, allocate: bool, fast: bool) -> io::Result<()> {
-        let _on = self.enter(offset, length)?;
-        self.disk.zero(offset, length, allocate, fast)
+        // Of gigabytes it takes long whatever is kept of them: each part may wait as long as a write.
+        parts(offset, length).try_for_each(|part| {
+            let _on = self.gate.enter(part)?;
+            self.disk.zero(part.start(), part.len(), allocate, fast)
+        })
     }
 
     fn cache(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -89,4 +103,15 @@ impl Device for Filtered {
     fn extents(&self, context: u32, offset: u64, length: u32, most: usize) -> io::Result<Extents> {
         self.disk.extents(context, offset, length, most)
     }
+}
+
+/// What goes through the gate at once, in its order.
+fn parts(offset: u64, length: u64) -> impl Iterator<Item = ByteRange> {
+    let mut rest = ByteRange::at(offset, length);
+    std::iter::from_fn(move || {
+        let left = rest?;
+        let (part, later) = left.split((left.start() / PART + 1) * PART);
+        rest = later;
+        part
+    })
 }

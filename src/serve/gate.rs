@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use crate::cbw::Limits;
 use crate::range::ByteRange;
 
-use entrance::Entrance;
+use entrance::{Answer, Entrance};
 use job::Job;
 pub use job::{Fate, OnError};
 pub use watch::{Point, Watch};
@@ -118,23 +118,40 @@ impl Gate {
     /// # Errors
     /// As [`Gate::enter`].
     pub fn enter_with(&self, range: ByteRange, waited_before: &mut Duration) -> io::Result<Passing<'_>> {
+        let entered = self.enter_after(range, waited_before, false)?;
+        Ok(entered.expect("who does not give up goes on, or fails"))
+    }
+
+    /// The same for what need not be done: where it would have to wait for longer there is `None`, and nothing breaks by that.
+    ///
+    /// # Errors
+    /// As [`Gate::enter`], but for the deadline.
+    pub fn enter_in_time(&self, range: ByteRange, waited_before: &mut Duration) -> io::Result<Option<Passing<'_>>> {
+        self.enter_after(range, waited_before, true)
+    }
+
+    fn enter_after(&self, range: ByteRange, waited: &mut Duration, gives_up: bool) -> io::Result<Option<Passing<'_>>> {
         let came = self.now();
-        let entered = self.enter_since(range, *waited_before);
-        *waited_before += self.now().saturating_sub(came);
+        let entered = self.enter_as(Entrance::new(range, came.saturating_sub(*waited), gives_up));
+        *waited += self.now().saturating_sub(came);
         entered
     }
 
-    fn enter_since(&self, range: ByteRange, before: Duration) -> io::Result<Passing<'_>> {
-        let mut write = Entrance::new(range, self.now().saturating_sub(before));
+    fn enter_as(&self, mut write: Entrance) -> io::Result<Option<Passing<'_>>> {
         let mut state = self.lock();
-        while write.is_stopped(self, &mut state) {
+        let mut on = true;
+        while on && write.is_stopped(self, &mut state) {
             let answer;
             (state, answer) = self.until_answered(state, &mut write);
-            answer.map_err(io::Error::from_raw_os_error)?;
             // From the beginning: another job may have come, and nothing may come between the last look and what follows.
+            match answer {
+                Answer::Look => {}
+                Answer::Refused(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                Answer::TooLate => on = false,
+            }
         }
         write.went_on(&mut state, self.now());
-        Ok(self.pass(&mut state))
+        Ok(on.then(|| self.pass(&mut state)))
     }
 
     /// The same where it takes no waiting.
@@ -180,15 +197,18 @@ impl Gate {
         &'a self,
         mut state: MutexGuard<'a, State>,
         write: &mut Entrance,
-    ) -> (MutexGuard<'a, State>, Result<(), i32>) {
+    ) -> (MutexGuard<'a, State>, Answer) {
         loop {
-            if let Some(answer) = write.answer(&mut state) {
+            let now = self.now();
+            if let Some(answer) = write.answer(&mut state, now) {
                 return (state, answer);
             }
             let (due, id) = write.due(&state).expect("a job that goes answers everybody");
-            match due.saturating_sub(self.now()) {
-                Duration::ZERO => write.expire(self, &mut state, id),
-                left => state = self.sleep(state, left),
+            if due <= now {
+                write.expire(self, &mut state, id);
+            } else {
+                let until = due.min(write.limit(&state));
+                state = self.sleep(state, until - now);
             }
         }
     }

@@ -18,8 +18,10 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How often it looks at the free space.
 const LOOK_AT_SPACE: Duration = Duration::from_secs(1);
 
-/// The most that is kept at once.
+/// The most that is kept at once: more where what is waited for is longer, since a call for each of many pieces takes longer than all
+/// their extents.
 const PIECE: u64 = 256 << 10;
+const LONG_PIECE: u64 = 4 << 20;
 
 /// What is to be left to the guests.
 pub struct Space {
@@ -140,12 +142,13 @@ fn keep(fleece: &Fleece) {
     let mut pending = Vec::new();
     for range in fleece.watch.waiting() {
         let mut rest = Some(range);
+        let most = (range.len() / 4).clamp(PIECE, LONG_PIECE);
         // What is lost is not kept any more: the guest may have overwritten it by now.
         while let Some(open) =
             rest.filter(|_| fleece.point.fate.lost().is_none()).and_then(|rest| clusters.open_part(rest))
         {
             let start = unit.align_down(open.start());
-            let end = unit.align_up(open.end()).min(clusters.size()).min((start + PIECE).max(start + unit.get()));
+            let end = unit.align_up(open.end()).min(clusters.size()).min((start + most).max(start + unit.get()));
             let piece = ByteRange::new(start, end).expect("at least a cluster");
             rest = range.split(piece.end()).1;
             match kept(fleece, piece) {

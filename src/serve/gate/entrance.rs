@@ -7,6 +7,9 @@ use super::job::{Job, OnError, Stop};
 use super::{Gate, State};
 use crate::range::ByteRange;
 
+/// Later than all deadlines.
+const NEVER: Duration = Duration::from_secs(1 << 40);
+
 /// A write at the gate.
 pub(super) struct Entrance {
     range: ByteRange,
@@ -18,20 +21,34 @@ pub(super) struct Entrance {
     calls: Vec<u64>,
     /// All jobs that it has waited for.
     waited: Vec<u64>,
+    /// At a deadline it is not made, and nothing breaks.
+    gives_up: bool,
+}
+
+/// What becomes of a write that has waited.
+pub(super) enum Answer {
+    /// Nobody stops it any more who did.
+    Look,
+    /// It is not to be made, with this error.
+    Refused(i32),
+    /// It has given up.
+    TooLate,
 }
 
 impl Entrance {
-    pub(super) fn new(range: ByteRange, since: Duration) -> Self {
-        Self { range, since, asked: Vec::new(), calls: Vec::new(), waited: Vec::new() }
+    pub(super) fn new(range: ByteRange, since: Duration, gives_up: bool) -> Self {
+        Self { range, since, asked: Vec::new(), calls: Vec::new(), waited: Vec::new(), gives_up }
     }
 
     /// Looks at all jobs; whether one stops it. Each that does is told. Nothing is left of an earlier look.
     pub(super) fn is_stopped(&mut self, gate: &Gate, state: &mut State) -> bool {
+        // One that gives up by itself is never overdue, whoever looks.
+        let since = if self.gives_up { NEVER } else { self.since };
         let State { jobs, last, .. } = state;
         let mut broken = Vec::new();
         for (id, job) in jobs {
             *last += 1;
-            match job.stops(*last, self.range, self.since) {
+            match job.stops(*last, self.range, since) {
                 Some(Stop::Clusters) => self.asked.push((*id, *last)),
                 Some(Stop::Call) => self.calls.push(*id),
                 None => {
@@ -49,8 +66,8 @@ impl Entrance {
         !(self.asked.is_empty() && self.calls.is_empty())
     }
 
-    /// What was answered, when all have, or one has refused it: then the others need not answer any more.
-    pub(super) fn answer(&mut self, state: &mut State) -> Option<Result<(), i32>> {
+    /// What was answered, when all have, or one has refused it, or it gives up: then the others need not answer any more.
+    pub(super) fn answer(&mut self, state: &mut State, now: Duration) -> Option<Answer> {
         let mut refused = None;
         self.asked.retain(|(_, number)| match state.answered.remove(number) {
             None => true,
@@ -61,10 +78,23 @@ impl Entrance {
         });
         if let Some(errno) = refused {
             self.withdraw(state);
-            return Some(Err(errno));
+            return Some(Answer::Refused(errno));
         }
         self.calls.retain(|id| state.jobs.get(id).is_some_and(Job::holds));
-        (self.asked.is_empty() && self.calls.is_empty()).then_some(Ok(()))
+        if self.asked.is_empty() && self.calls.is_empty() {
+            return Some(Answer::Look);
+        }
+        if self.gives_up && self.limit(state) <= now {
+            self.withdraw(state);
+            return Some(Answer::TooLate);
+        }
+        None
+    }
+
+    /// Until when it may wait for those that stop it.
+    pub(super) fn limit(&self, state: &State) -> Duration {
+        let ids = self.asked.iter().map(|(id, _)| id).chain(&self.calls);
+        ids.filter_map(|id| Some(self.since + state.jobs.get(id)?.limits.deadline)).min().unwrap_or(NEVER)
     }
 
     /// It waits for nobody any more.
@@ -97,7 +127,7 @@ impl Entrance {
         gate.changed.notify_all();
     }
 
-    /// It goes on: so long it has waited.
+    /// It goes on, or has given up: so long it has waited.
     pub(super) fn went_on(&self, state: &mut State, now: Duration) {
         for id in &self.waited {
             state.jobs.get_mut(id).into_iter().for_each(|job| job.machine.went_on(self.since, now));

@@ -276,6 +276,43 @@ fn the_parts_of_a_write_wait_together_no_longer_than_one_may() {
     assert!(waited >= LONG);
 }
 
+/// Somebody who looks at the time for others finds that it has all of it.
+#[test]
+fn what_need_not_be_done_gives_up_at_the_deadline_and_breaks_nothing() {
+    for on_error in [OnError::BreakSnapshot, OnError::BreakGuestWrite] {
+        let (gate, watch, told) = watched_by(&Arc::default(), Duration::from_millis(10), on_error);
+        let mut waited = Duration::ZERO;
+        let gives_up =
+            |cluster, waited: &mut Duration| gate.enter_in_time(range(cluster), waited).expect("no error").is_none();
+        assert!(gives_up(3, &mut waited) && waited >= Duration::from_millis(8));
+        assert_eq!(told.try_recv(), Ok(News::Wanted(range(3))));
+        // No time is left: only what need not wait is done.
+        assert!(gives_up(4, &mut waited));
+        watch.done(range(5));
+        assert!(!gives_up(5, &mut waited));
+        assert!(watch.waiting().is_empty() && gate.lock().answered.is_empty() && told.try_recv().is_err());
+        assert!(watch.tally().longest >= Duration::from_millis(8), "it was seen");
+        watch.done(ByteRange::new(0, 10 * CLUSTER).expect("all"));
+        assert_eq!(watch.end().0, None);
+    }
+}
+
+#[test]
+fn what_need_not_be_done_is_never_overdue_and_fails_where_it_is_refused() {
+    let (gate, watch, told) = watched_by(&Arc::default(), LONG, OnError::BreakGuestWrite);
+    let discard = thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || {
+            gate.enter_in_time(range(3), &mut Duration::default()).map(|on| on.is_some()).map_err(|e| e.raw_os_error())
+        }
+    });
+    assert_eq!(told.recv_timeout(LONG), Ok(News::Wanted(range(3))));
+    let late = gate.now() + 2 * LONG;
+    assert!(gate.lock().jobs.values_mut().all(|job| job.expire(late).is_empty()));
+    watch.cannot_keep(range(3), "it is full", libc::ENOSPC);
+    assert_eq!(discard.join().expect("no panic"), Err(Some(libc::ENOSPC)));
+}
+
 #[test]
 fn one_that_is_lost_and_still_read_is_in_nobodys_way() {
     let gate = Arc::new(Gate::default());
