@@ -113,6 +113,31 @@ fn a_snapshot_tells_where_it_has_data_and_what_has_changed() {
     });
 }
 
+/// Two connections that ask for the same name get the same instant.
+#[test]
+fn a_fleece_does_not_take_the_name_of_what_is_being_made() {
+    if !have() {
+        return;
+    }
+    on_both(|s| {
+        image(s, 7);
+        let server = serve(s, "writeback");
+        let fleece = ["fleece", "start", "a.img", "--name", "a.snap"];
+        let job = job(s, &["a.img", "a.snap"]);
+        let out = s.run(&fleece);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(
+            out.status.code() == Some(3) && said.contains("a snapshot that is being made of the name a.snap"),
+            "{said}"
+        );
+        job.signal(Signal::SIGKILL);
+        drop(job);
+        assert!(until(|| s.run(&fleece).status.success()), "{:?}: the name is free again", s.fs);
+        s.exits(0, &["fleece", "stop", "a.img", "--name", "a.snap"]);
+        stop(server);
+    });
+}
+
 #[test]
 fn what_is_lost_cannot_be_read() {
     if !have() {

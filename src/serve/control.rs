@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use nix::sys::socket::{MsgFlags, send};
 
 use super::fleece::all::Fleeces;
 use super::gate::{Gate, News, OnError, Point, Tell, Watch};
+use super::names::{Made, Taken};
 use super::orphans::Orphans;
 use super::points::Points;
 use super::session::Stream;
@@ -56,9 +57,10 @@ pub struct Served {
 /// # Errors
 /// Where it does not speak as a job does, or the connection fails.
 pub fn serve(stream: &UnixStream, served: &Served) -> io::Result<()> {
-    let mut job = Job { stream, served, watch: None, handover: None, left: None, shown: None };
+    let mut job = Job { stream, served, watch: None, handover: None, left: None, shown: None, name: None };
     let ended = hear(stream, &mut job);
-    let shown = job.shown.take();
+    // The name is free when nobody reads by it what was not finished.
+    let (shown, _name) = (job.shown.take(), job.name.take());
     drop(job);
     // A job goes when its snapshot is where it is to be, which nobody may hold any longer: the next one may be about to overwrite it.
     served.points.look();
@@ -97,6 +99,8 @@ struct Job<'a> {
     left: Option<PathBuf>,
     /// What clients can read of it.
     shown: Option<Point>,
+    /// By which name.
+    name: Option<Taken>,
 }
 
 impl Job<'_> {
@@ -110,15 +114,13 @@ impl Job<'_> {
                 self.served.points.look();
                 Some(ToJob::Image { version: VERSION, pid: std::process::id(), dev, ino, writes })
             }
-            ToServer::Prepare { name: Some(name), .. } if self.served.fleeces.get(&name).is_some() => {
-                let why = format!(
-                    "there is a fleece of the name {name}, which clients read by it: end it, or choose another name"
-                );
-                Some(ToJob::Refused { why })
-            }
-            ToServer::Prepare { job, pid, pid_start, deadline_us, .. } => {
+            ToServer::Prepare { job, pid, pid_start, deadline_us, name } => {
                 let deadline_us = Duration::from_micros(deadline_us).min(GUEST_DEADLINE_MAX).as_micros() as u64;
-                answer(self.prepare(Handover { job, pid, pid_start, deadline_us, size: 0, cluster: 0 })?)
+                let handover = Handover { job, pid, pid_start, deadline_us, size: 0, cluster: 0 };
+                answer(match name.map_or(Ok(()), |name| self.take_name(&name)) {
+                    Ok(()) => self.prepare(handover)?,
+                    taken => taken,
+                })
             }
             ToServer::Return { job } => answer(self.take_back(&job)?),
             ToServer::Gather { size, cluster } => {
@@ -131,13 +133,9 @@ impl Job<'_> {
             }
             ToServer::Watch => answer(self.watch.as_ref().ok_or_else(nothing).and_then(Watch::watch)),
             ToServer::Show { partial, snapshot } => {
-                let point = self.watch.as_ref().and_then(Watch::point).ok_or_else(nothing);
                 let [partial, snapshot] = [partial, snapshot].map(|path| PathBuf::from(OsString::from_vec(path)));
-                let shown = point.and_then(|point| {
-                    self.shown = Some(point.clone());
-                    self.served.points.show(&partial, &snapshot, point).map_err(|e| e.to_string())
-                });
-                answer(shown)
+                let point = self.watch.as_ref().and_then(Watch::point).ok_or_else(nothing);
+                answer(point.and_then(|point| self.show(&partial, &snapshot, point)))
             }
             ToServer::Calling => {
                 self.watch.iter().for_each(Watch::calling);
@@ -182,6 +180,20 @@ impl Job<'_> {
                 Some(ToJob::Ended { why, seen: tally.seen, waited: tally.waited, longest_us })
             }
         })
+    }
+
+    fn take_name(&mut self, name: &str) -> Result<(), String> {
+        self.name = Some(self.served.fleeces.take_name(name, Made::Snapshot)?);
+        Ok(())
+    }
+
+    fn show(&mut self, partial: &Path, snapshot: &Path, point: Point) -> Result<(), String> {
+        // A job that has come back took its name from another server.
+        if let (None, Some(name)) = (&self.name, snapshot.file_name()) {
+            self.take_name(&name.to_string_lossy())?;
+        }
+        self.shown = Some(point.clone());
+        self.served.points.show(partial, snapshot, point).map_err(|e| e.to_string())
     }
 
     fn prepare(&mut self, handover: Handover) -> io::Result<Result<(), String>> {

@@ -9,7 +9,7 @@
 //! - [`gate`]: whether a write may go on, and who waits; [`filtered`] is a disk behind it, and [`control`] hears what jobs have to say.
 //! - [`view`]: a point in time, read while it is kept and afterwards; [`changes`] tells what differs from an earlier one.
 //! - [`fleece`]: points in time of which only what is overwritten is kept.
-//! - [`points`]: the points in time that there are; [`finished`] finds the snapshots among them.
+//! - [`points`]: the points in time that there are; [`finished`] finds the snapshots among them, and [`names`] are taken for those that are to be.
 //! - [`orphans`]: points in time whose jobs an earlier server has had.
 //! - [`exports`]: what there is to be had.
 //! - [`server`]: those who connect.
@@ -27,6 +27,7 @@ pub mod filtered;
 pub mod finished;
 pub mod fleece;
 pub mod gate;
+pub mod names;
 pub mod negotiation;
 pub mod orphans;
 pub mod points;

@@ -22,6 +22,7 @@ use crate::range::PowerOfTwo;
 use crate::serve::device::Device;
 use crate::serve::finished::Finder;
 use crate::serve::gate::Gate;
+use crate::serve::names::{Made, Names, Taken};
 
 /// The longest name of a fleece.
 const NAME: usize = 64;
@@ -80,6 +81,7 @@ pub enum Fortune {
 pub struct Fleeces {
     pub(super) image: Image,
     all: Mutex<BTreeMap<String, Arc<Fleece>>>,
+    names: Arc<Names>,
     pub(super) leaving: Arc<AtomicBool>,
 }
 
@@ -91,7 +93,7 @@ impl Fleeces {
     /// # Errors
     /// Where the image cannot be looked at.
     pub fn adopt(image: Image) -> io::Result<(Self, Vec<(PathBuf, String)>)> {
-        let fleeces = Self { image, all: Mutex::default(), leaving: Arc::default() };
+        let fleeces = Self { image, all: Mutex::default(), names: Arc::default(), leaving: Arc::default() };
         let (dir, file) = fleeces.place()?;
         let prefix = [file.as_bytes(), b"."].concat();
         let mut lost = Vec::new();
@@ -121,11 +123,10 @@ impl Fleeces {
                 "a fleece's name has at most {NAME} letters, digits, '-', '_' and '.', and does not begin with '.'"
             ));
         }
-        if self.lock().contains_key(&order.name) || self.image.finder.find(&order.name).is_some() {
-            return Err(format!(
-                "there is a snapshot or a fleece of the name {} already, which clients read by it",
-                order.name
-            ));
+        // Until it is among those that there are.
+        let _name = self.take_name(&order.name, Made::Fleece)?;
+        if self.image.finder.find(&order.name).is_some() {
+            return Err(has_name("a snapshot", &order.name));
         }
         let stat = self.image.map.stat().map_err(words("look at the image"))?;
         let unit = PowerOfTwo::new(order.terms.cluster).filter(|unit| (4096..=CLUSTER).contains(&unit.get()));
@@ -158,6 +159,16 @@ impl Fleeces {
         self.tell(&order.name, Fortune::Begun);
         self.lock().insert(order.name.clone(), Arc::clone(&begun));
         Ok(begun)
+    }
+
+    /// Takes a name for what is to be read by it: nothing else is, or will be while it is taken.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn take_name(&self, name: &str, made: Made) -> Refusal<Taken> {
+        let taken = self.names.take(name, made).map_err(|other| has_name(&other.to_string(), name))?;
+        // One that has begun since is among them before it gives its name back.
+        if self.lock().contains_key(name) { Err(has_name("a fleece", name)) } else { Ok(taken) }
     }
 
     /// Ends one, with its files.
@@ -239,6 +250,10 @@ impl Fleeces {
 pub fn is_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=NAME).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.')
+}
+
+fn has_name(what: &str, name: &str) -> String {
+    format!("there is {what} of the name {name} already, which clients read by it: end that, or choose another name")
 }
 
 pub(super) fn words(what: &str) -> impl Fn(io::Error) -> String {
