@@ -28,6 +28,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The one at `path`, else the workspace's own, built for release.
     pub fn at_or_built(path: Option<&Path>) -> Result<Self> {
         if let Some(path) = path {
@@ -79,7 +84,8 @@ impl Program {
         command
     }
 
-    fn verb(&self, verb: &str) -> Command {
+    /// `rclone-img VERB`.
+    pub fn verb(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.path);
         command.arg(verb);
         command

@@ -65,8 +65,8 @@ pub fn run(args: &DiffArgs) -> Result<u8> {
 /// # Errors
 /// Refused where it is no regular file, or somebody may write to it.
 pub fn open(path: &Path) -> Result<Still> {
-    let image = place::open_image(path)?;
-    Still::of(image.file, &image.path)
+    let (path, file) = place::open_regular(path)?;
+    Still::of(std::sync::Arc::new(file), &path)
 }
 
 enum Trouble {

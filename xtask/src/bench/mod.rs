@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 mod clone;
 mod figures;
 mod guard;
+mod increments;
 mod live;
 mod pairs;
 mod serve;
@@ -29,6 +30,8 @@ enum What {
     Clone(clone::Clone),
     /// An access by an armed descriptor beside one by an unarmed one
     Guard(guard::Guard),
+    /// What has changed, found, sent and recycled, beside the programs that read for it
+    Increments(increments::Increments),
     /// What a running guest feels of a snapshot, beside `cp --reflink=always` and a loop of clone calls
     Live(live::Live),
     /// The NBD server beside nbdkit's file plugin and qemu-nbd
@@ -41,6 +44,7 @@ impl Bench {
         let missed = match &self.what {
             What::Clone(clone) => clone.run()?,
             What::Guard(guard) => guard.run()?,
+            What::Increments(increments) => increments.run()?,
             What::Live(live) => live.run()?,
             What::Serve(serve) => serve.run()?,
         };

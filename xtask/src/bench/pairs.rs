@@ -172,13 +172,15 @@ impl<'a> Bench<'a> {
 }
 
 /// A run and the most memory it had.
-struct Measured {
-    outcome: run::Outcome,
-    peak_mib: f64,
+pub(super) struct Measured {
+    /// How it ended.
+    pub(super) outcome: run::Outcome,
+    /// In MiB.
+    pub(super) peak_mib: f64,
 }
 
 /// Runs a command and watches its memory.
-fn measured(command: &mut Command) -> Result<Measured> {
+pub(super) fn measured(command: &mut Command) -> Result<Measured> {
     let mut peak_kib = 0;
     let outcome = run::watched(command, |pid| {
         // Nothing is read once it has ended; what was read last stays.

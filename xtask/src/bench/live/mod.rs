@@ -24,7 +24,7 @@ mod armed;
 mod contender;
 mod felt;
 mod goals;
-mod guest;
+pub(super) mod guest;
 mod picture;
 mod stage;
 
