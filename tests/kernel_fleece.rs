@@ -4,62 +4,16 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use support::fleeces::{EXPORT, elsewhere, end, end_lost, files, have, listed, start};
 use support::serving::{SERVED, clients, copied, image, map, serve, socket, stop, uri};
 use support::{
     ANY_TIME, Disk, Job, QemuIo, Random, Sandbox, Writers, assert_one_instant, assert_same, difference, must, on_both,
     refused, runs, there, until,
 };
-
-const EXPORT: &str = "snapshot/f";
-
-fn have() -> bool {
-    ["qemu-io", "nbdcopy", "nbdinfo", "nbdsh"].iter().all(|tool| there(tool))
-}
-
-fn start(s: &Sandbox, flags: &[&str]) {
-    s.exits(0, &[&["fleece", "start", "a.img", "--name", "f", "--json"], flags].concat());
-}
-
-fn end(s: &Sandbox) {
-    s.exits(0, &["fleece", "stop", "a.img", "--name", "f", "--json"]);
-    assert_eq!(files(s), Vec::<PathBuf>::new(), "{:?}", s.fs);
-}
-
-/// Ends one that is lost.
-fn end_lost(s: &Sandbox) {
-    let out = s.run(&["fleece", "stop", "a.img", "--name", "f"]);
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.code() == Some(6) && said.contains("it was lost: "), "{said}");
-    assert_eq!(files(s), Vec::<PathBuf>::new(), "{:?}", s.fs);
-}
-
-/// The files of fleeces, beside the image and outside.
-fn files(s: &Sandbox) -> Vec<PathBuf> {
-    let of = |dir: &Path| {
-        fs::read_dir(dir).map(|it| it.flatten().map(|it| it.path()).collect::<Vec<_>>()).unwrap_or_default()
-    };
-    let all = [of(&s.dir()), of(&s.outside("side"))].concat();
-    all.into_iter().filter(|path| path.to_string_lossy().contains(".fleece")).collect()
-}
-
-/// A directory on another file system.
-fn elsewhere(s: &Sandbox) -> String {
-    let dir = s.outside("side");
-    let _ = fs::create_dir(&dir);
-    dir.display().to_string()
-}
-
-/// What is said of the one fleece.
-fn listed(s: &Sandbox) -> serde_json::Value {
-    let out = s.run(&["fleece", "list", "a.img", "--json"]);
-    let state: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one fleece");
-    assert_eq!(out.status.code(), Some(if state["lost"].is_null() { 0 } else { 6 }), "{state}");
-    state
-}
 
 /// What a program for nbdsh says, with `h` connected to an export.
 fn nbdsh(s: &Sandbox, export: &str, contexts: &[&str], program: &str) -> String {

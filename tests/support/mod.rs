@@ -9,6 +9,7 @@ pub mod agent;
 mod armed;
 mod family;
 mod files;
+pub mod fleeces;
 mod guest;
 pub mod history;
 mod job;

@@ -195,9 +195,13 @@ impl Fleeces {
         self.lock().values().cloned().collect()
     }
 
-    /// Looks once more whether somebody writes to the image past its server, who would cost a fleece.
+    /// Looks once more at what would cost a fleece: whether somebody writes to the image past its server, and whether what is kept is on the
+    /// disk.
     pub fn look(&self, name: &str) {
-        self.get(name).into_iter().for_each(|it| it.look());
+        if let Some(fleece) = self.get(name) {
+            fleece.look();
+            fleece.sync();
+        }
     }
 
     /// How they stand.
@@ -225,9 +229,11 @@ impl Fleeces {
         let all = self.all();
         all.iter().for_each(|it| it.sidecar.end());
         let until = Instant::now() + FAREWELL;
-        while !all.iter().all(|it| it.sidecar.is_written()) && Instant::now() < until {
+        let is_written = |it: &Arc<Fleece>| it.point.fate.lost().is_some() || it.sidecar.is_written();
+        while !all.iter().all(is_written) && Instant::now() < until {
             thread::sleep(MOMENT);
         }
+        all.iter().for_each(|it| it.sync());
         let changed = self.image.map.stat().map_or(0, |stat| stat.ctime_ns);
         all.iter().for_each(|it| it.map.left(changed));
     }

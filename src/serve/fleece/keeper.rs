@@ -161,7 +161,7 @@ fn keep(fleece: &Fleece) {
     if !pending.is_empty() {
         match fleece.sidecar.commit(&pending, &|range| fleece.areas.is_wanted(range)) {
             Ok(()) => pending.iter().for_each(|piece| fleece.watch.done(*piece)),
-            Err(e) => pending.iter().for_each(|piece| cannot(fleece, *piece, &e)),
+            Err(e) => fleece.unsynced(&e),
         }
     }
     fleece.watch.promoted();

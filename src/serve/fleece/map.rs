@@ -39,6 +39,8 @@ pub struct Map {
     path: PathBuf,
     mark: Option<PathBuf>,
     header: Mutex<Header>,
+    /// Why a sync has failed once. The kernel tells that once, and then that all is well.
+    unsynced: Mutex<Option<i32>>,
     /// Set before anything else where it is lost.
     lost: AtomicBool,
 }
@@ -73,7 +75,8 @@ impl Map {
     }
 
     fn of(file: File, path: &Path, mark: Option<PathBuf>, header: Header) -> Self {
-        Self { file, path: path.to_owned(), mark, header: Mutex::new(header), lost: AtomicBool::new(false) }
+        let (header, unsynced, lost) = (Mutex::new(header), Mutex::default(), AtomicBool::new(false));
+        Self { file, path: path.to_owned(), mark, header, unsynced, lost }
     }
 
     /// Whoever only looks has it for a moment.
@@ -185,7 +188,12 @@ impl Map {
     /// # Errors
     /// The kernel's.
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        // Held meanwhile: of two that are under way the kernel would tell one alone.
+        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errno) = *unsynced {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        self.file.sync_data().inspect_err(|e| *unsynced = Some(e.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     /// A server has it, in this boot.

@@ -1,11 +1,15 @@
-//! What could not be cloned, in memory, until it is in the sidecar: a guest's write waits for a copy there and not for a disk.
+//! What could not be cloned, in memory, until it is in the sidecar for good: a guest's write waits for a copy there and not for a disk.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Pieces that begin at a cluster, none larger than one.
-type Pieces = BTreeMap<u64, Arc<Vec<u8>>>;
+/// A piece that begins at a cluster, and is no larger than one.
+struct Piece {
+    bytes: Arc<Vec<u8>>,
+    /// It is in the sidecar as well, and may not be on its disk yet.
+    written: bool,
+}
 
 /// The memory, of a bounded size.
 pub struct Memory {
@@ -16,8 +20,10 @@ pub struct Memory {
 
 #[derive(Default)]
 struct Held {
-    pieces: Pieces,
+    pieces: BTreeMap<u64, Piece>,
     bytes: u64,
+    /// Those of them that are not written.
+    unwritten: u64,
     over: bool,
 }
 
@@ -45,7 +51,8 @@ impl Memory {
     pub fn put(&self, at: u64, piece: Vec<u8>) {
         let mut held = self.held();
         held.bytes += piece.len() as u64;
-        held.pieces.insert(at, Arc::new(piece));
+        held.unwritten += piece.len() as u64;
+        held.pieces.insert(at, Piece { bytes: Arc::new(piece), written: false });
         self.changed.notify_all();
     }
 
@@ -53,7 +60,7 @@ impl Memory {
     pub fn at(&self, offset: u64) -> Option<(u64, Arc<Vec<u8>>)> {
         let held = self.held();
         let (at, piece) = held.pieces.range(..=offset).next_back()?;
-        (offset < at + piece.len() as u64).then(|| (*at, Arc::clone(piece)))
+        (offset < at + piece.bytes.len() as u64).then(|| (*at, Arc::clone(&piece.bytes)))
     }
 
     /// Where the first piece from `offset` on begins.
@@ -61,25 +68,42 @@ impl Memory {
         self.held().pieces.range(offset..).next().map(|(at, _)| *at)
     }
 
-    /// Waits for a piece that is to be written; none at the end, when all are.
-    pub fn wait(&self) -> Option<(u64, Arc<Vec<u8>>)> {
+    /// Waits for pieces that are to be put on the disk; none at the end, when all are. They stay here until [`Memory::remove`], so not more
+    /// than half of what there may be at once: the other half is for those who come meanwhile.
+    pub fn wait(&self) -> Option<Vec<(u64, Arc<Vec<u8>>)>> {
         let mut held = self.held();
-        loop {
-            if let Some((at, piece)) = held.pieces.first_key_value() {
-                return Some((*at, Arc::clone(piece)));
-            }
+        while held.pieces.is_empty() {
             if held.over {
                 return None;
             }
             held = self.changed.wait(held).unwrap_or_else(PoisonError::into_inner);
         }
+        let mut bytes = 0;
+        let fits = |(_, piece): &(&u64, &Piece)| {
+            let first = bytes == 0;
+            bytes += piece.bytes.len() as u64;
+            first || bytes <= self.limit / 2
+        };
+        Some(held.pieces.iter().take_while(fits).map(|(at, piece)| (*at, Arc::clone(&piece.bytes))).collect())
     }
 
-    /// A piece is in the sidecar, or not wanted any more.
+    /// A piece is in the sidecar, and may not be on its disk yet.
+    pub fn written(&self, at: u64) {
+        let mut held = self.held();
+        if let Some(piece) = held.pieces.get_mut(&at).filter(|piece| !piece.written) {
+            piece.written = true;
+            let bytes = piece.bytes.len() as u64;
+            held.unwritten -= bytes;
+        }
+    }
+
+    /// A piece is on the sidecar's disk, or not wanted any more.
     pub fn remove(&self, at: u64) {
         let mut held = self.held();
         if let Some(piece) = held.pieces.remove(&at) {
-            held.bytes -= piece.len() as u64;
+            let bytes = piece.bytes.len() as u64;
+            held.bytes -= bytes;
+            held.unwritten -= if piece.written { 0 } else { bytes };
         }
         self.changed.notify_all();
     }
@@ -95,9 +119,14 @@ impl Memory {
         self.held().over
     }
 
-    /// Bytes in it.
-    pub fn bytes(&self) -> u64 {
-        self.held().bytes
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.held().pieces.is_empty()
+    }
+
+    /// Bytes that are nowhere else.
+    pub fn unwritten(&self) -> u64 {
+        self.held().unwritten
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -113,17 +142,26 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
+    fn waiting(memory: &Memory) -> Option<Vec<u64>> {
+        memory.wait().map(|pieces| pieces.into_iter().map(|(at, _)| at).collect())
+    }
+
     #[test]
-    fn a_piece_is_found_by_any_of_its_bytes_until_it_is_written() {
+    fn a_piece_is_found_by_any_of_its_bytes_until_it_is_on_the_disk() {
         let memory = Memory::new(100);
         memory.put(4096, vec![7; 10]);
         memory.put(8192, vec![8; 10]);
         assert_eq!(memory.at(4105).map(|(at, piece)| (at, piece[0])), Some((4096, 7)));
         assert!(memory.at(4106).is_none() && memory.at(0).is_none());
         assert_eq!((memory.next(4097), memory.next(8193)), (Some(8192), None));
+        memory.written(4096);
+        memory.written(4096);
+        assert_eq!((memory.at(4096).is_some(), memory.unwritten()), (true, 10), "it is not on the disk yet");
         memory.remove(4096);
         assert!(memory.at(4096).is_none());
-        assert_eq!((memory.bytes(), memory.wait().map(|it| it.0)), (10, Some(8192)));
+        assert_eq!((memory.unwritten(), waiting(&memory)), (10, Some(vec![8192])));
+        memory.remove(8192);
+        assert_eq!((memory.unwritten(), memory.is_empty()), (0, true));
     }
 
     #[test]
@@ -131,7 +169,11 @@ mod tests {
         let memory = Arc::new(Memory::new(10));
         assert!(memory.has_room(16, Duration::ZERO), "one there may always be");
         memory.put(0, vec![0; 16]);
-        assert!(!memory.has_room(1, Duration::from_millis(1)));
+        memory.written(0);
+        assert!(
+            !memory.has_room(1, Duration::from_millis(1)),
+            "what is written takes its room until it is on the disk"
+        );
         let waits = thread::spawn({
             let memory = Arc::clone(&memory);
             move || {
@@ -143,8 +185,18 @@ mod tests {
         memory.remove(0);
         assert!(waits.join().expect("no panic"));
         memory.end();
-        assert_eq!(memory.wait().map(|it| it.0), Some(16), "what is there is written first");
+        assert_eq!(waiting(&memory), Some(vec![16]), "what is there is written first");
         memory.remove(16);
         assert!(memory.wait().is_none());
+    }
+
+    #[test]
+    fn half_of_it_goes_to_the_disk_at_once() {
+        let memory = Memory::new(100);
+        (0..10).for_each(|at| memory.put(at * 4096, vec![0; 10]));
+        assert_eq!(waiting(&memory).map(|it| it.len()), Some(5));
+        let memory = Memory::new(100);
+        [0, 4096].map(|at| memory.put(at, vec![0; 60]));
+        assert_eq!(waiting(&memory), Some(vec![0]), "one that is larger goes alone");
     }
 }

@@ -117,6 +117,18 @@ impl Fleece {
         }
     }
 
+    /// What is kept is on its disk now, or the fleece is lost.
+    fn sync(&self) {
+        if let Err(e) = self.sidecar.sync().and_then(|()| self.map.sync()) {
+            self.unsynced(&e);
+        }
+    }
+
+    /// What was kept cannot be put on the disk: how much of it is not there nobody knows, and whoever asks again is told that all is well.
+    fn unsynced(&self, error: &io::Error) {
+        self.watch.break_off(&format!("what was kept cannot be put on the sidecar's disk: {error}"));
+    }
+
     /// It is no more, for this reason: nobody waits for it, and nobody reads it.
     fn end(&self, why: &str) {
         self.ears.end();

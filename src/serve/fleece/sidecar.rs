@@ -160,7 +160,7 @@ impl Sidecar {
     /// # Errors
     /// The kernel's.
     pub fn commit(&self, ranges: &[ByteRange], wanted: &dyn Fn(ByteRange) -> bool) -> io::Result<()> {
-        self.data.sync_data()?;
+        self.sync()?;
         {
             let _turn = self.turn();
             let clusters = ranges.iter().flat_map(|range| self.clusters(*range));
@@ -202,22 +202,45 @@ impl Sidecar {
         Ok(())
     }
 
-    /// Writes what is in memory, until [`Sidecar::end`].
-    pub fn write(&self) {
-        while let Some((at, piece)) = self.memory.wait() {
+    /// Puts what is in memory on the disk, until [`Sidecar::end`], or until some of it is lost there: `lost` is told of that.
+    pub fn write(&self, lost: &dyn Fn(&io::Error)) {
+        while let Some(pieces) = self.memory.wait() {
             // Whoever keeps or lets go does not wait for this disk. What is let go meanwhile is written for nothing.
-            let written = self.disk.write(&piece, at).and_then(|()| {
-                let _turn = self.turn();
-                let range = ByteRange::at(at, piece.len() as u64).filter(|_| self.memory.at(at).is_some());
-                range.map_or(Ok(()), |range| self.map.set(range, State::Kept)).inspect(|()| self.memory.remove(at))
-            });
-            match written {
-                Ok(()) => {}
-                Err(_) if self.memory.is_over() => return,
-                // It is read from memory as well as from the disk; where that is full, what comes next cannot be kept.
-                Err(_) => std::thread::sleep(AGAIN),
+            let put = |(at, piece): &&(u64, Arc<Vec<u8>>)| {
+                self.disk.write(piece, *at).inspect(|()| self.memory.written(*at)).is_ok()
+            };
+            let written: Vec<_> = pieces.iter().take_while(put).collect();
+            // What the page cache has and the disk does not take is forgotten, without a word to those who read it: so it is read from memory
+            // until the disk has it.
+            if let Err(e) = self.sync() {
+                self.memory.end();
+                return lost(&e);
             }
+            let settled = written.iter().all(|(at, piece)| self.settle(*at, piece.len() as u64).is_ok());
+            if settled && written.len() == pieces.len() {
+                continue;
+            }
+            if self.memory.is_over() {
+                return;
+            }
+            // It is read from memory as well as from the disk; where that is full, what comes next cannot be kept.
+            std::thread::sleep(AGAIN);
         }
+    }
+
+    /// A piece is on the disk: it is kept there from now on, if nobody has let it go.
+    fn settle(&self, at: u64, length: u64) -> io::Result<()> {
+        let _turn = self.turn();
+        let range = ByteRange::at(at, length).filter(|_| self.memory.at(at).is_some());
+        range.map_or(Ok(()), |range| self.map.set(range, State::Kept)).inspect(|()| self.memory.remove(at))
+    }
+
+    /// Everything that was written is on the disk.
+    ///
+    /// # Errors
+    /// The kernel's, which tells it once; so every sync fails from then on.
+    pub fn sync(&self) -> io::Result<()> {
+        self.disk.flush()
     }
 
     /// Nothing more is kept: [`Sidecar::write`] ends when all is written, or cannot be.
@@ -225,14 +248,14 @@ impl Sidecar {
         self.memory.end();
     }
 
-    /// Whether all is in the file.
+    /// Whether all is in the file, and on its disk.
     pub fn is_written(&self) -> bool {
-        self.memory.bytes() == 0
+        self.memory.is_empty()
     }
 
     fn bytes(&self) -> u64 {
         let blocks = nix::sys::stat::fstat(self.data.as_fd()).map_or(0, |stat| stat.st_blocks.cast_unsigned());
-        blocks * 512 + self.memory.bytes()
+        blocks * 512 + self.memory.unwritten()
     }
 
     fn kept(&self, range: ByteRange) -> io::Result<()> {

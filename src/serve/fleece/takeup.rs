@@ -47,6 +47,9 @@ impl Fleeces {
         let gathered = self.gather(map)?;
         let point = gathered.0.point().ok_or("there is no point in time")?;
         let fleece = self.run(map, data, gathered)?;
+        // An earlier server's kernel may have lost some of it when nobody asked.
+        let synced = fleece.sidecar.sync().and_then(|()| map.sync());
+        synced.map_err(words("put what was kept on the disk")).inspect_err(|why| fleece.end(why))?;
         let mut wrong = None;
         let read = map.states(|first, states| {
             let mut at = first;

@@ -1,0 +1,57 @@
+//! A fleece `f` of the served image `a.img` in a sandbox.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Sandbox, there};
+
+/// The export of the fleece `f`.
+pub const EXPORT: &str = "snapshot/f";
+
+/// Whether there is what its readers need.
+pub fn have() -> bool {
+    ["qemu-io", "nbdcopy", "nbdinfo", "nbdsh"].iter().all(|tool| there(tool))
+}
+
+/// Begins one of `a.img`, called `f`.
+pub fn start(s: &Sandbox, flags: &[&str]) {
+    s.exits(0, &[&["fleece", "start", "a.img", "--name", "f", "--json"], flags].concat());
+}
+
+/// Ends it.
+pub fn end(s: &Sandbox) {
+    s.exits(0, &["fleece", "stop", "a.img", "--name", "f", "--json"]);
+    assert_eq!(files(s), Vec::<PathBuf>::new(), "{:?}", s.fs);
+}
+
+/// Ends one that is lost.
+pub fn end_lost(s: &Sandbox) {
+    let out = s.run(&["fleece", "stop", "a.img", "--name", "f"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(6) && said.contains("it was lost: "), "{said}");
+    assert_eq!(files(s), Vec::<PathBuf>::new(), "{:?}", s.fs);
+}
+
+/// The files of fleeces, beside the image and outside.
+pub fn files(s: &Sandbox) -> Vec<PathBuf> {
+    let of = |dir: &Path| {
+        fs::read_dir(dir).map(|it| it.flatten().map(|it| it.path()).collect::<Vec<_>>()).unwrap_or_default()
+    };
+    let all = [of(&s.dir()), of(&s.outside("side"))].concat();
+    all.into_iter().filter(|path| path.to_string_lossy().contains(".fleece")).collect()
+}
+
+/// A directory on another file system.
+pub fn elsewhere(s: &Sandbox) -> String {
+    let dir = s.outside("side");
+    let _ = fs::create_dir(&dir);
+    dir.display().to_string()
+}
+
+/// What is said of the one fleece.
+pub fn listed(s: &Sandbox) -> serde_json::Value {
+    let out = s.run(&["fleece", "list", "a.img", "--json"]);
+    let state: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one fleece");
+    assert_eq!(out.status.code(), Some(if state["lost"].is_null() { 0 } else { 6 }), "{state}");
+    state
+}
