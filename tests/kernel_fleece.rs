@@ -12,7 +12,7 @@ use support::fleeces::{EXPORT, elsewhere, end, end_lost, files, have, listed, st
 use support::serving::{SERVED, clients, copied, image, map, serve, socket, stop, uri};
 use support::{
     ANY_TIME, Disk, Job, QemuIo, Random, Sandbox, Writers, assert_one_instant, assert_same, difference, must, on_both,
-    refused, runs, there, until,
+    refused, runs, until,
 };
 
 /// What a program for nbdsh says, with `h` connected to an export.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::files::{self, MAP};
 use super::map::Map;
-use super::{Fleece, past_us};
+use super::{Fleece, Look};
 use crate::cbw::{Clusters, STATES_MAX};
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
@@ -135,12 +135,11 @@ impl Fleeces {
         if Clusters::memory(stat.size, unit) > STATES_MAX {
             return Err("the image has more clusters than there is memory for: choose a larger --cluster".into());
         }
-        if let Some(other) = past_us(&self.image.map).map_err(words("find out who else writes to the image"))? {
-            return Err(format!("the image may be written to past its server: {other}"));
-        }
         if order.terms.max_sidecar < unit.get() {
             return Err(format!("--max-sidecar is less than a cluster, {} bytes", unit.get()));
         }
+        // Before T0, when no write waits for a look at all processes.
+        let strangers = self.alone()?;
         let base = order.base.as_ref().map(|path| self.base(path)).transpose()?;
         let (map_path, data_path) = self.paths(order)?;
         super::keeper::Space::of([&map_path, &data_path], order.terms.min_free).is_enough()?;
@@ -152,7 +151,7 @@ impl Fleeces {
             self.make_data(&data_path, stat.size).inspect_err(|_| map.remove()).map_err(words("make the sidecar"))?;
         let named = data.try_clone().and_then(|data| map.has_data(RealFile::from(data).stat()?.id()));
         let named = named.map_err(words("write the map of the fleece"));
-        let begun = named.and_then(|()| self.begin(&map, data, base.map(|it| it.1))).inspect_err(|_| {
+        let begun = named.and_then(|()| self.begin(&map, data, base.map(|it| it.1), strangers)).inspect_err(|_| {
             map.remove();
             let _ = fs::remove_file(&data_path);
         })?;
@@ -199,7 +198,7 @@ impl Fleeces {
     /// disk.
     pub fn look(&self, name: &str) {
         if let Some(fleece) = self.get(name) {
-            fleece.look();
+            fleece.look(Look::Briefly);
             fleece.sync();
         }
     }
@@ -225,7 +224,6 @@ impl Fleeces {
 
     /// Nobody writes any more, and this server goes: its successor takes them up.
     pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Release);
         let all = self.all();
         all.iter().for_each(|it| it.sidecar.end());
         let until = Instant::now() + FAREWELL;
@@ -234,8 +232,17 @@ impl Fleeces {
             thread::sleep(MOMENT);
         }
         all.iter().for_each(|it| it.sync());
+        // Whoever changes it after that is found by its time, and whoever did before is looked for after it.
         let changed = self.image.map.stat().map_or(0, |stat| stat.ctime_ns);
-        all.iter().for_each(|it| it.map.left(changed));
+        all.iter().for_each(|it| it.look(Look::AtAll));
+        // What this process' end is to the gate is no loss; what came before is.
+        self.leaving.store(true, Ordering::Release);
+        for fleece in &all {
+            match fleece.point.fate.lost() {
+                None => fleece.map.left(changed),
+                Some(why) => fleece.map.given_up(why),
+            }
+        }
     }
 
     fn tell(&self, name: &str, what: Fortune) {

@@ -9,13 +9,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::Fleece;
 use super::all::{Fleeces, Fortune, Refusal, Told, words};
 use super::areas::Areas;
 use super::format::State;
 use super::keeper::{self, Ears, Space};
 use super::map::Map;
 use super::sidecar::{Of, Sidecar};
+use super::{Fleece, past_us};
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::engine::compare::compare;
@@ -28,14 +28,20 @@ const STEP: u64 = 64 << 20;
 
 impl Fleeces {
     /// T0: from here on what is overwritten is kept.
-    pub(super) fn begin(&self, map: &Arc<Map>, data: File, base: Option<RealFile>) -> Refusal<Arc<Fleece>> {
+    pub(super) fn begin(
+        &self,
+        map: &Arc<Map>,
+        data: File,
+        base: Option<RealFile>,
+        strangers: Strangers,
+    ) -> Refusal<Arc<Fleece>> {
         // A clone writes back what is dirty, with the image's lock held.
         self.image.device.flush().map_err(words("write the image back"))?;
         let boot = Uuid::from_bytes(self.boot()?);
         let gathered = self.gather(map)?;
         let t0 = Timestamp::now();
         gathered.0.watch()?;
-        let fleece = self.run(map, data, gathered)?;
+        let fleece = self.run(map, data, gathered, strangers)?;
         // Until then whoever finds the map finds a fleece that was not begun.
         let whole = || -> Refusal<()> {
             if fleece.durable {
@@ -49,7 +55,7 @@ impl Fleeces {
         Ok(fleece)
     }
 
-    /// The gate's watch and ears of a fleece, with all writes waiting.
+    /// The gate's watch and ears of a fleece, with all writes waiting. The loss that this process' end is to the gate is none of the fleece.
     pub(super) fn gather(&self, map: &Arc<Map>) -> Refusal<(Watch, Arc<Ears>)> {
         let header = map.header().clone();
         let on_error = if header.terms.break_guest_write { OnError::BreakGuestWrite } else { OnError::BreakSnapshot };
@@ -72,7 +78,23 @@ impl Fleeces {
         Ok((watch, ears))
     }
 
-    pub(super) fn run(&self, map: &Arc<Map>, data: File, gathered: (Watch, Arc<Ears>)) -> Refusal<Arc<Fleece>> {
+    /// Whoever comes from now on is noticed; refused where somebody is there who may write to the image past this process.
+    pub(super) fn alone(&self) -> Refusal<Strangers> {
+        let strangers = Strangers::of(&*self.image.map).map_err(words("watch who closes the image"))?;
+        match past_us(&self.image.map).map_err(words("find out who else writes to the image"))? {
+            Some(other) => Err(format!("the image may be written to past its server: {other}")),
+            None => Ok(strangers),
+        }
+    }
+
+    /// The threads of a fleece; the strangers were watched from before T0 on.
+    pub(super) fn run(
+        &self,
+        map: &Arc<Map>,
+        data: File,
+        gathered: (Watch, Arc<Ears>),
+        strangers: Strangers,
+    ) -> Refusal<Arc<Fleece>> {
         let (watch, ears) = gathered;
         let header = map.header().clone();
         let point = watch.point().ok_or("there is no point in time")?;
@@ -81,7 +103,6 @@ impl Fleeces {
         let sidecar = Sidecar::new(data, of, Arc::clone(map)).map_err(words("open the sidecar"))?;
         let kept_in = header.data_path();
         let space = Space::of([Some(&self.image.path), kept_in.as_ref()].into_iter().flatten(), header.terms.min_free);
-        let strangers = Strangers::of(&*self.image.map).map_err(words("watch who closes the image"))?;
         let areas = Areas::new(header.size, point.clusters.cluster(), header.base.is_some());
         let fleece = Arc::new(Fleece {
             name: header.name,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Fleece;
+use super::{Fleece, Look};
 use crate::disk::real::RealDisk;
 use crate::engine::job::MinFree;
 use crate::engine::room;
@@ -124,7 +124,7 @@ pub fn run(fleece: &Arc<Fleece>, space: &Space, lost: &dyn Fn(String)) {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             fleece.map.seen();
-            fleece.look();
+            fleece.look(Look::Briefly);
         }
         if looked_at_space.elapsed() >= LOOK_AT_SPACE {
             looked_at_space = Instant::now();

@@ -33,6 +33,15 @@ use crate::hold::filter::strangers::Strangers;
 use crate::hold::holders::{self, Holder};
 use crate::range::ByteRange;
 
+/// How it is looked who else has an image.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// At all processes where somebody has opened it since the last look.
+    Briefly,
+    /// At all processes.
+    AtAll,
+}
+
 /// A fleece.
 pub struct Fleece {
     name: String,
@@ -110,9 +119,12 @@ impl Fleece {
     }
 
     /// Looks whether somebody writes to the image past this process.
-    fn look(&self) {
+    fn look(&self, how: Look) {
+        // Held until it is said: whoever looks next finds nothing more, and must find it lost.
         let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-        if strangers.came() || (strangers.has_opened() && !past_us(&self.image).is_ok_and(|past| past.is_none())) {
+        let (came, opened) = (strangers.came(), strangers.has_opened());
+        let is_there = || !past_us(&self.image).is_ok_and(|past| past.is_none());
+        if came || ((opened || how == Look::AtAll) && is_there()) {
             self.watch.break_off("somebody had the image open for writing past its server, and may have written to it");
         }
     }

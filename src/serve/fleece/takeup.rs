@@ -10,8 +10,8 @@ use super::all::{Fleeces, Refusal, words};
 use super::files::open_data;
 use super::format::State;
 use super::map::{Map, read_header};
+use crate::disk::DiskFile;
 use crate::disk::real::open_itself;
-use crate::disk::{DiskFile, Stat};
 use crate::range::ByteRange;
 
 impl Fleeces {
@@ -30,11 +30,14 @@ impl Fleeces {
         };
         let map = Arc::new(map);
         // Whatever is in the way: the guest writes on from now on.
-        self.take_up_map(&map, &stat).map(Some).inspect_err(|why| map.given_up(why))
+        self.take_up_map(&map).map(Some).inspect_err(|why| map.given_up(why))
     }
 
-    fn take_up_map(&self, map: &Arc<Map>, stat: &Stat) -> Refusal<Arc<Fleece>> {
+    fn take_up_map(&self, map: &Arc<Map>) -> Refusal<Arc<Fleece>> {
         let header = map.header().clone();
+        // Whoever is not found here has changed the image before it is looked at, or is noticed from now on.
+        let strangers = self.alone()?;
+        let stat = self.image.map.stat().map_err(words("look at the image"))?;
         if header.size != stat.size {
             return Err("the image has another size now".into());
         }
@@ -46,7 +49,7 @@ impl Fleeces {
         }
         let gathered = self.gather(map)?;
         let point = gathered.0.point().ok_or("there is no point in time")?;
-        let fleece = self.run(map, data, gathered)?;
+        let fleece = self.run(map, data, gathered, strangers)?;
         // An earlier server's kernel may have lost some of it when nobody asked.
         let synced = fleece.sidecar.sync().and_then(|()| map.sync());
         synced.map_err(words("put what was kept on the disk")).inspect_err(|why| fleece.end(why))?;
