@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,6 +34,8 @@ pub struct Finished {
 #[derive(Clone)]
 pub struct Finder {
     image: ImageId,
+    /// The image's device and inode.
+    own: (u64, u64),
     fs: Uuid,
     places: Arc<Mutex<Vec<PathBuf>>>,
 }
@@ -45,7 +48,8 @@ impl Finder {
     pub fn new(image: &RealFile, place: &Path) -> io::Result<Self> {
         let stat = image.stat()?;
         let fs = Uuid::from_bytes(image.fs()?.uuid);
-        Ok(Self { image: stat.id(), fs, places: Arc::new(Mutex::new(vec![place.to_owned()])) })
+        let places = Arc::new(Mutex::new(vec![place.to_owned()]));
+        Ok(Self { image: stat.id(), own: (stat.dev, stat.ino), fs, places })
     }
 
     /// Looks into this directory as well, and before all others.
@@ -66,6 +70,8 @@ impl Finder {
     pub fn at(&self, place: &Path, name: &OsStr) -> Option<Finished> {
         let single = Path::new(name).components().count() == 1 && Path::new(name).file_name() == Some(name);
         let path = Some(place.join(name)).filter(|_| single)?;
+        // Whoever watches who opens the image would take this process for somebody.
+        fs::symlink_metadata(&path).ok().filter(|it| it.is_file() && (it.dev(), it.ino()) != self.own)?;
         let file = real::open_itself(&path, false).ok()?;
         let looked = RealFile::from(file.try_clone().ok()?);
         let stat = looked.stat().ok().filter(|stat| stat.regular)?;
@@ -96,5 +102,23 @@ impl Finder {
 
     fn places(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hold::filter::strangers::Strangers;
+
+    #[test]
+    fn the_image_itself_is_not_opened_where_snapshots_are_looked_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let image = RealFile::from(File::create(dir.path().join("a.img")).expect("an image"));
+        std::os::unix::fs::symlink("a.img", dir.path().join("link")).expect("a link");
+        fs::hard_link(dir.path().join("a.img"), dir.path().join("other name")).expect("a link");
+        let finder = Finder::new(&image, dir.path()).expect("a finder");
+        let mut strangers = Strangers::of(&image).expect("a watch");
+        assert!(finder.all().is_empty() && finder.find("a.img").is_none() && finder.find("link").is_none());
+        assert!(!strangers.came() && !strangers.has_opened());
     }
 }

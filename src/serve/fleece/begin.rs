@@ -121,8 +121,9 @@ impl Fleeces {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name.into()).spawn(work);
         let (tell, name) = (Arc::clone(&self.image.tell), fleece.name.clone());
         let lost = move |why| tell(Told { name: name.clone(), what: Fortune::Lost(why) });
-        let (keeps, writes) = (Arc::clone(&fleece), Arc::clone(&fleece));
+        let [keeps, looks, writes] = [(); 3].map(|()| Arc::clone(&fleece));
         let spawned = spawn("keeper", Box::new(move || keeper::run(&keeps, &space, &lost)))
+            .and_then(|_| spawn("strangers", Box::new(move || keeper::look(&looks))))
             .and_then(|_| spawn("sidecar", Box::new(move || writes.sidecar.write(&|e| writes.unsynced(e)))));
         spawned.map_err(words("start a thread")).inspect_err(|why| fleece.end(why))?;
         Ok(fleece)

@@ -1,4 +1,4 @@
-//! The thread of a fleece: keeps what a write waits for, and looks now and then whether all is as it should be.
+//! The threads of a fleece: one keeps what a write waits for and looks at the space now and then, one looks for strangers.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::engine::room;
 use crate::range::ByteRange;
 use crate::serve::gate::News;
 
-/// How often it says that the server is there, and looks for strangers.
+/// How often it is said that the server is there, and strangers are looked for.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// How often it looks at the free space.
@@ -101,6 +101,13 @@ impl Ears {
         }
     }
 
+    /// Whether it is at its end, or lost, waited for at most so long.
+    fn is_done(&self, limit: Duration) -> bool {
+        let lasts = |heard: &mut Heard| heard.broken.is_none() && !heard.over;
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, lasts);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
     fn broken(&self) -> Option<String> {
         self.lock().broken.clone()
     }
@@ -124,7 +131,6 @@ pub fn run(fleece: &Arc<Fleece>, space: &Space, lost: &dyn Fn(String)) {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             fleece.map.seen();
-            fleece.look(Look::Briefly);
         }
         if looked_at_space.elapsed() >= LOOK_AT_SPACE {
             looked_at_space = Instant::now();
@@ -132,6 +138,13 @@ pub fn run(fleece: &Arc<Fleece>, space: &Space, lost: &dyn Fn(String)) {
                 fleece.watch.break_off(&full);
             }
         }
+    }
+}
+
+/// The other thread of it: looks for strangers, which may take a look at all processes, and what a write waits for must not wait for that.
+pub fn look(fleece: &Fleece) {
+    while !fleece.ears.is_done(LOOK) {
+        fleece.look(Look::Briefly);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`mod@format`]: the map file's bytes. Pure. [`map`] is the file, [`memory`] what waits to be written, [`sidecar`] where it is kept.
 //! - [`areas`]: which parts may be read.
-//! - [`keeper`]: the thread that keeps what is about to be overwritten.
+//! - [`keeper`]: the threads that keep what is about to be overwritten, and look for strangers.
 //! - [`all`]: those of an image: begun ([`begin`], [`files`]), ended, and taken up from an earlier server ([`takeup`]).
 
 pub mod all;
