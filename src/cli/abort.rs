@@ -29,8 +29,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Refused where there is nothing to abort; busy where the job does not stop.
 pub fn run(args: &AbortArgs) -> Result<u8> {
     if let Some(fleece) = orphan::at(&args.dst) {
-        fleece.remove()?;
-        let text = "the fleece and what it had kept are gone; 'rclone-img fleece start' begins a new one";
+        let text = fleece.remove()?;
         say(args, &args.dst, "removed", format!("{}: {text}\n", words::name(&args.dst)))?;
         return Ok(0);
     }

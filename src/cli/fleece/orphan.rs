@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,18 +11,27 @@ use serde_json::{Value, json};
 
 use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
-use crate::disk::real::open_itself;
+use crate::disk::DiskFile;
+use crate::disk::real::{RealFile, open_itself};
 use crate::error::{Error, Kind, Result};
 use crate::serve::fleece::files::{self, DATA, MAP};
 use crate::serve::fleece::format::Header;
-use crate::serve::fleece::map::{Map, read_header};
+use crate::serve::fleece::map::{Content, Map, read};
 
-/// A map of a fleece.
+/// What is called as a map of a fleece is.
 pub struct Found {
     path: PathBuf,
-    header: Header,
+    what: What,
     /// Whether a server has it.
     live: bool,
+}
+
+enum What {
+    Map(Header),
+    /// A copy of one: what is kept is not its own.
+    Copy(Header),
+    /// What cannot be read.
+    Damaged,
 }
 
 /// Whether a path is called as a map is.
@@ -29,85 +39,151 @@ pub fn is_map(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_bytes().ends_with(MAP.as_bytes()))
 }
 
-/// The map at a path, or beside the file with the data at that path; none where it is not called as one, or is none.
+/// The map at a path, or beside the file with the data at that path; none where it is not called as one, or was never one.
 pub fn at(path: &Path) -> Option<Found> {
-    let name = path.file_name()?.as_bytes();
-    let stem = [DATA, MAP].iter().find_map(|ending| name.strip_suffix(ending.as_bytes()))?;
-    let path = &path.with_file_name(OsStr::from_bytes(&[stem, MAP.as_bytes()].concat()));
+    let path = &beside(path, MAP)?;
     let file = open_itself(path, false).ok()?;
-    let header = read_header(&file).ok()??;
+    let what = match read(&file).ok()? {
+        Content::Map(header) => {
+            let own = RealFile::from(file.try_clone().ok()?).stat().ok()?.id();
+            if header.is_of(path, own) { What::Map(header) } else { What::Copy(header) }
+        }
+        Content::Damaged => What::Damaged,
+        Content::Foreign => return None,
+    };
     // Given back with the file.
     let live = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
-    Some(Found { path: path.to_owned(), header, live })
+    Some(Found { path: path.to_owned(), what, live })
+}
+
+/// The file of the same fleece whose name ends like this.
+fn beside(path: &Path, ending: &str) -> Option<PathBuf> {
+    let name = path.file_name()?.as_bytes();
+    let stem = [DATA, MAP].iter().find_map(|ending| name.strip_suffix(ending.as_bytes()))?;
+    Some(path.with_file_name(OsStr::from_bytes(&[stem, ending.as_bytes()].concat())))
 }
 
 impl Found {
     /// 0 where a server has it, 4 where the next one may take it up, 6 where it is lost.
     pub fn exit_code(&self) -> u8 {
-        match (&self.header.broken, self.live) {
-            (Some(_), _) => Kind::Broken.exit_code(),
-            (None, true) => 0,
-            (None, false) => Kind::Interrupted.exit_code(),
+        match &self.what {
+            What::Map(Header { broken: None, .. }) if self.live => 0,
+            What::Map(Header { broken: None, .. }) => Kind::Interrupted.exit_code(),
+            What::Map(_) | What::Copy(_) | What::Damaged => Kind::Broken.exit_code(),
         }
     }
 
     /// A line.
     pub fn person(&self) -> String {
-        let (name, shell, image) = (words::name(&self.path), words::shell(&self.path), self.image());
-        let of = format!("fleece of {}, T0 {:.0}", words::name(&image), self.header.t0);
-        let next = match (&self.header.broken, self.live) {
+        let (name, shell) = (words::name(&self.path), words::shell(&self.path));
+        let of = |header: &Header| {
+            let image = words::name(header.image_path().unwrap_or_default());
+            format!("fleece of {image}, T0 {:.0}", header.t0)
+        };
+        match &self.what {
+            What::Map(header) => format!("{name}: {}; {}\n", of(header), self.next(header)),
+            What::Copy(header) => format!(
+                "{name}: a copy of the map of a {}, or it has another name; rclone-img abort {shell} removes it, and nothing else\n",
+                of(header)
+            ),
+            What::Damaged => format!(
+                "{name}: the map of a fleece, which is lost: it is damaged, or of another version; rclone-img abort {shell} removes it\n"
+            ),
+        }
+    }
+
+    /// How a map stands, and what to do.
+    fn next(&self, header: &Header) -> String {
+        let (shell, image) = (words::shell(&self.path), words::shell(header.image_path().unwrap_or_default()));
+        match (&header.broken, self.live) {
             (Some(why), true) => {
-                let end = format!("rclone-img fleece stop {} --name {}", words::shell(&image), self.header.name);
+                let end = format!("rclone-img fleece stop {image} --name {}", header.name);
                 format!("lost: {}; {end} removes it", words::line(why))
             }
             (Some(why), false) => format!("lost: {}; rclone-img abort {shell} removes it", words::line(why)),
-            (None, true) => format!("its server has it: rclone-img fleece list {}", words::shell(&image)),
+            (None, true) => format!("its server has it: rclone-img fleece list {image}"),
             (None, false) => format!(
                 "no server has it: the next one of the image takes it up if nobody has written since, or rclone-img abort \
                  {shell} removes it"
             ),
-        };
-        format!("{name}: {of}; {next}\n")
+        }
     }
 
     /// An object.
     pub fn object(&self) -> Value {
+        let header = match &self.what {
+            What::Map(header) => header,
+            What::Copy(header) => {
+                return self.unusable("fleece-copy", &format!("it is a copy of the map of the fleece {}", header.name));
+            }
+            What::Damaged => return self.unusable("fleece-damaged", "it is damaged, or of another version"),
+        };
         let state = if self.live { "running" } else { "orphaned" };
         let object = json!({
-            "v": json::VERSION, "event": "status", "state": format!("fleece-{state}"), "name": self.header.name,
-            "t0": self.header.t0.to_string(), "base": self.header.base, "bytes": self.header.size,
-            "durable": self.header.terms.durable, "reason": self.header.broken.clone().unwrap_or_default(),
+            "v": json::VERSION, "event": "status", "state": format!("fleece-{state}"), "name": header.name,
+            "t0": header.t0.to_string(), "base": header.base, "bytes": header.size,
+            "durable": header.terms.durable, "reason": header.broken.clone().unwrap_or_default(),
         });
-        with_path(with_path(object, "dst", &self.path), "src", &self.image())
+        with_path(with_path(object, "dst", &self.path), "src", &header.image_path().unwrap_or_default())
     }
 
-    /// Removes it, with what it has kept.
+    fn unusable(&self, state: &str, reason: &str) -> Value {
+        let object = json!({"v": json::VERSION, "event": "status", "state": state, "reason": reason});
+        with_path(object, "dst", &self.path)
+    }
+
+    /// Removes it, with what it has kept; what was done, in words.
     ///
     /// # Errors
     /// Busy where a server has it.
-    pub fn remove(&self) -> Result<()> {
-        let name = words::name(&self.path);
-        let cannot =
-            |e| Error::io(Kind::Failed, format!("cannot remove {name}"), "check the directory's permissions", e);
-        let busy = || {
-            let hint = format!("rclone-img fleece stop {} --name {}", words::shell(self.image()), self.header.name);
-            Error::new(Kind::Busy, format!("{name}: a server has it"), hint)
+    pub fn remove(&self) -> Result<String> {
+        let header = match &self.what {
+            What::Map(header) => header,
+            What::Copy(_) => {
+                fs::remove_file(&self.path).map_err(|e| self.cannot(e))?;
+                return Ok(
+                    "the copy is gone; the fleece that it was copied from, and what that has kept, is as it was".into(),
+                );
+            }
+            What::Damaged => return self.remove_damaged(),
         };
-        let image = fs::metadata(self.image()).ok();
+        let image = fs::metadata(header.image_path().unwrap_or_default()).ok();
         let mark = |header: &Header| files::mark(image.as_ref()?.dev(), image.as_ref()?.ino(), &header.name);
         let map = match Map::open(&self.path, mark) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err(busy()),
-            other => other.map_err(cannot)?,
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                let image = words::shell(header.image_path().unwrap_or_default());
+                return Err(self.busy(format!("rclone-img fleece stop {image} --name {}", header.name)));
+            }
+            other => other.map_err(|e| self.cannot(e))?,
         };
-        let Some(map) = map else { return Ok(()) };
-        // Nothing else is removed, whatever the map says: a copy of it names the file of the other one.
-        let header = map.header().clone();
-        files::remove_data(&header).map_err(cannot)?;
-        map.remove();
-        Ok(())
+        if let Some(map) = map {
+            let header = map.header().clone();
+            files::remove_data(&header).map_err(|e| self.cannot(e))?;
+            map.remove();
+        }
+        Ok("the fleece and what it had kept are gone; 'rclone-img fleece start' begins a new one".into())
     }
 
-    fn image(&self) -> PathBuf {
-        self.header.image_path().unwrap_or_default()
+    /// Nobody knows any more where its data is.
+    fn remove_damaged(&self) -> Result<String> {
+        if self.live {
+            return Err(self.busy("rclone-img fleece list IMAGE, and fleece stop".into()));
+        }
+        fs::remove_file(&self.path).map_err(|e| self.cannot(e))?;
+        let data = beside(&self.path, DATA).unwrap_or_default();
+        Ok(format!(
+            "the damaged map is gone; what the fleece had kept may be left in {}, or in a file of that name in the directory that \
+             --sidecar named: remove it",
+            words::name(&data)
+        ))
+    }
+
+    fn cannot(&self, e: io::Error) -> Error {
+        let what = format!("cannot remove {}", words::name(&self.path));
+        Error::io(Kind::Failed, what, "check the directory's permissions", e)
+    }
+
+    fn busy(&self, hint: String) -> Error {
+        Error::new(Kind::Busy, format!("{}: a server has it", words::name(&self.path)), hint)
     }
 }

@@ -101,7 +101,7 @@ impl Fleeces {
             let name = entry.file_name();
             let fleece = name.as_bytes().strip_prefix(&prefix[..]).and_then(|it| it.strip_suffix(MAP.as_bytes()));
             let Some(fleece) = fleece.and_then(|it| str::from_utf8(it).ok()).filter(|it| is_name(it)) else { continue };
-            match fleeces.take_up(&entry.path()) {
+            match fleeces.take_up(&entry.path(), fleece) {
                 Ok(None) => {}
                 Ok(Some(taken)) => {
                     fleeces.tell(fleece, Fortune::TakenUp);
@@ -240,7 +240,11 @@ impl Fleeces {
         for fleece in &all {
             match fleece.point.fate.lost() {
                 None => fleece.map.left(changed),
-                Some(why) => fleece.map.given_up(why),
+                Some(why) => {
+                    if let Err(why) = fleece.map.given_up(why) {
+                        self.tell(&fleece.name, Fortune::Lost(why));
+                    }
+                }
             }
         }
     }

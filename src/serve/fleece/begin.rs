@@ -62,12 +62,14 @@ impl Fleeces {
         let ears = Arc::new(Ears::default());
         let tell = Box::new({
             let (ears, map, leaving) = (Arc::clone(&ears), Arc::clone(map), Arc::clone(&self.leaving));
-            move |news| {
+            move |mut news| {
                 if leaving.load(Ordering::Acquire) {
                     return;
                 }
-                if let News::Broken(why) = &news {
-                    map.lost(why);
+                if let News::Broken(why) = &mut news
+                    && let Err(more) = map.lost(why)
+                {
+                    why.push_str(&format!("; {more}"));
                 }
                 ears.tell(news);
             }

@@ -94,6 +94,8 @@ impl Fleeces {
     ) -> Refusal<Header> {
         Ok(Header {
             name: order.name.clone(),
+            generation: 0,
+            map_file: ImageId::default(),
             image: stat.id(),
             fs: Uuid::from_bytes(self.facts()?.uuid),
             size: stat.size,

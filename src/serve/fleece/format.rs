@@ -2,30 +2,42 @@
 //!
 //! | offset | bytes | what |
 //! |---|---|---|
+//! | 0 | [`SLOT`] | header slot 0 |
+//! | [`SLOT`] | [`SLOT`] | header slot 1 |
+//! | [`STATES`] | 1 a cluster | [`State`] |
+//!
+//! A slot:
+//!
+//! | offset | bytes | what |
+//! |---|---|---|
 //! | 0 | 8 | [`MAGIC`] |
 //! | 8 | 4 | length of the JSON, little endian |
 //! | 12 | 4 | its CRC-32C, little endian |
 //! | 16 | | [`Header`] as JSON, so that a person can read it |
-//! | [`STATES`] | 1 a cluster | [`State`] |
 //!
-//! Pure.
+//! The valid slot of the higher generation counts; generation *n* lies in slot *n mod 2*, so that a write that is cut off leaves the one
+//! before it. Pure.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::files::MAP;
 use crate::hold::filter::wire::FleeceTerms;
 use crate::record::ImageId;
 
-/// How a map file begins.
-pub const MAGIC: [u8; 8] = *b"RIMGFLC1";
+/// How a slot begins; the last byte is the format's version.
+pub const MAGIC: [u8; 8] = *b"RIMGFLC2";
+
+/// The size of a header slot.
+pub const SLOT: u64 = 16 << 10;
 
 /// Where the clusters' states begin.
-pub const STATES: u64 = 16 << 10;
+pub const STATES: u64 = 2 * SLOT;
 
 /// The longest reason that is kept, in bytes.
 const REASON: usize = 1000;
@@ -59,6 +71,10 @@ impl State {
 pub struct Header {
     /// Its name.
     pub name: String,
+    /// Counts how often the header was written.
+    pub generation: u64,
+    /// The map file itself: another one with this header is a copy.
+    pub map_file: ImageId,
     /// The image.
     pub image: ImageId,
     /// UUID of the image's file system.
@@ -89,7 +105,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// As it is written: all that is before the states.
+    /// As it is written: a slot.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut header = self.clone();
         if let Some(why) = &mut header.broken {
@@ -98,11 +114,22 @@ impl Header {
         let json = serde_json::to_vec(&header).expect("a header has no map with keys that are not text");
         let length = (json.len() as u32).to_le_bytes();
         let mut bytes = [&MAGIC[..], &length, &crc32c::crc32c(&json).to_le_bytes(), &json].concat();
-        bytes.resize(STATES as usize, 0);
+        bytes.resize(SLOT as usize, 0);
         bytes
     }
 
-    /// Reads it back; `None` where it is not one, or damaged.
+    /// Where it is written.
+    pub fn slot(&self) -> u64 {
+        self.generation % 2 * SLOT
+    }
+
+    /// The one that counts, of all that is before the states; `None` where both are not valid.
+    pub fn newest(bytes: &[u8]) -> Option<Self> {
+        let slots = bytes.chunks(SLOT as usize).take(2).filter_map(Self::from_bytes);
+        slots.max_by_key(|header| header.generation)
+    }
+
+    /// Reads a slot back; `None` where it is not one, or damaged.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| bytes.get(at..at + 4).map(|it| u32::from_le_bytes(it.try_into().expect("four bytes")));
         let json = bytes.strip_prefix(&MAGIC).and(bytes.get(16..))?.get(..number(8)? as usize)?;
@@ -112,6 +139,12 @@ impl Header {
 }
 
 impl Header {
+    /// Whether this map file at this path is the one that the header was written to: a copy of it names what the other one has kept.
+    pub fn is_of(&self, path: &Path, file: ImageId) -> bool {
+        let ending = [".", &self.name, MAP].concat();
+        self.map_file == file && path.file_name().is_some_and(|name| name.as_bytes().ends_with(ending.as_bytes()))
+    }
+
     /// The image's path; `None` where that is damaged, as of the other.
     pub fn image_path(&self) -> Option<PathBuf> {
         path(&self.path)
@@ -132,6 +165,12 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether a file that begins with these bytes was made as a map: of another version, damaged, or cut short before anything was written.
+pub fn is_ours(bytes: &[u8]) -> bool {
+    let family = &MAGIC[..MAGIC.len() - 1];
+    bytes.is_empty() || bytes.chunks(SLOT as usize).take(2).any(|slot| slot.starts_with(family))
+}
+
 /// The path back.
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).map(|it| it as u8);
@@ -146,6 +185,8 @@ pub(super) mod tests {
     pub(in super::super) fn header() -> Header {
         Header {
             name: "nightly".into(),
+            generation: 1,
+            map_file: ImageId { ino: 7, generation: 8, subvolume: 0 },
             image: ImageId { ino: 5, generation: 6, subvolume: 0 },
             fs: Uuid::nil(),
             size: 1 << 30,
@@ -173,7 +214,7 @@ pub(super) mod tests {
     #[test]
     fn a_header_comes_back_and_a_damaged_one_does_not() {
         let bytes = header().to_bytes();
-        assert_eq!((bytes.len() as u64, Header::from_bytes(&bytes)), (STATES, Some(header())));
+        assert_eq!((bytes.len() as u64, Header::from_bytes(&bytes)), (SLOT, Some(header())));
         for at in [0, 9, 13, 16, 40] {
             let mut bytes = bytes.clone();
             bytes[at] ^= 1;
@@ -181,6 +222,36 @@ pub(super) mod tests {
         }
         assert_eq!((Header::from_bytes(b""), Header::from_bytes(&bytes[..20])), (None, None));
         assert_eq!(Header::from_bytes(&[&MAGIC[..], &[0xFF; 8]].concat()), None);
+    }
+
+    #[test]
+    fn a_write_that_is_cut_off_leaves_the_header_before_it() {
+        let [old, new] = [4, 5].map(|generation| Header { generation, ..header() });
+        assert_eq!((old.slot(), new.slot()), (0, SLOT));
+        let bytes = [old.to_bytes(), new.to_bytes()].concat();
+        assert_eq!(Header::newest(&bytes), Some(new.clone()));
+        for cut in [0, 8, 20, 100] {
+            // The next one is written over the older.
+            let mut torn = bytes.clone();
+            torn[..cut].copy_from_slice(&Header { generation: 6, ..header() }.to_bytes()[..cut]);
+            torn[cut..cut + 200].fill(0xFF);
+            assert_eq!((Header::newest(&torn), is_ours(&torn)), (Some(new.clone()), true), "{cut}");
+        }
+        let mut torn = bytes;
+        torn[SLOT as usize + 30] ^= 1;
+        assert_eq!(Header::newest(&torn), Some(old));
+        torn[30] ^= 1;
+        assert_eq!((Header::newest(&torn), is_ours(&torn)), (None, true));
+        assert_eq!([&b""[..], b"RIMGFLC1 and more", b"somebody's"].map(is_ours), [true, true, false]);
+    }
+
+    #[test]
+    fn a_copy_of_a_map_is_told_from_it() {
+        let (header, id) = (header(), header().map_file);
+        let check = |path: &str, id, expect| assert_eq!(header.is_of(Path::new(path), id), expect, "{path}");
+        check("/x/a.img.nightly.fleece", id, true);
+        check("/x/a.img.nightly.fleece", ImageId { ino: 9, ..id }, false);
+        check("/x/a.img.g.fleece", id, false);
     }
 
     #[test]

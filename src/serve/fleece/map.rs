@@ -3,9 +3,13 @@
 //! The mark is gone before a write goes on for which the fleece is lost, and with the boot; and it tells when a server was last there. So
 //! a server that is started again knows whether what it finds is whole.
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::{self, File, FileTimes, TryLockError};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,8 +18,9 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::format::{Header, STATES, State};
-use crate::disk::real::open_itself;
+use super::format::{self, Header, STATES, State};
+use crate::disk::real::{NewFile, RealDisk, open_itself};
+use crate::disk::{Disk, DiskFile};
 use crate::range::ByteRange;
 use crate::record::ImageId;
 
@@ -46,20 +51,22 @@ pub struct Map {
 }
 
 impl Map {
-    /// A new one at this path; `mark` is where the mark is to be, if anywhere.
+    /// A new one at this path, durably, and there is never a part of one; `mark` is where the mark is to be, if anywhere.
     ///
     /// # Errors
     /// EEXIST, and what the kernel says.
     pub fn create(path: &Path, mark: Option<PathBuf>, header: Header) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        let map = Self::of(file, path, mark, header);
-        let made = map.lock().and_then(|_| {
-            let header = map.header().clone();
+        let new = NewFile::at(path)?;
+        let file = File::from(new.file().as_fd().try_clone_to_owned()?);
+        let map = Self::of(file, path, mark, Header { map_file: new.file().stat()?.id(), ..header });
+        map.lock()?;
+        {
+            let mut header = map.header();
             map.file.set_len(STATES + header.size.div_ceil(header.terms.cluster))?;
-            map.write_header(&header)?;
-            map.file.sync_all()
-        });
-        made.inspect_err(|_| map.remove()).map(|()| map)
+            map.write_header(&mut header)?;
+            map.write_header(&mut header)?;
+        }
+        new.keep().map(|()| map)
     }
 
     /// The one at a path, with its lock; `None` where it is none, and an error where somebody else has it.
@@ -68,7 +75,7 @@ impl Map {
     /// EBUSY, and what the kernel says.
     pub fn open(path: &Path, mark: impl FnOnce(&Header) -> Option<PathBuf>) -> io::Result<Option<Self>> {
         let file = open_itself(path, true)?;
-        let Some(header) = read_header(&file)? else { return Ok(None) };
+        let Content::Map(header) = read(&file)? else { return Ok(None) };
         let mark = mark(&header);
         let map = Self::of(file, path, mark, header);
         if map.lock_soon()? { Ok(Some(map)) } else { Err(nix::errno::Errno::EBUSY.into()) }
@@ -140,11 +147,7 @@ impl Map {
     /// # Errors
     /// The kernel's; where it is lost already.
     pub fn begun(&self, boot: Uuid, t0: Timestamp) -> io::Result<()> {
-        {
-            let mut header = self.header();
-            (header.t0, header.broken) = (t0, None);
-        }
-        self.taken(boot)?;
+        self.take(boot, |header| (header.t0, header.broken) = (t0, None))?;
         // So that it is known after a power cut what it was.
         self.sync()
     }
@@ -201,20 +204,23 @@ impl Map {
     /// # Errors
     /// The kernel's; where it is lost already.
     pub fn taken(&self, boot: Uuid) -> io::Result<()> {
+        self.take(boot, |_| ())
+    }
+
+    fn take(&self, boot: Uuid, how: impl FnOnce(&mut Header)) -> io::Result<()> {
         // Without a mark nobody takes it up in this boot.
         self.mark.iter().for_each(|mark| drop(File::create(mark)));
         let mut header = self.header();
-        (header.boot, header.seen, header.left) = (boot, Timestamp::now(), None);
-        self.write_header(&header)?;
-        if header.terms.durable {
-            self.file.sync_all()?;
-        }
-        drop(header);
+        // Whoever says that it is lost has said so before this, or removes the mark and has the header after it.
         if self.lost.load(Ordering::SeqCst) {
-            self.given_up("it was lost while it was begun");
-            return Err(io::Error::other("the guest could not wait for it"));
+            drop(header);
+            let why = "it was lost while it was begun";
+            return Err(io::Error::other(self.given_up(why).err().unwrap_or_else(|| why.to_owned())));
         }
-        Ok(())
+        how(&mut header);
+        (header.boot, header.seen, header.left) = (boot, Timestamp::now(), None);
+        self.write_header(&mut header)?;
+        if header.terms.durable { self.sync() } else { Ok(()) }
     }
 
     /// The server is there.
@@ -230,7 +236,7 @@ impl Map {
             let due = now.duration_since(header.seen) >= DURABLY.try_into().unwrap_or_default();
             if header.terms.durable && header.broken.is_none() && due {
                 header.seen = now;
-                self.write_header(&header).is_ok()
+                self.write_header(&mut header).is_ok()
             } else {
                 false
             }
@@ -246,37 +252,59 @@ impl Map {
         self.seen();
         let mut header = self.header();
         header.left = Some(changed_ns.to_string());
-        let _ = self.write_header(&header);
+        let _ = self.write_header(&mut header);
         if header.terms.durable {
             let _ = self.sync();
         }
     }
 
     /// It is lost. Said in a moment, before a write goes on; of one that is durable, durably.
-    pub fn lost(&self, why: &str) {
+    ///
+    /// # Errors
+    /// In words, where it can neither be said nor the map be removed: the next server would take it for whole.
+    pub fn lost(&self, why: &str) -> Result<(), String> {
         self.lost.store(true, Ordering::SeqCst);
-        if let Some(mark) = &self.mark {
-            let _ = fs::remove_file(mark);
+        let unmarked = self.mark.as_ref().is_none_or(|mark| is_gone(fs::remove_file(mark)));
+        if unmarked && !self.header().terms.durable {
+            return Ok(());
         }
-        if self.header().terms.durable {
-            self.write_lost(why);
-        }
+        self.say_lost(why).or_else(|e| {
+            // What cannot be said in it is said by its absence.
+            let removed = is_gone(fs::remove_file(&self.path)) && self.sync_directory().is_ok();
+            if removed { Ok(()) } else { Err(e) }
+        })
+        .map_err(|e| {
+            let path = self.path.display();
+            format!("that it is lost cannot be written down ({e}): remove {path} before another server of the image is started")
+        })
     }
 
-    /// The same for people, when there is time.
+    /// The same for people, when there is time; in both slots, so that damage to one does not bring it back to life.
     pub fn write_lost(&self, why: &str) {
+        // A server that does not read it finds no mark, or has it from [`Map::lost`].
+        let _ = self.say_lost(why).and_then(|()| self.say_lost(why));
+    }
+
+    fn say_lost(&self, why: &str) -> io::Result<()> {
         let mut header = self.header();
-        if header.broken.is_none() {
-            header.broken = Some(why.to_owned());
-            // A server that does not read it finds no mark.
-            let _ = self.write_header(&header).and_then(|()| self.sync());
-        }
+        header.broken.get_or_insert_with(|| why.to_owned());
+        self.write_header(&mut header)?;
+        drop(header);
+        self.sync()
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        RealDisk::open_dir(self.path.parent().ok_or(io::ErrorKind::InvalidInput)?)?.sync_names()
     }
 
     /// It cannot be taken up, for this reason, and the guest writes on.
-    pub fn given_up(&self, why: &str) {
-        self.lost(why);
+    ///
+    /// # Errors
+    /// As [`Map::lost`]; with the reason.
+    pub fn given_up(&self, why: &str) -> Result<(), String> {
+        let lost = self.lost(why).map_err(|more| format!("{why}; {more}"));
         self.write_lost(why);
+        lost
     }
 
     /// Which file has the data.
@@ -286,7 +314,7 @@ impl Map {
     pub fn has_data(&self, file: ImageId) -> io::Result<()> {
         let mut header = self.header();
         header.data_file = file;
-        self.write_header(&header)?;
+        self.write_header(&mut header)?;
         // Before there is anything in that file.
         self.sync()
     }
@@ -298,8 +326,10 @@ impl Map {
         }
     }
 
-    fn write_header(&self, header: &Header) -> io::Result<()> {
-        self.file.write_all_at(&header.to_bytes(), 0)
+    /// Over the older of the two: where that is cut off, the other one counts.
+    fn write_header(&self, header: &mut Header) -> io::Result<()> {
+        header.generation += 1;
+        self.file.write_all_at(&header.to_bytes(), header.slot())
     }
 
     fn header_cluster(&self) -> u64 {
@@ -307,14 +337,33 @@ impl Map {
     }
 }
 
-/// What a file says, if it is a map.
+/// What is in a file that is called as a map is.
+pub enum Content {
+    /// A map.
+    Map(Header),
+    /// What was one, or is of another version.
+    Damaged,
+    /// Something else.
+    Foreign,
+}
+
+/// What is in a file.
 ///
 /// # Errors
-/// The kernel's, but for a file that is too short.
-pub fn read_header(file: &File) -> io::Result<Option<Header>> {
-    let mut bytes = vec![0; STATES as usize];
-    match file.read_exact_at(&mut bytes, 0) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        other => other.map(|()| Header::from_bytes(&bytes)),
-    }
+/// The kernel's.
+pub fn read(file: &File) -> io::Result<Content> {
+    let mut bytes = Vec::new();
+    let mut from = file;
+    from.seek(SeekFrom::Start(0))?;
+    from.take(STATES).read_to_end(&mut bytes)?;
+    Ok(match Header::newest(&bytes) {
+        Some(header) => Content::Map(header),
+        None if format::is_ours(&bytes) => Content::Damaged,
+        None => Content::Foreign,
+    })
+}
+
+/// Whether a file was removed, or was not there.
+fn is_gone(removed: io::Result<()>) -> bool {
+    removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }).is_ok()
 }

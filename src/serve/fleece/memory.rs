@@ -196,7 +196,7 @@ mod tests {
         (0..10).for_each(|at| memory.put(at * 4096, vec![0; 10]));
         assert_eq!(waiting(&memory).map(|it| it.len()), Some(5));
         let memory = Memory::new(100);
-        [0, 4096].map(|at| memory.put(at, vec![0; 60]));
+        (0..2).for_each(|at| memory.put(at * 4096, vec![0; 60]));
         assert_eq!(waiting(&memory), Some(vec![0]), "one that is larger goes alone");
     }
 }

@@ -9,20 +9,29 @@ use super::Fleece;
 use super::all::{Fleeces, Refusal, words};
 use super::files::open_data;
 use super::format::State;
-use super::map::{Map, read_header};
+use super::map::{Content, Map, read};
 use crate::disk::DiskFile;
-use crate::disk::real::open_itself;
+use crate::disk::real::{RealFile, open_itself};
 use crate::range::ByteRange;
 
 impl Fleeces {
     /// One that an earlier server has left; none where it is of another image.
-    pub(super) fn take_up(&self, path: &Path) -> Refusal<Option<Arc<Fleece>>> {
+    pub(super) fn take_up(&self, path: &Path, name: &str) -> Refusal<Option<Arc<Fleece>>> {
         let stat = self.image.map.stat().map_err(words("look at the image"))?;
         let is = (stat.id(), Uuid::from_bytes(self.facts()?.uuid));
-        let looked = open_itself(path, false).and_then(|file| read_header(&file)).map_err(words("open it"))?;
-        let header = looked.ok_or("it is no map of a fleece")?;
+        let file = open_itself(path, false).map_err(words("open it"))?;
+        let header = match read(&file).map_err(words("read it"))? {
+            Content::Map(header) => header,
+            Content::Damaged => return Err("its map is damaged, or of another version".into()),
+            Content::Foreign => return Err("it is no map of a fleece".into()),
+        };
         if (header.image, header.fs) != is {
             return Ok(None);
+        }
+        // Not to be said in it: nor is the mark its own.
+        let own = RealFile::from(file).stat().map_err(words("look at it"))?.id();
+        if header.map_file != own || header.name != name {
+            return Err(format!("it is a copy of the map of the fleece {}, or has another name", header.name));
         }
         let map = match Map::open(path, |header| self.mark(&header.name)) {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Err("another server has it".into()),
@@ -30,7 +39,7 @@ impl Fleeces {
         };
         let map = Arc::new(map);
         // Whatever is in the way: the guest writes on from now on.
-        self.take_up_map(&map).map(Some).inspect_err(|why| map.given_up(why))
+        self.take_up_map(&map).map(Some).map_err(|why| map.given_up(&why).err().unwrap_or(why))
     }
 
     fn take_up_map(&self, map: &Arc<Map>) -> Refusal<Arc<Fleece>> {
