@@ -27,9 +27,9 @@ pub struct Found {
 }
 
 enum What {
-    Map(Header),
+    Map(Box<Header>),
     /// A copy of one: what is kept is not its own.
-    Copy(Header),
+    Copy(Box<Header>),
     /// What cannot be read.
     Damaged,
 }
@@ -67,8 +67,8 @@ impl Found {
     /// 0 where a server has it, 4 where the next one may take it up, 6 where it is lost.
     pub fn exit_code(&self) -> u8 {
         match &self.what {
-            What::Map(Header { broken: None, .. }) if self.live => 0,
-            What::Map(Header { broken: None, .. }) => Kind::Interrupted.exit_code(),
+            What::Map(header) if header.broken.is_none() && self.live => 0,
+            What::Map(header) if header.broken.is_none() => Kind::Interrupted.exit_code(),
             What::Map(_) | What::Copy(_) | What::Damaged => Kind::Broken.exit_code(),
         }
     }

@@ -102,6 +102,7 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
             }
         }
         notify::stopping();
+        fleeces.close();
         server.stop();
         // Who does not read his answers keeps nobody else from ending.
         let until = Instant::now() + FAREWELL;

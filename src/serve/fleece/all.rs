@@ -83,6 +83,7 @@ pub struct Fleeces {
     all: Mutex<BTreeMap<String, Arc<Fleece>>>,
     names: Arc<Names>,
     pub(super) leaving: Arc<AtomicBool>,
+    closed: AtomicBool,
 }
 
 pub(super) type Refusal<T> = Result<T, String>;
@@ -93,7 +94,13 @@ impl Fleeces {
     /// # Errors
     /// Where the image cannot be looked at.
     pub fn adopt(image: Image) -> io::Result<(Self, Vec<(PathBuf, String)>)> {
-        let fleeces = Self { image, all: Mutex::default(), names: Arc::default(), leaving: Arc::default() };
+        let fleeces = Self {
+            image,
+            all: Mutex::default(),
+            names: Arc::default(),
+            leaving: Arc::default(),
+            closed: AtomicBool::new(false),
+        };
         let (dir, file) = fleeces.place()?;
         let prefix = [file.as_bytes(), b"."].concat();
         let mut lost = Vec::new();
@@ -118,6 +125,7 @@ impl Fleeces {
     /// # Errors
     /// Why not, in words; nothing is left then.
     pub fn start(&self, order: &FleeceOrder) -> Refusal<Arc<Fleece>> {
+        self.is_open()?;
         if !is_name(&order.name) {
             return Err(format!(
                 "a fleece's name has at most {NAME} letters, digits, '-', '_' and '.', and does not begin with '.'"
@@ -168,6 +176,17 @@ impl Fleeces {
         let taken = self.names.take(name, made).map_err(|other| has_name(&other.to_string(), name))?;
         // One that has begun since is among them before it gives its name back.
         if self.lock().contains_key(name) { Err(has_name("a fleece", name)) } else { Ok(taken) }
+    }
+
+    /// The server is about to go: none is begun any more, and what is being begun is given up.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// # Errors
+    /// Where none is begun any more.
+    pub(super) fn is_open(&self) -> Refusal<()> {
+        if self.closed.load(Ordering::Acquire) { Err("the server was told to stop".into()) } else { Ok(()) }
     }
 
     /// Ends one, with its files.

@@ -140,6 +140,9 @@ impl Fleeces {
         let comparable = self.image.map.realtime().map_err(cannot())? == base.realtime().map_err(cannot())?;
         let mut rest = ByteRange::new(0, fleece.point.clusters.size()).filter(|_| comparable);
         while let Some(left) = rest {
+            // It may take minutes, and nobody waits for what comes to nothing.
+            self.is_open()?;
+            fleece.point.fate.lost().map_or(Ok(()), |why| Err(why.to_owned()))?;
             let (step, later) = left.split(left.start() + STEP);
             let step = step.expect("the beginning of a range");
             let compared = compare(&*self.image.map, base, step).map_err(|e| e.to_string())?;

@@ -77,7 +77,7 @@ impl Map {
         let file = open_itself(path, true)?;
         let Content::Map(header) = read(&file)? else { return Ok(None) };
         let mark = mark(&header);
-        let map = Self::of(file, path, mark, header);
+        let map = Self::of(file, path, mark, *header);
         if map.lock_soon()? { Ok(Some(map)) } else { Err(nix::errno::Errno::EBUSY.into()) }
     }
 
@@ -340,7 +340,7 @@ impl Map {
 /// What is in a file that is called as a map is.
 pub enum Content {
     /// A map.
-    Map(Header),
+    Map(Box<Header>),
     /// What was one, or is of another version.
     Damaged,
     /// Something else.
@@ -357,7 +357,7 @@ pub fn read(file: &File) -> io::Result<Content> {
     from.seek(SeekFrom::Start(0))?;
     from.take(STATES).read_to_end(&mut bytes)?;
     Ok(match Header::newest(&bytes) {
-        Some(header) => Content::Map(header),
+        Some(header) => Content::Map(Box::new(header)),
         None if format::is_ours(&bytes) => Content::Damaged,
         None => Content::Foreign,
     })

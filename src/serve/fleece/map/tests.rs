@@ -17,8 +17,7 @@ fn again(map: &Map) -> Content {
 fn what_is_lost_while_it_is_begun_is_never_whole() {
     let dir = tempfile::tempdir().expect("a directory");
     for durable in [false, true] {
-        let not_begun = Header { broken: Some("not begun".into()), ..header() };
-        let mut header = not_begun;
+        let mut header = Header { broken: Some("not begun".into()), ..header() };
         header.terms.durable = durable;
         let map = create(dir.path(), header);
         map.lost("too late").expect("said");
@@ -64,6 +63,6 @@ fn a_map_is_there_whole_or_not_at_all() {
     assert_eq!(header.map_file, RealFile::from(File::open(&map.path).expect("the map")).stat().expect("stat").id());
     let size = fs::metadata(&map.path).expect("the map").len();
     assert_eq!(size, STATES + header.size.div_ceil(header.terms.cluster));
-    let twice = Map::create(&map.path, None, header).err().and_then(|e| e.raw_os_error());
+    let twice = Map::create(&map.path, None, *header).err().and_then(|e| e.raw_os_error());
     assert_eq!(twice, Some(libc::EEXIST));
 }
