@@ -35,6 +35,7 @@ Exit codes:
   4  interrupted; the same command goes on
   5  another job has the image or the snapshot (--wait waits)
   6  broken, or the point in time is lost: there is no snapshot
+  7  the answer is \"differs\" (verify, diff --exit-code)
 
 Examples:
   rclone-img check vm.img
@@ -45,13 +46,15 @@ const RESUME_EXAMPLES: &str = "\
 Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To
 take a new one from what is there, run snapshot again. A point in time of several images, or of
 the hold guard, does not outlive its run; but where all the snapshots of several images were
-complete, resume of any one puts all into place.
+complete, resume of any one puts all into place. Of an image whose restore was interrupted it ends
+the restore.
 
-Example:
-  rclone-img resume vm.snap";
+Examples:
+  rclone-img resume vm.snap
+  rclone-img resume vm.img";
 
 const STATUS_EXAMPLES: &str = "\
-Takes no lock and disturbs no job. Of a directory it shows fleeces as well. Of a job that runs under the hold guard it tells, to root, how
+Takes no lock and disturbs no job. Of a directory it shows fleeces, and restores that were interrupted, as well. Of a job that runs under the hold guard it tells, to root, how
 much is done and how the guest's accesses fare, of all the job's images together. Of a directory
 it shows the jobs. With one PATH, exits with 0 (a finished snapshot, or a job that runs), 4 (can
 be resumed), 6 (broken, or a file that is no snapshot: modified, copied, or not made by this
@@ -62,7 +65,7 @@ Examples:
   rclone-img status --json /var/lib/libvirt/images/vm.snap";
 
 const ABORT_EXAMPLES: &str = "\
-Of a fleece that no server has (DST is vm.img.NAME.fleece) what it has kept is removed.
+Of an image whose restore was interrupted it goes back to what --keep-current has kept. Of a fleece that no server has (DST is vm.img.NAME.fleece) what it has kept is removed.
 
 A job that is running is stopped first. A finished snapshot is never touched. A refresh that has
 cloned nothing yet is put back as it was; where it has begun to clone, the old snapshot is gone

@@ -16,7 +16,7 @@ use crate::record::Verdict;
 /// Suffix of a snapshot that is being removed.
 pub const REMOVING: &str = ".removing";
 
-/// What a step should take; a pause as long follows.
+/// What a step should take; a pause half as long follows.
 const STEP: Duration = Duration::from_millis(20);
 
 /// The first step, in bytes, and the bounds of all.
@@ -78,7 +78,7 @@ fn shrink(disk: &RealDisk, name: &OsStr) -> io::Result<()> {
             }
             let took = disk.clock().saturating_sub(began);
             step = if took > STEP { step / 2 } else { step * 2 }.clamp(LEAST, MOST);
-            disk.wait(took.min(STEP * 10));
+            disk.wait((took / 2).min(STEP * 10));
         }
     }
     disk.unlink(name)?;

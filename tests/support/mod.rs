@@ -299,6 +299,12 @@ fn remove(root: &Path) {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         mounts.contains(&format!(" {} ", mnt.display()))
     };
+    // Those of files within it, which would keep it busy.
+    for line in quiet("losetup", &["-l", "-n", "-O", "NAME,BACK-FILE"].map(OsStr::new)).lines() {
+        if let Some((device, _)) = line.split_once(' ').filter(|(_, file)| Path::new(file.trim()).starts_with(&mnt)) {
+            quiet("losetup", &["-d".as_ref(), device.as_ref()]);
+        }
+    }
     let gone = until_within(Duration::from_secs(20), || {
         quiet("umount", &["-R".as_ref(), mnt.as_ref()]);
         !mounted()

@@ -1,0 +1,114 @@
+//! docs/GUIDE.md: its commands, as they stand there, on real file systems.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+
+use support::{Sandbox, assert_same, must, noise, on_both, there, writer};
+
+/// The commands of a section's code blocks that a shell can run, line by line.
+fn commands(section: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/GUIDE.md");
+    let text = fs::read_to_string(path).expect("the page");
+    let section = text.split("\n## ").find(|it| it.starts_with(section)).expect("the section").to_owned();
+    let blocks = section.split("```\n").skip(1).step_by(2);
+    blocks.flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// Runs lines as somebody would, in the sandbox: `/snaps` and the like are folders of it.
+fn run(s: &Sandbox, lines: &[String]) {
+    let program = Path::new(assert_cmd::cargo::cargo_bin!("rclone-img")).parent().expect("a directory");
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap_or_default());
+    let mut script = String::from("set -eu -o pipefail\n");
+    for line in lines {
+        let here = ["/snaps", "/backup", "/mnt"].iter().fold(line.clone(), |line, dir| {
+            line.replace(&format!(" {dir}"), &format!(" {}{dir}", s.dir().display()))
+                .replace(&format!("={dir}"), &format!("={}{dir}", s.dir().display()))
+        });
+        // The other host is this one.
+        script += &here.replace("ssh backup ", "");
+        script.push('\n');
+    }
+    let out =
+        Command::new("bash").arg("-c").arg(&script).current_dir(s.dir()).env("PATH", path).output().expect("bash");
+    assert!(out.status.success(), "{script}\n{}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn begin(s: &Sandbox) {
+    for dir in ["snaps", "backup", "mnt"] {
+        fs::create_dir(s.path(dir)).expect("a directory");
+    }
+    noise(&s.path("vm.img"), 4 << 20);
+}
+
+fn two(s: &Sandbox) {
+    begin(s);
+    s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-1.snap"]);
+    writer(&s.path("vm.img")).write_all_at(b"changed", 1 << 20).expect("written");
+    s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-2.snap"]);
+}
+
+#[test]
+fn nightly_snapshots() {
+    on_both(|s| {
+        begin(s);
+        let lines = commands("Nightly snapshots with cron");
+        let lines: Vec<String> = lines.into_iter().filter(|line| line.starts_with("rclone-img")).collect();
+        assert_eq!(lines.len(), 4);
+        run(s, &lines);
+        let name = fs::read_dir(s.path("snaps")).expect("the directory").flatten().next().expect("a snapshot").path();
+        assert_same(&s.path("vm.img"), &name);
+    });
+}
+
+#[test]
+fn a_machine_is_rolled_back() {
+    on_both(|s| {
+        begin(s);
+        s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-2026-11-22.snap"]);
+        writer(&s.path("vm.img")).write_all_at(b"changed", 1 << 20).expect("written");
+        let lines: Vec<String> =
+            commands("With libvirt").into_iter().filter(|line| line.contains(" restore ")).collect();
+        run(s, &lines);
+        assert_same(&s.path("vm.img"), &s.path("snaps/vm-2026-11-22.snap"));
+        assert!(s.path("snaps/vm-before-restore.snap").exists());
+    });
+}
+
+#[test]
+fn increments_to_another_host() {
+    on_both(|s| {
+        two(s);
+        let lines = commands("Increments to another host by ssh");
+        run(s, &lines[..2]);
+        assert_same(&s.path("snaps/vm-2.snap"), &s.path("backup/vm-2.snap"));
+        fs::remove_file(s.path("backup/vm-2.snap")).expect("removed");
+        run(s, &lines[2..]);
+        assert_same(&s.path("snaps/vm-2.snap"), &s.path("backup/vm-2.snap"));
+    });
+}
+
+#[test]
+fn one_file_from_a_snapshot() {
+    if !there("mkfs.ext4") || !there("sfdisk") {
+        return;
+    }
+    on_both(|s| {
+        begin(s);
+        fs::create_dir_all(s.path("root/etc")).expect("a directory");
+        fs::write(s.path("root/etc/fstab"), b"what was there").expect("a file");
+        must("truncate", &[&"-s", &"32M", &s.path("vm.img")]);
+        must("sh", &[&"-c", &format!("echo 'start=2048, type=83' | sfdisk -q {}", s.path("vm.img").display())]);
+        must(
+            "mkfs.ext4",
+            &[&"-q", &"-F", &"-d", &s.path("root"), &"-E", &"offset=1048576", &s.path("vm.img"), &"30000k"],
+        );
+        s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-2.snap"]);
+        run(s, &commands("One file from a snapshot"));
+        assert_eq!(fs::read(s.path("fstab")).expect("copied"), b"what was there");
+        assert_eq!(s.exits(0, &["status", "--json", "snaps/vm-2.snap"])[0]["state"], "finished");
+    });
+}
