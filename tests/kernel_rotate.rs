@@ -199,6 +199,21 @@ fn age(s: &Sandbox, name: &str, days: i64) {
 }
 
 #[test]
+fn a_clock_that_was_wrong_does_not_cost_the_new_snapshot() {
+    on_both(|s| {
+        begin(s);
+        rotate(s, 0, &["--keep-last", "1"]);
+        let future = newest(s);
+        age(s, &future, -400);
+        writer(&s.path("a.img")).write_all_at(b"new", 0).expect("written");
+        rotate(s, 0, &["--keep-last", "1"]);
+        let all = snaps(s);
+        assert!(all.len() == 2 && all.contains(&future), "{all:?}");
+        assert_same(&s.path("a.img"), &s.path("snaps").join(newest(s)));
+    });
+}
+
+#[test]
 fn killed_at_any_instant_the_newest_good_one_is_there() {
     let random = Random::seeded("killed_at_any_instant_the_newest_good_one_is_there");
     on_both(|s| {

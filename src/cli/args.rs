@@ -258,11 +258,8 @@ pub fn command() -> clap::Command {
 /// # Errors
 /// Usage errors, and the requests for help and for the version, as clap has them.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Error> {
-    let mut whole = command();
-    whole.build();
-    let matches = whole.clone().try_get_matches_from(args)?;
-    let mut verb = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut whole))?.verb;
-    let definition = |name: &str| whole.find_subcommand(name).cloned().unwrap_or_else(|| whole.clone());
+    let matches = command().try_get_matches_from(args)?;
+    let mut verb = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command()))?.verb;
     let (name, checked) = match &mut verb {
         Verb::Snapshot(args) => ("snapshot", args.check()),
         Verb::Rotate(args) => {
@@ -273,6 +270,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Err
     };
     checked.map_err(|(kind, why)| definition(name).error(kind, why))?;
     Ok(verb)
+}
+
+/// What a verb's command line is.
+fn definition(verb: &str) -> clap::Command {
+    let mut whole = command();
+    whole.build();
+    whole.find_subcommand(verb).cloned().unwrap_or(whole)
 }
 
 #[cfg(test)]

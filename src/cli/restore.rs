@@ -262,7 +262,14 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
             } else {
                 PathBuf::from(OsString::from_vec(intent.snapshot_bytes))
             };
-            let mut source = open(&from)?;
+            let mut source = open(&from).map_err(|e| {
+                let (aside, intent) = (words::name(place.names.aside()), words::name(place.names.intent()));
+                let hint = format!(
+                    "put it back; or, to take another snapshot: rename {aside} to {name} and remove {intent}, then restore that one at \
+                     once, since the image is a mixture until then"
+                );
+                Error { hint, ..e }
+            })?;
             let is = |what: &crate::record::Record| {
                 if back { what.image == intent.image } else { Some(what.job) == intent.job }
             };

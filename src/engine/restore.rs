@@ -64,6 +64,11 @@ impl Names {
         Some(Self::new(OsStr::from_bytes(image))).filter(|it| !it.image.is_empty())
     }
 
+    /// The file that says what is to be done.
+    pub fn intent(&self) -> &OsStr {
+        &self.intent
+    }
+
     /// What the image is called meanwhile.
     pub fn aside(&self) -> &OsStr {
         &self.aside

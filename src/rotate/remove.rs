@@ -41,7 +41,13 @@ pub fn remove(disk: &RealDisk, snapshot: &Snapshot) -> io::Result<()> {
             disk.unlink(&snapshot.name)?;
             disk.sync_names()
         }
-        other => other.and_then(|()| shrink(disk, &aside)),
+        Err(e) => Err(e),
+        // Whoever has put another file in its place in the last moment gets it back.
+        Ok(()) if disk.stat(&aside)?.is_none_or(|it| it.ino != snapshot.stat.ino) => {
+            disk.rename(&aside, &snapshot.name, false)?;
+            Err(stale())
+        }
+        Ok(()) => shrink(disk, &aside),
     }
 }
 

@@ -21,10 +21,13 @@ use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
 
 /// A part of the stream is handed on when it has so many bytes: small records go together.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 256 << 10;
 
 /// Parts that are read and not written yet. Each has at most a record more than [`CHUNK`].
 const AHEAD: usize = 3;
+
+/// Written at once: of this size a limit is one for a moment as well.
+const PIECE: usize = 256 << 10;
 
 /// What the kernel is asked to read before it is read: so many bytes, or ranges.
 const READ_AHEAD: u64 = 8 << 20;
@@ -86,12 +89,13 @@ pub fn send(
     };
     let path = new.path().to_owned();
     let (give, take) = bounded::<Part>(AHEAD);
-    let (give_back, used) = bounded::<Vec<u8>>(AHEAD + 2);
+    let (give_back, used) = bounded::<Buffer>(AHEAD + 2);
     let Target { out, sums } = target;
+    let summed = sums.is_some();
     let mut writer = Written { out, sums, lines: 0, sent: Sent::default(), pace: Pace::new(wish.limit) };
     thread::scope(|scope| {
-        let reads =
-            scope.spawn(|| Parts { give, used, part: Part::default(), sent: Sent::default() }.fill(&source, names));
+        let parts = Parts { give, used, part: Part::default(), sent: Sent::default(), summed };
+        let reads = scope.spawn(|| parts.fill(&source, names));
         let written = take.iter().try_for_each(|part| {
             writer.part(&part)?;
             progress(part.done);
@@ -162,18 +166,53 @@ impl Source {
 /// A part of the stream.
 #[derive(Default)]
 struct Part {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     sums: Vec<Line>,
     /// How far in the image it reaches.
     done: u64,
 }
 
+/// Bytes in memory that is used again: what is read into is not filled with zeros each time.
+#[derive(Default)]
+struct Buffer {
+    memory: Vec<u8>,
+    filled: usize,
+}
+
+impl Buffer {
+    fn bytes(&self) -> &[u8] {
+        &self.memory[..self.filled]
+    }
+
+    /// So many more bytes, to be written to; they are anything.
+    fn more(&mut self, bytes: usize) -> &mut [u8] {
+        let from = self.filled;
+        self.filled += bytes;
+        if self.memory.len() < self.filled {
+            self.memory.resize(self.filled, 0);
+        }
+        &mut self.memory[from..self.filled]
+    }
+}
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.more(bytes.len()).copy_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Makes the parts.
 struct Parts {
     give: Sender<Part>,
-    used: Receiver<Vec<u8>>,
+    used: Receiver<Buffer>,
     part: Part,
     sent: Sent,
+    summed: bool,
 }
 
 impl Parts {
@@ -229,38 +268,35 @@ impl Parts {
                 self.sent.data += piece.len();
                 self.record(|bytes| {
                     Record::Data(piece).write(bytes)?;
-                    let from = bytes.len();
-                    bytes.resize(from + piece.len() as usize, 0);
-                    let read = new.read_at(piece.start(), &mut bytes[from..])?;
+                    let read = new.read_at(piece.start(), bytes.more(piece.len() as usize))?;
                     if (read as u64) < piece.len() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
                 })?;
             }
             self.part.done = piece.end();
-            if self.part.bytes.len() >= CHUNK && !self.hand_on() {
+            if self.part.bytes.filled >= CHUNK && !self.hand_on() {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Adds what is written here, and its checksum.
-    fn record(&mut self, write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> io::Result<()> {
-        let from = self.part.bytes.len();
+    /// Adds what is written here, and its checksum where it is wanted.
+    fn record(&mut self, write: impl FnOnce(&mut Buffer) -> io::Result<()>) -> io::Result<()> {
+        let from = self.part.bytes.filled;
         write(&mut self.part.bytes)?;
-        let record = &self.part.bytes[from..];
-        self.part.sums.push(Line::Sum {
-            at: self.sent.stream,
-            length: record.len() as u64,
-            crc: crc32c::crc32c(record),
-        });
-        self.sent.stream += record.len() as u64;
+        let record = &self.part.bytes.bytes()[from..];
+        let length = record.len() as u64;
+        if self.summed {
+            self.part.sums.push(Line::Sum { at: self.sent.stream, length, crc: crc32c::crc32c(record) });
+        }
+        self.sent.stream += length;
         Ok(())
     }
 
     /// Whether somebody takes what there is.
     fn hand_on(&mut self) -> bool {
         let mut bytes = self.used.try_recv().unwrap_or_default();
-        bytes.clear();
+        bytes.filled = 0;
         let next = Part { bytes, sums: Vec::new(), done: self.part.done };
         self.give.send(std::mem::replace(&mut self.part, next)).is_ok()
     }
@@ -285,11 +321,11 @@ struct Written<'a> {
 impl Written<'_> {
     fn part(&mut self, part: &Part) -> io::Result<()> {
         // In pieces, so that a limit is one for a moment as well.
-        for piece in part.bytes.chunks(64 << 10) {
+        for piece in part.bytes.bytes().chunks(PIECE) {
             self.pace.wait(piece.len() as u64);
             self.out.write_all(piece)?;
         }
-        self.sent.stream += part.bytes.len() as u64;
+        self.sent.stream += part.bytes.filled as u64;
         part.sums.iter().try_for_each(|line| self.line(line))
     }
 
@@ -303,10 +339,10 @@ impl Written<'_> {
     }
 
     fn end(&mut self) -> io::Result<()> {
-        let mut end = Vec::new();
+        let mut end = Buffer::default();
         Record::End.write(&mut end)?;
         let at = self.sent.stream;
-        let sum = Line::Sum { at, length: end.len() as u64, crc: crc32c::crc32c(&end) };
+        let sum = Line::Sum { at, length: end.filled as u64, crc: crc32c::crc32c(end.bytes()) };
         self.part(&Part { bytes: end, sums: vec![sum], done: 0 })?;
         let last = Line::End { records: self.lines, bytes: self.sent.stream };
         self.line(&last)?;

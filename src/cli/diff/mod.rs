@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use self::args::{DiffArgs, Format};
+use super::meter::Meter;
 use super::service::log::with_path;
 use super::{json, place, words};
 use crate::changes::Span;
@@ -95,9 +96,12 @@ fn tell(
         false => Box::new(both),
     };
     let mut until_check = CHECK;
+    // The maps alone are through in a moment.
+    let mut meter = Meter::new("comparing", Some(new.size()), !args.content || args.quiet);
     for span in all {
         let span = span.map_err(Trouble::Reading)?;
         sums.add(&span);
+        meter.at(span.range.end());
         teller.span(&span, out).map_err(Trouble::Writing)?;
         until_check -= 1;
         if until_check == 0 {

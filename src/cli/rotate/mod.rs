@@ -216,8 +216,9 @@ impl Rotated {
         let reasons = self.reasons(args, found.iter().map(|it| it.record.t0));
         let (mut kept, mut removed) = (0, Vec::new());
         for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
-            // The newest is kept whatever the rules say.
-            if !reasons.is_empty() || index == 0 {
+            // The newest is kept whatever the rules say, and so is the new one where a clock that was wrong has made others newer.
+            let taken = !args.prune_only && snapshot.name == self.new;
+            if !reasons.is_empty() || index == 0 || taken {
                 kept += 1;
                 continue;
             }

@@ -24,8 +24,9 @@ use crate::range::ByteRange;
 /// How a stream begins.
 pub const BEGINNING: &[u8; 12] = b"rbd diff v1\n";
 
-/// The longest record of data or zeros that is written: `rbd merge-diff` has each whole in memory.
-pub const LONGEST: u64 = 4 << 20;
+/// The longest record of data or zeros that is written: `rbd merge-diff` has each whole in memory (4 MiB is what it writes itself), and
+/// what stays in the processor's cache is faster.
+pub const LONGEST: u64 = 1 << 20;
 
 /// The longest name that is read.
 const NAME: u32 = 256;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use reflink_img_guest::latency::{Accesses, Kind as Access};
 
 use super::figures::Spread;
@@ -37,9 +37,21 @@ pub struct Increments {
     /// One file system only
     #[arg(long, value_enum)]
     fs: Option<Kind>,
+    /// One scene only
+    #[arg(long, value_enum)]
+    part: Option<Part>,
     /// Use this rclone-img instead of building the workspace's
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
+}
+
+/// A scene.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Part {
+    /// An image in small pieces: diff, memory, rotation
+    Small,
+    /// An image in large pieces: diff beside cmp, send beside dd
+    Large,
 }
 
 impl Increments {
@@ -57,8 +69,12 @@ impl Increments {
         for kind in self.fs.map_or(Kind::BOTH.to_vec(), |kind| vec![kind]) {
             let mut scene =
                 Scene { program: &program, guest: &guest, rows: Rows::default(), size: self.size, runs: self.runs };
-            scene.small_pieces(kind)?;
-            scene.large_pieces(kind)?;
+            if self.part != Some(Part::Large) {
+                scene.small_pieces(kind)?;
+            }
+            if self.part != Some(Part::Small) {
+                scene.large_pieces(kind)?;
+            }
             let text = format!("\n{}, {} MiB\n\n{}", kind.name(), self.size / MIB, chart::table(&scene.rows.lines));
             // A reader that has gone away is no failure.
             let _ = std::io::stdout().write_all(text.as_bytes());
