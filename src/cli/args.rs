@@ -14,7 +14,7 @@ use super::fleece::args::{EXAMPLES as FLEECE_EXAMPLES, FleeceArgs};
 use super::guard::args::{EXAMPLES as GUARD_EXAMPLES, GuardArgs};
 use super::list::{EXAMPLES as LIST_EXAMPLES, ListArgs};
 use super::receive::{EXAMPLES as RECEIVE_EXAMPLES, ReceiveArgs};
-use super::restore::{EXAMPLES as RESTORE_EXAMPLES, RestoreArgs};
+use super::restore::args::{EXAMPLES as RESTORE_EXAMPLES, RestoreArgs};
 use super::rotate::args::{EXAMPLES as ROTATE_EXAMPLES, RotateArgs};
 use super::send::{EXAMPLES as SEND_EXAMPLES, SendArgs};
 use super::serve::args::{EXAMPLES as SERVE_EXAMPLES, ServeArgs};

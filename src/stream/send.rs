@@ -260,6 +260,11 @@ impl Parts {
             let (piece, later) = left.split(left.start() + LONGEST);
             let piece = piece.expect("the beginning of a range");
             rest = later;
+            if let Some(ahead) =
+                ByteRange::new(piece.start() + READ_AHEAD, span.range.end().min(piece.end() + READ_AHEAD))
+            {
+                read_ahead(new, ahead);
+            }
             self.sent.records += 1;
             if span.what.zero {
                 self.sent.zero += piece.len();

@@ -1,15 +1,17 @@
 //! `restore SNAP IMG`: an image rolled back to a snapshot; `resume IMG` and `abort IMG` of one that was interrupted.
 
+pub mod args;
+
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
+use self::args::RestoreArgs;
 use super::args::{Output, Verb, parse};
 use super::diff::open;
 use super::meter::Meter;
@@ -22,37 +24,6 @@ use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::engine::restore::{Found, Intent, Names, Restore, Restored, is_live, look, own};
 use crate::error::{Error, Kind, Result};
 use crate::record::ImageId;
-
-/// What stands below the options in the help.
-pub const EXAMPLES: &str = "\
-Only what differs is cloned, and the image stays the same file, with its owner, its labels and the
-VM's definition. Nobody may have it open, not even to read it. While it is rolled back it is called
-IMG.restoring, so that no VM can boot a mixture; after an interruption 'rclone-img resume IMG' goes
-on, and where --keep-current was given 'rclone-img abort IMG' goes back.
-
-Examples:
-  rclone-img restore vm-monday.snap vm.img --keep-current vm-before.snap
-  rclone-img resume vm.img";
-
-/// `restore SNAP IMG`.
-#[derive(Args, Clone, PartialEq, Eq, Debug)]
-pub struct RestoreArgs {
-    /// The snapshot
-    #[arg(value_name = "SNAP")]
-    pub snapshot: PathBuf,
-    /// The image that becomes what the snapshot is
-    #[arg(value_name = "IMG")]
-    pub image: PathBuf,
-    /// First make this snapshot of what the image is now
-    #[arg(long, value_name = "PATH")]
-    pub keep_current: Option<PathBuf>,
-    /// Also where SNAP is of another image or no finished snapshot, or IMG has several links
-    #[arg(long)]
-    pub force: bool,
-    /// Where reports go.
-    #[command(flatten)]
-    pub output: Output,
-}
 
 /// An image's directory and names; the image itself may be aside.
 struct Place {

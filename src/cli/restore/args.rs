@@ -1,0 +1,38 @@
+//! The verb's part of the command line.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::cli::args::Output;
+
+/// What stands below the options in the help.
+pub const EXAMPLES: &str = "\
+Only what differs is cloned, and the image stays the same file, with its owner, its labels and the
+VM's definition. Nobody may have it open, not even to read it. While it is rolled back it is called
+IMG.restoring, so that no VM can boot a mixture; after an interruption 'rclone-img resume IMG' goes
+on, and where --keep-current was given 'rclone-img abort IMG' goes back.
+
+Examples:
+  rclone-img restore vm-monday.snap vm.img --keep-current vm-before.snap
+  rclone-img resume vm.img";
+
+/// `restore SNAP IMG`.
+#[derive(Args, Clone, PartialEq, Eq, Debug)]
+pub struct RestoreArgs {
+    /// The snapshot
+    #[arg(value_name = "SNAP")]
+    pub snapshot: PathBuf,
+    /// The image that becomes what the snapshot is
+    #[arg(value_name = "IMG")]
+    pub image: PathBuf,
+    /// First make this snapshot of what the image is now
+    #[arg(long, value_name = "PATH")]
+    pub keep_current: Option<PathBuf>,
+    /// Also where SNAP is of another image or no finished snapshot, or IMG has several links
+    #[arg(long)]
+    pub force: bool,
+    /// Where reports go.
+    #[command(flatten)]
+    pub output: Output,
+}
