@@ -183,3 +183,29 @@ fn the_map_is_qemus_of_an_overlay() {
         assert_eq!(map(&String::from_utf8_lossy(&ours.stdout)), map(&qemu), "{:?}", s.fs);
     });
 }
+
+/// A copy of a file system has its UUID, and the same addresses for other data.
+#[test]
+fn a_copied_file_system_is_another_one() {
+    let Some(s) = Sandbox::new(support::Fs::Xfs) else { return };
+    noise(&s.path("a.img"), 2 * MIB);
+    must("sync", &[]);
+    let (disk, copy, mnt) = (s.outside("disk"), s.outside("copy"), s.outside("other"));
+    must("xfs_freeze", &[&"-f", &s.dir()]);
+    let copied = Command::new("cp").args([&disk, &copy]).status();
+    must("xfs_freeze", &[&"-u", &s.dir()]);
+    assert!(copied.expect("cp").success());
+    fs::create_dir(&mnt).expect("a directory");
+    must("mount", &[&"-o", &"loop,nouuid", &copy, &mnt]);
+    let other = mnt.join("a.img");
+    let checked = std::panic::catch_unwind(|| {
+        writer(&other).write_all_at(&[0xEE; MIB as usize], 0).expect("written");
+        let text = other.to_str().expect("text");
+        let verified = s.exits(7, &["verify", "--json", "a.img", text]).pop().expect("an answer");
+        assert_eq!(verified["differing_bytes"], MIB, "{verified}");
+        let sums = s.exits(0, &["diff", "--json", "a.img", text]).pop().expect("sums");
+        assert_eq!((&sums["comparable"], &sums["data_bytes"]), (&false.into(), &(2 * MIB).into()));
+    });
+    must("umount", &[&mnt]);
+    checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}

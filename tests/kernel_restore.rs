@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::thread;
 use std::time::Duration;
 
@@ -161,5 +161,27 @@ fn abort_goes_back_where_the_former_state_was_kept() {
         s.exits(0, &["abort", "-q", "a.img"]);
         assert!(fs::read(s.path("a.img")).expect("there") == was);
         assert_eq!(s.listing().len(), 3);
+    });
+}
+
+/// Whoever opens the image while it is rolled back would be let in on a mixture when the kernel's patience ends.
+#[test]
+fn who_opens_the_image_meanwhile_stops_it() {
+    on_both(|s| {
+        long(s);
+        // The first call is a trial.
+        let job = s.start_with_fault("held:1", &["restore", "a.snap", "a.img"]);
+        assert!(support::until(|| s.path("held").exists()));
+        assert!(!s.path("a.img").exists());
+        let open = |name: &str| File::options().read(true).custom_flags(libc::O_NONBLOCK).open(s.path(name));
+        // Our own look does not.
+        s.exits(0, &["list", "--json", "."]);
+        assert_eq!(open("a.img.restoring").err().and_then(|e| e.raw_os_error()), Some(libc::EAGAIN));
+        fs::remove_file(s.path("held")).expect("let go");
+        let ended = job.end();
+        assert_eq!(ended.code, Some(1), "{:?}: {}", s.fs, ended.stderr);
+        assert!(!s.path("a.img").exists() && ended.stderr.contains("somebody opens"), "{}", ended.stderr);
+        s.exits(0, &["resume", "-q", "a.img"]);
+        assert_same(&s.path("a.snap"), &s.path("a.img"));
     });
 }

@@ -5,8 +5,9 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -207,9 +208,83 @@ fn a_clock_that_was_wrong_does_not_cost_the_new_snapshot() {
         age(s, &future, -400);
         writer(&s.path("a.img")).write_all_at(b"new", 0).expect("written");
         rotate(s, 0, &["--keep-last", "1"]);
+        rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
         let all = snaps(s);
         assert!(all.len() == 2 && all.contains(&future), "{all:?}");
         assert_same(&s.path("a.img"), &s.path("snaps").join(newest(s)));
+    });
+}
+
+/// Whoever reads a snapshot that is removed reads it to its end.
+#[test]
+fn who_reads_a_snapshot_is_not_disturbed_by_its_removal() {
+    on_both(|s| {
+        begin(s);
+        rotate(s, 0, &["--keep-last", "1"]);
+        let (old, bytes) = (format!("snaps/{}", newest(s)), fs::read(s.path("a.img")).expect("the image"));
+        let mut send =
+            s.command(&["send", "-q", &old, "--bwlimit", "4M"]).stdout(Stdio::piped()).spawn().expect("started");
+        let mut out = send.stdout.take().expect("a pipe");
+        let mut stream = vec![0; 16];
+        out.read_exact(&mut stream).expect("it has begun");
+        for _ in 0..2 {
+            rotate(s, 0, &["--keep-last", "1"]);
+        }
+        assert_eq!(snaps(s).len(), 1);
+        out.read_to_end(&mut stream).expect("to its end");
+        assert!(send.wait().expect("its end").success(), "{:?}", s.fs);
+        assert!(stream.len() > bytes.len() && stream.ends_with(b"e"));
+    });
+}
+
+/// Killed, or kept from its name, when all was done.
+#[test]
+fn a_snapshot_that_is_complete_is_put_into_place_and_not_thrown_away() {
+    on_both(|s| {
+        begin(s);
+        let name = "snaps/a-20200101T000000.000000000+0000.snap";
+        let job = s.start_with_fault("held:1", &["snapshot", "--chunk", "64K", "a.img", name]);
+        assert!(support::until(|| s.path("held").exists()));
+        fs::write(s.path(name), b"in the way").expect("a file");
+        fs::remove_file(s.path("held")).expect("let go");
+        assert_eq!(job.end().code, Some(1));
+        fs::remove_file(s.path(name)).expect("out of the way");
+        rotate(s, 0, &["--prune-only", "--keep-last", "3"]);
+        assert_eq!(snaps(s).len(), 1);
+        assert_same(&s.path("a.img"), &s.path(name));
+    });
+}
+
+#[test]
+fn on_the_backups_host_too_nothing_of_another_machine_is_removed() {
+    on_both(|s| {
+        fs::create_dir(s.path("snaps")).expect("a directory");
+        let prune = ["rotate", "--prune-only", "--json", "snaps/%F.snap", "--keep-last", "1"];
+        for (machine, days) in [("a", [1, 2]), ("b", [3, 4])] {
+            noise(&s.path("x.img"), MIB);
+            let _ = fs::remove_file(s.path("x.img"))
+                .and_then(|()| fs::write(s.path("x.img"), machine.repeat(MIB as usize)));
+            for (nth, day) in days.iter().enumerate() {
+                let snap = format!("{machine}.{nth}");
+                s.exits(0, &["snapshot", "-q", "x.img", &snap]);
+                let before = format!("{machine}.{}", nth.saturating_sub(1));
+                let from: &[&str] = if nth > 0 { &["--from", &before] } else { &[] };
+                s.exits(0, &[&["send", "-q", &snap, "-o", "d"], from].concat());
+                let (new, base) = (format!("snaps/2020-01-0{day}.snap"), format!("snaps/2020-01-0{}.snap", day - 1));
+                let base: &[&str] = if nth > 0 { &["--base", &base] } else { &[] };
+                s.exits(0, &[&["receive", "-q", "d", "-o", &new], base].concat());
+                fs::remove_file(s.path("d")).expect("removed");
+                if machine == "a" && nth == 1 {
+                    // Those of one machine are of one: the older goes.
+                    must("cp", &[&"-a", &s.path("snaps"), &s.path("kept")]);
+                    s.exits(0, &prune);
+                    assert_eq!(snaps(s), BTreeSet::from(["2020-01-02.snap".to_owned()]), "{:?}", s.fs);
+                }
+            }
+        }
+        let before = snaps(s);
+        s.exits(3, &prune);
+        assert_eq!(snaps(s), before);
     });
 }
 

@@ -28,14 +28,15 @@ impl Still {
     /// Refused where somebody has it open for writing, or where that cannot be found out and it is no finished snapshot.
     pub fn of(file: Arc<RealFile>, path: &Path) -> Result<Self> {
         let cannot = |e| cannot_read(path, e);
-        let stat = file.stat().map_err(cannot)?;
-        let record = file.record().map_err(cannot)?.and_then(|bytes| Record::from_bytes(&bytes));
-        let record =
-            record.filter(|it| it.verdict((stat.ino, stat.subvolume), stat.size, stat.mtime_ns) == Verdict::Valid);
+        let valid = |stat: &Stat| -> Result<Option<Record>> {
+            let record = file.record().map_err(cannot)?.and_then(|bytes| Record::from_bytes(&bytes));
+            Ok(record.filter(|it| it.verdict((stat.ino, stat.subvolume), stat.size, stat.mtime_ns) == Verdict::Valid))
+        };
+        let is_snapshot = valid(&file.stat().map_err(cannot)?)?.is_some();
         let mut hold = Frozen::new(Arc::clone(&file), path.to_owned());
         let hold = match hold.prepare() {
             Ok(()) => Some(hold),
-            Err(e) if record.is_some() && e.errno() == Some(libc::EACCES) => None,
+            Err(e) if is_snapshot && e.errno() == Some(libc::EACCES) => None,
             Err(e) => {
                 let hint =
                     "compare snapshots of it, or shut the VM down: what somebody writes to has no state to be compared";
@@ -46,6 +47,7 @@ impl Still {
         file.map(first, 1, true, &mut Vec::new()).map_err(cannot)?;
         // With the lease: nothing changes any more.
         let stat = file.stat().map_err(cannot)?;
+        let record = valid(&stat)?;
         Ok(Self { file, path: path.to_owned(), stat, record, hold })
     }
 
@@ -95,18 +97,6 @@ impl Still {
             "what was said so far does not count; run the command again when it is not in use",
         ))
     }
-}
-
-/// Whether addresses of two files mean the same blocks.
-///
-/// # Errors
-/// What fstatfs(2) and the ioctls say.
-pub fn share_a_device(a: &RealFile, b: &RealFile) -> std::io::Result<bool> {
-    let place = |it: &RealFile| Ok::<_, std::io::Error>((it.fs()?.uuid, it.stat()?.dev, it.realtime()?));
-    let ((uuid, dev, realtime), (other, other_dev, other_realtime)) = (place(a)?, place(b)?);
-    // A Btrfs has a device number for each subvolume; what has no UUID must be of one mount.
-    let same_fs = if uuid == [0; 16] { dev == other_dev } else { uuid == other };
-    Ok(same_fs && realtime == other_realtime)
 }
 
 /// A file that could not be read: broken on EIO, else failed.

@@ -98,7 +98,12 @@ pub fn run(args: &SendArgs) -> Result<u8> {
             };
             // The checksums first: a stream that is there has them.
             let kept = sums.map_or(Ok(()), NewFile::keep).map_err(|e| cannot(&sums_path, e));
-            kept.and_then(|()| stream.keep().map_err(|e| cannot(path, e)))?;
+            kept.and_then(|()| stream.keep().map_err(|e| cannot(path, e))).inspect_err(|_| {
+                // Of no stream.
+                if args.checksum && !path.exists() {
+                    let _ = std::fs::remove_file(&sums_path);
+                }
+            })?;
             sent
         }
     };

@@ -376,6 +376,12 @@ pub trait DiskFile {
     /// EACCES without CAP_LEASE on somebody else's file.
     fn try_own(&self) -> io::Result<bool>;
 
+    /// Whether the write lease is held, and nobody waits for it to be given back.
+    ///
+    /// # Errors
+    /// What fcntl(2) says.
+    fn owns(&self) -> io::Result<bool>;
+
     /// Gives the write lease back.
     ///
     /// # Errors

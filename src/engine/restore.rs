@@ -178,11 +178,11 @@ pub fn is_live<D: Disk>(disk: &D, names: &Names) -> Result<bool> {
 }
 
 impl<'a, D: Disk> Restore<'a, D> {
-    /// Says durably what is to be done, and takes the image aside.
+    /// Says durably what is to be done, and takes the image, which is owned ([`own`]), aside.
     ///
     /// # Errors
-    /// Busy where there is one already; failed where a step does not succeed: nothing is changed then, or [`Restore::take`] goes on.
-    pub fn begin(disk: &'a D, names: &Names, intent: &Intent) -> Result<Self> {
+    /// Refused where there is one already, or somebody has begun to open the image by its name, who would be let in on a mixture; failed where a step does not succeed: nothing is changed then, or [`Restore::take`] goes on.
+    pub fn begin(disk: &'a D, names: &Names, intent: &Intent, image: &D::File) -> Result<Self> {
         let made = disk.create_new(&names.intent);
         let file = made.map_err(|e| match e.raw_os_error() {
             Some(libc::EEXIST) => unfinished(names, Kind::Refused, "was interrupted, or is under way"),
@@ -201,6 +201,13 @@ impl<'a, D: Disk> Restore<'a, D> {
         let aside = disk.rename(&names.image, &names.aside, false);
         aside.map_err(|e| failed("rename the image", e)).inspect_err(|_| drop(disk.unlink(&names.intent)))?;
         disk.sync_names().map_err(|e| failed("rename the image", e))?;
+        // Who has found it by its name waits for the lease, and gets it when the kernel's patience ends (45 s), whatever it is called by then.
+        if let Err(error) = still_owned(image, &names.image) {
+            let back = disk.rename(&names.aside, &names.image, false).and_then(|()| disk.sync_names());
+            back.map_err(|e| failed("give the image its name again", e))?;
+            restore.forget_intent()?;
+            return Err(Error { kind: Kind::Refused, ..error });
+        }
         Ok(restore)
     }
 
@@ -266,6 +273,7 @@ impl<'a, D: Disk> Restore<'a, D> {
                     Err(e) => return Err(cannot(e)),
                 }
             }
+            still_owned(image, &self.names.aside)?;
             step(now.end())?;
         }
         image.sync_all().map_err(cannot)?;
@@ -275,9 +283,9 @@ impl<'a, D: Disk> Restore<'a, D> {
     /// The image is rolled back: it gets its name again.
     ///
     /// # Errors
-    /// Refused where somebody has opened it meanwhile; failed where a step does not succeed, and [`Restore::take`] goes on.
+    /// Failed where somebody opens it meanwhile, or where a step does not succeed, and [`Restore::take`] goes on.
     pub fn complete(self, image: &D::File) -> Result<()> {
-        own(image, &self.names.aside)?;
+        still_owned(image, &self.names.aside)?;
         let said = self.disk.rename(&self.names.intent, &self.names.done, false).and_then(|()| self.disk.sync_names());
         said.map_err(|e| failed("say that the image is rolled back", e))?;
         self.put_back()
@@ -331,6 +339,20 @@ pub fn own<F: DiskFile>(image: &F, name: &OsStr) -> Result<()> {
             let hint =
                 "shut the VM down and end what reads the image ('fuser -v' names them), then run the command again";
             Err(Error::new(Kind::Refused, what, hint))
+        }
+    }
+}
+
+/// # Errors
+/// Failed where somebody opens what is owned.
+fn still_owned<F: DiskFile>(image: &F, name: &OsStr) -> Result<()> {
+    match image.owns().map_err(cannot_look)? {
+        true => Ok(()),
+        false => {
+            let what = format!("somebody opens '{}' while it is restored", shown(name));
+            let hint =
+                "find out who ('fuser -v'), then 'rclone-img resume' goes on; 'rclone-img status' tells how it stands";
+            Err(Error::new(Kind::Failed, what, hint))
         }
     }
 }

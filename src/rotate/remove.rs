@@ -33,6 +33,10 @@ pub fn remove(disk: &RealDisk, snapshot: &Snapshot) -> io::Result<()> {
     if now.verdict != Verdict::Valid || now.stat.id() != snapshot.stat.id() || now.record != snapshot.record {
         return Err(stale());
     }
+    if is_in_use(disk, &snapshot.name)? {
+        disk.unlink(&snapshot.name)?;
+        return disk.sync_names();
+    }
     let mut aside = snapshot.name.clone();
     aside.push(REMOVING);
     match disk.rename(&snapshot.name, &aside, false).and_then(|()| disk.sync_names()) {
@@ -69,12 +73,18 @@ pub fn end(disk: &RealDisk, name: &OsStr) -> io::Result<bool> {
     Ok(ours)
 }
 
+/// Whether somebody has it open, or by another name: then it is his. Whoever reads it has a lease (`send`, `restore`), which opening it for
+/// writing would break; asking for a lease by a descriptor that only reads does not.
+fn is_in_use(disk: &RealDisk, name: &OsStr) -> io::Result<bool> {
+    let reader = disk.open(name, Access::Read)?;
+    Ok(reader.stat()?.nlink > 1 || !reader.try_own()?)
+}
+
 fn shrink(disk: &RealDisk, name: &OsStr) -> io::Result<()> {
-    let file = disk.open(name, Access::Write)?;
-    let stat = file.stat()?;
-    // Whoever has it open reads on, and another name of it is another's.
-    if stat.nlink == 1 && file.try_own()? {
-        let (mut size, mut step) = (stat.size, FIRST);
+    let file = if is_in_use(disk, name)? { None } else { disk.open(name, Access::Write).ok() };
+    // Somebody may have come in between.
+    if let Some(file) = file.filter(|file| file.try_own().unwrap_or(false)) {
+        let (mut size, mut step) = (file.stat()?.size, FIRST);
         while size > 0 {
             size = size.saturating_sub(step);
             let began = disk.clock();

@@ -8,8 +8,7 @@ use std::sync::OnceLock;
 
 use super::device::Extents;
 use super::finished::Finder;
-use crate::disk::DiskFile;
-use crate::disk::real::RealFile;
+use crate::disk::real::{RealFile, share_a_device};
 use crate::engine::compare::compare;
 use crate::range::ByteRange;
 
@@ -57,7 +56,7 @@ impl Base {
     fn step(&self, of: &RealFile, step: ByteRange) -> Vec<(u64, u32)> {
         let base = self.file.get_or_init(|| self.finder.find(&self.name).map(|it| RealFile::from(it.file)));
         let all = vec![(step.end(), DIRTY)];
-        let Some(base) = base.as_ref().filter(|base| same_device(of, base)) else { return all };
+        let Some(base) = base.as_ref().filter(|base| share_a_device(of, base).unwrap_or(false)) else { return all };
         let Ok(compared) = compare(of, base, step) else { return all };
         let (mut pieces, mut at) = (Vec::new(), step.start());
         for range in compared.differing {
@@ -80,10 +79,4 @@ pub fn push(extents: &mut Extents, length: u32, flags: u32) {
         Some((last, of)) if *of == flags => *last += length,
         _ => extents.push((length, flags)),
     }
-}
-
-/// Addresses of two file systems are not to be compared, nor those of XFS's data and realtime devices.
-fn same_device(a: &RealFile, b: &RealFile) -> bool {
-    let fs = |file: &RealFile| Some((file.fs().ok()?.uuid, file.realtime().ok()?));
-    fs(a).is_some_and(|a| Some(a) == fs(b))
 }

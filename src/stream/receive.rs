@@ -96,8 +96,9 @@ pub fn receive<'a>(
     stream.end()?;
     received.stream = stream.at;
     // A base that was changed meanwhile may have been cloned in several states.
+    let lineage = base.as_deref().and_then(|base| base.record().map(|record| record.image));
     base.map_or(Ok(()), Still::check)?;
-    finish(target, &snapshot).map_err(cannot)?;
+    finish(target, &snapshot, lineage.unwrap_or_else(|| new_lineage(&snapshot))).map_err(cannot)?;
     new.keep().map_err(|e| match e.raw_os_error() {
         Some(libc::EEXIST) => exists(e),
         _ => cannot(e),
@@ -182,8 +183,15 @@ fn zero(target: &RealFile, range: ByteRange, buffer: &mut [u8]) -> io::Result<()
     Ok(())
 }
 
+/// What is received has no image here; but those that were received one upon the other are of one, and those of other machines are not. So
+/// the first is given a number that no other has, from its job's, and the increments have it from their base.
+fn new_lineage(first: &Name) -> ImageId {
+    let (ino, rest) = first.job.as_u64_pair();
+    ImageId { ino, generation: rest as u32, subvolume: 0 }
+}
+
 /// Makes the file a finished snapshot in all but its name.
-fn finish(target: &RealFile, name: &Name) -> io::Result<()> {
+fn finish(target: &RealFile, name: &Name, image: ImageId) -> io::Result<()> {
     target.sync_all()?;
     let stat = target.stat()?;
     let record = record::Record {
@@ -194,8 +202,7 @@ fn finish(target: &RealFile, name: &Name) -> io::Result<()> {
         hold: HOLD.into(),
         point_in_time: name.kind != Consistency::Mixed,
         quiesced: name.kind == Consistency::Quiesced,
-        // Of no image of this host.
-        image: ImageId::default(),
+        image,
         fs: Uuid::from_bytes(target.fs()?.uuid),
         ino: stat.ino,
         subvolume: stat.subvolume,

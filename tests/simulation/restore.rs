@@ -4,9 +4,9 @@
 use std::ffi::{OsStr, OsString};
 
 use jiff::Timestamp;
-use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk};
+use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
 use rclone_img::disk::{Access, Disk, DiskFile};
-use rclone_img::engine::restore::{Found, Intent, Names, Restore, look};
+use rclone_img::engine::restore::{Found, Intent, Names, Restore, look, own};
 use rclone_img::error::Result;
 use rclone_img::range::{ByteRange, Geometry};
 
@@ -62,16 +62,21 @@ fn restore(disk: &SimDisk) -> Result<()> {
         kept: None,
         began: Timestamp::UNIX_EPOCH,
     };
-    drop(image);
-    let restore = Restore::begin(disk, &names(), &intent)?;
-    roll(disk, restore)
+    own(&image, OsStr::new(IMAGE))?;
+    let restore = Restore::begin(disk, &names(), &intent, &image)?;
+    roll(disk, restore, &image)
 }
 
-fn roll(disk: &SimDisk, restore: Restore<'_, SimDisk>) -> Result<()> {
-    let snapshot = disk.open(OsStr::new(SNAPSHOT), Access::Read).expect("there");
+fn go_on(disk: &SimDisk) -> Result<()> {
+    let restore = Restore::take(disk, &names())?;
     let image = restore.own()?;
-    restore.roll(&image, &snapshot, |_| Ok(()))?;
-    restore.complete(&image)
+    roll(disk, restore, &image)
+}
+
+fn roll(disk: &SimDisk, restore: Restore<'_, SimDisk>, image: &SimFile) -> Result<()> {
+    let snapshot = disk.open(OsStr::new(SNAPSHOT), Access::Read).expect("there");
+    restore.roll(image, &snapshot, |_| Ok(()))?;
+    restore.complete(image)
 }
 
 /// As `resume` does.
@@ -82,7 +87,7 @@ fn resume(disk: &SimDisk) -> Result<()> {
             Restore::take(disk, &names())?.forget_intent()?;
             restore(disk)
         }
-        Found::Begun(_) => roll(disk, Restore::take(disk, &names())?),
+        Found::Begun(_) => go_on(disk),
         Found::Done => Restore::take(disk, &names())?.put_back(),
         Found::Foreign => {
             // Cut off before anything was done; a person removes it.

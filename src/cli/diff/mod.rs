@@ -18,6 +18,7 @@ use crate::changes::Span;
 use crate::changes::content::compared;
 use crate::changes::maps::{Sides, rest, spans};
 use crate::changes::still::{self, Still};
+use crate::disk::real::share_a_device;
 use crate::error::Result;
 
 /// The exit code of an answer that is "differs".
@@ -33,7 +34,7 @@ const CHECK: u64 = 1024;
 pub fn run(args: &DiffArgs) -> Result<u8> {
     let mut old = open(&args.old)?;
     let mut new = open(&args.new)?;
-    let comparable = still::share_a_device(old.file(), new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
+    let comparable = share_a_device(old.file(), new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut teller: Box<dyn Teller> = match args.format {
         _ if args.quiet => Box::new(Silent),

@@ -117,6 +117,9 @@ impl DiskFile for Mapped {
     fn try_own(&self) -> io::Result<bool> {
         none()
     }
+    fn owns(&self) -> io::Result<bool> {
+        none()
+    }
     fn disown(&self) -> io::Result<()> {
         none()
     }

@@ -18,12 +18,16 @@ use super::meter::Meter;
 use super::service::log::with_path;
 use super::signals::Stop;
 use super::{json, last_words, snapshot, words};
-use crate::changes::still::{Still, share_a_device};
-use crate::disk::real::{RealDisk, RealFile, open_itself};
+use crate::changes::still::Still;
+use crate::disk::real::{RealDisk, RealFile, open_itself, share_a_device};
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::engine::restore::{Found, Intent, Names, Restore, Restored, is_live, look, own};
 use crate::error::{Error, Kind, Result};
-use crate::record::ImageId;
+use crate::range::{ByteRange, Geometry};
+use crate::stream::receive::HOLD;
+
+/// The most links that are followed, as the kernel does.
+const LINKS: usize = 40;
 
 /// An image's directory and names; the image itself may be aside.
 struct Place {
@@ -86,7 +90,7 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
         kept: args.keep_current.as_deref().map(absolute).transpose()?,
         began: Timestamp::now(),
     };
-    let restore = Restore::begin(&place.disk, &place.names, &intent)?;
+    let restore = Restore::begin(&place.disk, &place.names, &intent, &file)?;
     let restored = roll(restore, &file, &mut source, &stop, &args.image, &args.output)?;
     told(&args.image, Some(&args.snapshot), &args.output, "restored", Some((restored, began)))?;
     Ok(0)
@@ -118,7 +122,7 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
                 "name one, or say --force",
             );
         }
-        Some(record) if record.image == ImageId::default() => {
+        Some(record) if record.hold == HOLD => {
             return refuse(
                 format!("{snapshot} was received from elsewhere: nothing says that it is of {name}"),
                 "say --force if it is",
@@ -133,6 +137,8 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
         Some(_) => {}
     }
     own(&file, &place.names.image)?;
+    // Tried before anything is renamed.
+    let tried = trial(place, source).map_err(|e| cannot(&name, e));
     let same_flags = file.no_cow().and_then(|on| Ok(on == source.file().no_cow()?)).map_err(|e| cannot(&name, e))?;
     if !share_a_device(source.file(), &file).map_err(|e| cannot(&name, e))? || !same_flags {
         let hint = "they cannot share blocks: shut the VM down and copy it, 'cp SNAP NEW', then rename";
@@ -141,7 +147,18 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
             hint,
         );
     }
+    tried?;
     Ok(stat)
+}
+
+/// Clones the snapshot's first block into a file without a name beside the image.
+fn trial(place: &Place, source: &Still) -> io::Result<()> {
+    let file = place.disk.create_unnamed()?;
+    let geometry = Geometry { size: source.size(), block: source.file().fs()?.block };
+    source.file().no_cow().and_then(|on| file.set_no_cow(on))?;
+    file.set_len(source.size())?;
+    let first = ByteRange::new(0, source.size().min(1)).and_then(|first| geometry.cover(first));
+    first.map_or(Ok(()), |first| file.clone_range(source.file(), first).map(drop))
 }
 
 /// Makes a snapshot of what the image is.
@@ -215,16 +232,25 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
     let name = words::name(image);
     match look(&place.disk, &place.names)? {
         Found::Nothing | Found::Foreign => return Ok(None),
-        Found::Intended => {
-            Restore::take(&place.disk, &place.names)?.forget_intent()?;
+        found @ Found::Intended => {
+            take(&place, &found)?.forget_intent()?;
             told(image, None, output, "untouched", None)?;
         }
-        Found::Done => {
-            Restore::take(&place.disk, &place.names)?.put_back()?;
+        Found::Done if back => {
+            let what = format!("the restore of {name} is complete but for its last steps");
+            let hint = format!(
+                "'rclone-img resume {}' ends it; then restore what --keep-current has kept",
+                words::shell(image)
+            );
+            return Err(Error::new(Kind::Refused, what, hint));
+        }
+        found @ Found::Done => {
+            take(&place, &found)?.put_back()?;
             told(image, None, output, "was-restored", None)?;
         }
-        Found::Begun(intent) => {
-            let restore = Restore::take(&place.disk, &place.names)?;
+        found @ Found::Begun(_) => {
+            let restore = take(&place, &found)?;
+            let Found::Begun(intent) = found else { return Ok(None) };
             let from = if back {
                 let hint = format!("'rclone-img resume {}' ends the restore", words::shell(image));
                 let none =
@@ -236,7 +262,7 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
             let mut source = open(&from).map_err(|e| {
                 let (aside, intent) = (words::name(place.names.aside()), words::name(place.names.intent()));
                 let hint = format!(
-                    "put it back; or, to take another snapshot: rename {aside} to {name} and remove {intent}, then restore that one at \
+                    "put it back; or, to take another snapshot: remove {intent}, rename {aside} to {name}, and restore that one at \
                      once, since the image is a mixture until then"
                 );
                 Error { hint, ..e }
@@ -259,6 +285,19 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
         }
     }
     Ok(Some(0))
+}
+
+/// Takes a restore that still stands as it was found.
+fn take<'a>(place: &'a Place, found: &Found) -> Result<Restore<'a, RealDisk>> {
+    let restore = Restore::take(&place.disk, &place.names)?;
+    if look(&place.disk, &place.names)? == *found {
+        return Ok(restore);
+    }
+    Err(Error::new(
+        Kind::Busy,
+        "somebody else has worked on the restore in this moment",
+        "look with 'rclone-img status'",
+    ))
 }
 
 /// The restores in a directory that have not come to their end: for `status`.
@@ -341,14 +380,12 @@ fn told(
 /// The place of an image that may be aside; links are followed.
 fn place(image: &Path) -> Result<Place> {
     let cannot = |e| Error::io(Kind::Refused, format!("cannot find {}", words::name(image)), "check the path", e);
-    let real = match std::fs::canonicalize(image) {
-        Ok(real) => real,
-        // The file that a link leads to may be aside.
-        Err(_) => match std::fs::read_link(image) {
-            Ok(target) => image.parent().unwrap_or(Path::new(".")).join(target),
-            Err(_) => image.to_owned(),
-        },
-    };
+    // The file that links lead to may be aside.
+    let mut real = image.to_owned();
+    for _ in 0..LINKS {
+        let Ok(target) = std::fs::read_link(&real) else { break };
+        real = real.parent().unwrap_or(Path::new(".")).join(target);
+    }
     let name = real.file_name().ok_or_else(|| cannot(io::ErrorKind::InvalidInput.into()))?;
     let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let dir = dir.canonicalize().map_err(cannot)?;

@@ -3,33 +3,48 @@
 use std::ffi::OsStr;
 
 use super::args::shown;
-use super::{Error, Kind, Result, Rotated};
+use super::{Kind, Result, Rotated};
 use crate::engine::abort::abort;
+use crate::engine::commit::end_complete;
 use crate::engine::inspect::{Condition, Unfinished, inspect};
 use crate::engine::names::{JOURNAL, Names};
+use crate::engine::report::Nobody;
 use crate::record::ImageId;
 use crate::rotate::remove::{self, was_removing};
 
 impl Rotated {
-    /// Ends removals, and takes back snapshots of this pattern that nobody works on: the new one takes their place.
-    pub(super) fn end_what_was_begun(&self, quiet: bool) -> Result<()> {
+    /// Ends removals, puts complete snapshots of this pattern into place, and takes back those that are not, where a new one is about to be
+    /// taken. What cannot be ended is told, and keeps nobody from a new one.
+    pub(super) fn end_what_was_begun(&self, prune_only: bool, quiet: bool) -> Result<()> {
         let entries = std::fs::read_dir(&self.pattern.dir).map_err(|e| self.cannot_look(e))?;
         let ours = |stem: &str| self.pattern.matches(stem);
         for entry in entries.flatten() {
             let name = entry.file_name();
             if was_removing(&name).and_then(|stem| stem.into_string().ok()).is_some_and(|stem| ours(&stem)) {
-                remove::end(&self.disk, &name).map_err(|e| {
-                    let what = format!("cannot remove {}", shown(&self.pattern.dir, &name));
-                    Error::io(Kind::Failed, what, "an earlier run was about to; remove it yourself", e)
-                })?;
+                if let Err(e) = remove::end(&self.disk, &name) {
+                    warn(format!(
+                        "cannot remove {}, as an earlier run was about to: {e}",
+                        shown(&self.pattern.dir, &name)
+                    ));
+                }
             } else if let Some(stem) = name.to_str().and_then(|it| it.strip_suffix(JOURNAL)).filter(|stem| ours(stem)) {
-                self.end_job(stem, quiet)?;
+                let dst = shown(&self.pattern.dir, OsStr::new(stem));
+                match self.end_job(stem, prune_only) {
+                    Ok(true) if !quiet => warn(format!(
+                        "{dst}: an earlier run was interrupted; what it had begun was ended or taken back"
+                    )),
+                    Ok(_) => {}
+                    Err(e) => warn(format!(
+                        "{dst}: what an earlier run has left cannot be ended: {e}; 'rclone-img status' tells more"
+                    )),
+                }
             }
         }
         Ok(())
     }
 
-    fn end_job(&self, name: &str, quiet: bool) -> Result<()> {
+    /// Whether there was something to be ended.
+    fn end_job(&self, name: &str, prune_only: bool) -> Result<bool> {
         let names = Names::new(OsStr::new(name))?;
         let of_this = |job: &Unfinished| {
             let image = &job.header.image;
@@ -37,25 +52,21 @@ impl Rotated {
             // One of before its T0 does not say; it has made nothing that anybody could want.
             self.image.is_none_or(|(own, _)| own == id) || job.header.epoch == 0
         };
-        let interrupted = match inspect(&self.disk, &names)? {
-            Condition::Interrupted(job) | Condition::Broken(job) | Condition::Complete(job) => of_this(&job),
-            _ => false,
-        };
-        if !interrupted {
-            return Ok(());
-        }
-        match abort(&self.disk, &names, false) {
-            Ok(_) if quiet => {}
-            Ok(_) => {
-                let name = shown(&self.pattern.dir, OsStr::new(name));
-                crate::cli::warn(Some(format!(
-                    "{name}: an earlier run was interrupted; what it had begun was ended or taken back"
-                )));
+        match inspect(&self.disk, &names)? {
+            Condition::Complete(job) if of_this(&job) => end_complete(&self.disk, &names, &Nobody).map(|_| true),
+            Condition::Interrupted(job) | Condition::Broken(job) if !prune_only && of_this(&job) => {
+                match abort(&self.disk, &names, false) {
+                    Ok(_) => Ok(true),
+                    // Somebody works on it by now.
+                    Err(error) if error.kind == Kind::Busy => Ok(false),
+                    Err(error) => Err(error),
+                }
             }
-            // Somebody works on it by now.
-            Err(error) if error.kind == Kind::Busy => {}
-            Err(error) => return Err(error),
+            _ => Ok(false),
         }
-        Ok(())
     }
+}
+
+fn warn(text: String) {
+    crate::cli::warn(Some(text));
 }

@@ -56,7 +56,10 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
     if args.dry_run {
         return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
     }
-    all.iter().try_for_each(|it| it.end_what_was_begun(args.job.output.quiet))?;
+    all.iter().try_for_each(|it| it.end_what_was_begun(args.prune_only, args.job.output.quiet))?;
+    if args.recycle {
+        all.iter().try_for_each(Rotated::mend_names)?;
+    }
     if !args.prune_only {
         let code = take(args, &all, &stop)?;
         if code != 0 {
@@ -134,6 +137,13 @@ fn lock(dir: &Path, until: Instant, stop: &Stop) -> Result<File> {
 fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
     let recycled: Option<Vec<OsString>> = all.iter().map(|it| it.surplus(args)).collect::<Result<_>>()?;
     let recycled = recycled.filter(|_| args.recycle);
+    for rotated in all.iter().filter(|_| recycled.is_some()) {
+        // Found out before the old one is overwritten.
+        if rotated.disk.stat(&rotated.new).map_err(|e| rotated.cannot_look(e))?.is_some() {
+            let what = format!("{} exists already", shown(&rotated.pattern.dir, &rotated.new));
+            return Err(Error::new(Kind::Refused, what, "choose a pattern that gives each run a name of its own"));
+        }
+    }
     let named = |it: &Rotated, index: usize| recycled.as_ref().map_or_else(|| it.new.clone(), |all| all[index].clone());
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rclone-img").arg("snapshot").args(&args.handed_on).stdin(Stdio::null());
@@ -175,7 +185,10 @@ impl Rotated {
     fn found(&self) -> Result<(Vec<Snapshot>, usize)> {
         let wanted = |name: &OsStr| name.to_str().is_some_and(|name| self.pattern.matches(name));
         let all = snapshots(&self.pattern.dir, &self.disk, wanted).map_err(|e| self.cannot_look(e))?;
-        let valid: Vec<Snapshot> = all.into_iter().filter(|it| it.verdict == Verdict::Valid).collect();
+        // What is of the future, a clock was wrong for: it is kept, and counts for nothing.
+        let now = Timestamp::now();
+        let valid = all.into_iter().filter(|it| it.verdict == Verdict::Valid && it.record.t0 <= now);
+        let valid: Vec<Snapshot> = valid.collect();
         let Some(image) = self.image else {
             let image = valid.first().map(|it| (it.record.image, it.record.fs));
             if valid.iter().any(|it| !image.is_some_and(|image| it.is_of(image))) {
@@ -210,15 +223,33 @@ impl Rotated {
         Ok(surplus.map(|(it, _)| it.name.clone()))
     }
 
+    /// A run that was killed between the refresh of an old snapshot and its new name has left it under its old one.
+    fn mend_names(&self) -> Result<()> {
+        let zone = jiff::tz::TimeZone::system();
+        for snapshot in self.found()?.0 {
+            let taken = snapshot.record.t0.to_zoned(zone.clone());
+            let named = snapshot.name.to_str().and_then(|name| self.pattern.date(name));
+            let days = named.map_or(0, |named| (taken.date() - named).get_days().abs());
+            if days > 1
+                && let Ok(name) = self.pattern.name_at(&taken)
+                && let Err(e) =
+                    self.disk.rename(&snapshot.name, OsStr::new(&name), false).and_then(|()| self.disk.sync_names())
+            {
+                let old = shown(&self.pattern.dir, &snapshot.name);
+                super::warn(Some(format!("{old} is of {}, and cannot be called so: {e}", taken.date())));
+            }
+        }
+        Ok(())
+    }
+
     /// Removes what nobody wants.
     fn prune(&self, args: &RotateArgs, stop: &Stop) -> Result<()> {
         let (found, others) = self.found()?;
         let reasons = self.reasons(args, found.iter().map(|it| it.record.t0));
         let (mut kept, mut removed) = (0, Vec::new());
         for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
-            // The newest is kept whatever the rules say, and so is the new one where a clock that was wrong has made others newer.
-            let taken = !args.prune_only && snapshot.name == self.new;
-            if !reasons.is_empty() || index == 0 || taken {
+            // The newest is kept whatever the rules say.
+            if !reasons.is_empty() || index == 0 {
                 kept += 1;
                 continue;
             }

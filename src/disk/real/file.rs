@@ -30,6 +30,20 @@ pub fn open_itself(path: &Path, writes: bool) -> io::Result<File> {
     File::options().read(true).write(writes).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
+/// Whether addresses of two files mean the same blocks: by the device, and not by the UUID, which a copy of a file system has as well. A
+/// Btrfs has a device number for each subvolume, and mounts no copy of itself under its own UUID.
+///
+/// # Errors
+/// What fstatfs(2) and the ioctls say.
+pub fn share_a_device(a: &RealFile, b: &RealFile) -> io::Result<bool> {
+    let (here, there) = (a.fs()?, b.fs()?);
+    let same_fs = match (here.kind, there.kind) {
+        (FsKind::Btrfs, FsKind::Btrfs) => here.uuid == there.uuid,
+        _ => fstat(a)?.st_dev == fstat(b)?.st_dev,
+    };
+    Ok(same_fs && a.realtime()? == b.realtime()?)
+}
+
 /// An open file.
 #[derive(Debug)]
 pub struct RealFile {
@@ -259,6 +273,10 @@ impl DiskFile for RealFile {
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
             Err(e) => Err(e),
         }
+    }
+
+    fn owns(&self) -> io::Result<bool> {
+        Ok(lease::held(self.as_fd())? == Lease::Write)
     }
 
     fn disown(&self) -> io::Result<()> {

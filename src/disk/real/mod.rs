@@ -26,7 +26,7 @@ use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use uuid::Uuid;
 
-pub use file::{RealFile, open_itself};
+pub use file::{RealFile, open_itself, share_a_device};
 pub use new::NewFile;
 use turns::Turns;
 

@@ -252,6 +252,12 @@ impl DiskFile for SimFile {
         Ok(alone)
     }
 
+    fn owns(&self) -> io::Result<bool> {
+        let mut w = self.world.borrow_mut();
+        w.alive()?;
+        Ok(w.inode_mut(self.ino).lease == Some(self.open))
+    }
+
     fn disown(&self) -> io::Result<()> {
         let mut w = self.world.borrow_mut();
         w.alive()?;
