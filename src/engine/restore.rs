@@ -2,7 +2,7 @@
 //!
 //! Nobody can boot a mixture, because there is no image meanwhile:
 //!
-//! | step, each durable before the next | the image is | interrupted here, [`resume`] |
+//! | step, each durable before the next | the image is | interrupted here, `resume` |
 //! |---|---|---|
 //! | nothing | `IMG` | |
 //! | the intent is written, `IMG.restore` | `IMG`, as it was | removes the intent |

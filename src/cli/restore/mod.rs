@@ -1,6 +1,7 @@
 //! `restore SNAP IMG`: an image rolled back to a snapshot; `resume IMG` and `abort IMG` of one that was interrupted.
 
 pub mod args;
+mod told;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -12,12 +13,13 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use self::args::RestoreArgs;
+use self::told::told;
 use super::args::{Output, Verb, parse};
 use super::diff::open;
 use super::meter::Meter;
 use super::service::log::with_path;
 use super::signals::Stop;
-use super::{json, last_words, snapshot, words};
+use super::{json, snapshot, words};
 use crate::changes::still::Still;
 use crate::disk::real::{RealDisk, RealFile, open_itself, share_a_device};
 use crate::disk::{Access, Disk, DiskFile, Stat};
@@ -332,49 +334,6 @@ pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
     }
     let next = if live { String::new() } else { format!("; rclone-img resume {}", words::shell(image)) };
     Ok(Some((format!("{}: {text}{next}\n", words::name(image)), code)))
-}
-
-fn told(
-    image: &Path,
-    from: Option<&Path>,
-    output: &Output,
-    what: &str,
-    done: Option<(Restored, Instant)>,
-) -> Result<()> {
-    if output.json {
-        let mut object = json!({"v": json::VERSION, "event": "finished", "what": what});
-        if let Some((restored, began)) = done {
-            object["cloned_bytes"] = restored.cloned.into();
-            object["equal_bytes"] = restored.equal.into();
-            object["copied_bytes"] = restored.copied.into();
-            object["elapsed_ms"] = json::ms(began.elapsed()).into();
-        }
-        let mut object = with_path(object, "dst", image);
-        if let Some(from) = from {
-            object = with_path(object, "src", from);
-        }
-        return super::written(json::write_line(&mut io::stdout(), &object));
-    }
-    if output.quiet {
-        return Ok(());
-    }
-    let name = words::name(image);
-    let of = from.map(words::name).unwrap_or_default();
-    let sums = done.map(|(it, _)| {
-        format!("{} cloned, {} had the same blocks", words::bytes(it.cloned + it.copied), words::bytes(it.equal))
-    });
-    let sums = sums.unwrap_or_default();
-    last_words(match what {
-        "untouched" => format!(
-            "{name}: the restore had not begun, and the image is as it was; 'rclone-img restore' begins it anew\n"
-        ),
-        "was-restored" => {
-            format!("{name}: the restore was complete, and the image has its name; the VM may be started\n")
-        }
-        "put-back" => format!("{name}: is again what it was, as {of} has kept it ({sums}); the VM may be started\n"),
-        _ => format!("{name}: is now what {of} is ({sums}); the VM may be started\n"),
-    });
-    Ok(())
 }
 
 /// The place of an image that may be aside; links are followed.
