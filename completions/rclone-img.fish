@@ -173,7 +173,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand list" -s h -l help
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l from -d 'An earlier one: only what has changed since is sent' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s o -l output -d 'A new file for the stream [default: standard output]' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l bwlimit -d 'The most bytes a second, like 20M' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l checksum -d 'Write checksums of all records to STREAM.sums'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l checksum -d 'Write checksums of all records to STREAM.sums; there are none on a pipe'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l content -d 'Read what the block maps do not prove, and leave out what has the same bytes: for compressed files'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -l json -d 'One JSON object on standard output at the end'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s q -l quiet -d 'Nothing but errors on standard error'
@@ -181,7 +181,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand send" -s h -l help
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l base -d 'The snapshot since which the stream has the changes, on the file system of NEW' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -s o -l output -d 'The new snapshot' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l min-free -d 'Free space below which nothing more is written: 0% to 99%, or a size' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l checksum -d 'Hold every record against STREAM.sums'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l checksum -d 'Hold every record against STREAM.sums; there are none on a pipe'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -l json -d 'One JSON object on standard output at the end'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand receive" -s h -l help -d 'Print help'

@@ -27,9 +27,10 @@ fn run(s: &Sandbox, lines: &[String]) {
         let here = ["/snaps", "/backup", "/mnt"].iter().fold(line.clone(), |line, dir| {
             line.replace(&format!(" {dir}"), &format!(" {}{dir}", s.dir().display()))
                 .replace(&format!("={dir}"), &format!("={}{dir}", s.dir().display()))
+                .replace(&format!("\"{dir}"), &format!("\"{}{dir}", s.dir().display()))
         });
         // The other host is this one.
-        script += &here.replace("ssh backup ", "");
+        script += &here.replace("ssh backup ", "").replace("ssh -n backup ", "");
         script.push('\n');
     }
     let out =
@@ -68,12 +69,12 @@ fn nightly_snapshots() {
 fn a_machine_is_rolled_back() {
     on_both(|s| {
         begin(s);
-        s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-2026-11-22.snap"]);
+        s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-20261122T031700+0100.snap"]);
         writer(&s.path("vm.img")).write_all_at(b"changed", 1 << 20).expect("written");
         let lines: Vec<String> =
             commands("With libvirt").into_iter().filter(|line| line.contains(" restore ")).collect();
         run(s, &lines);
-        assert_same(&s.path("vm.img"), &s.path("snaps/vm-2026-11-22.snap"));
+        assert_same(&s.path("vm.img"), &s.path("snaps/vm-20261122T031700+0100.snap"));
         assert!(s.path("snaps/vm-before-restore.snap").exists());
     });
 }
@@ -86,8 +87,24 @@ fn increments_to_another_host() {
         run(s, &lines[..2]);
         assert_same(&s.path("snaps/vm-2.snap"), &s.path("backup/vm-2.snap"));
         fs::remove_file(s.path("backup/vm-2.snap")).expect("removed");
-        run(s, &lines[2..]);
+        let rest = lines[2..].iter().position(|line| line.starts_with("new=")).expect("the script") + 2;
+        run(s, &lines[2..rest]);
         assert_same(&s.path("snaps/vm-2.snap"), &s.path("backup/vm-2.snap"));
+        fs::remove_file(s.path("backup/vm-2.snap")).expect("removed");
+        run(s, &lines[rest..rest + 3]);
+        assert_same(&s.path("snaps/vm-2.snap"), &s.path("backup/vm-2.snap"));
+        run(s, &lines[rest + 3..]);
+    });
+}
+
+#[test]
+fn back_from_another_host() {
+    on_both(|s| {
+        two(s);
+        s.exits(0, &["send", "-q", "snaps/vm-1.snap", "-o", "d"]);
+        s.exits(0, &["receive", "-q", "d", "-o", "backup/vm-1.snap"]);
+        run(s, &commands("Back from the backup host"));
+        assert_same(&s.path("vm.img"), &s.path("snaps/vm-1.snap"));
     });
 }
 

@@ -73,7 +73,11 @@ fn what_somebody_uses_or_what_is_of_another_image_is_refused() {
         refused(s, "another image", &["restore", "a.snap", "b.img"]);
         refused(s, "no finished snapshot", &["restore", "b.img", "a.img"]);
         refused(s, "the snapshot itself", &["restore", "a.snap", "a.snap"]);
-        refused(s, "cannot open", &["restore", "a.snap", "nothing"]);
+        refused(s, "there is no nothing", &["restore", "a.snap", "nothing"]);
+        refused(s, "is a finished snapshot and no image", &["restore", "--force", "b.img", "a.snap"]);
+        s.exits(0, &["snapshot", "-q", "--consistency", "none", "a.img", "torn.snap"]);
+        refused(s, "NOT A POINT IN TIME", &["restore", "torn.snap", "a.img"]);
+        refused(s, "for --keep-current", &["restore", "a.snap", "a.img", "--keep-current", "torn.snap"]);
         fs::write(s.path("a.img.restore"), b"mine").expect("a file");
         refused(s, "in the way", &restore);
         let status = s.run(&["status", "--json", "."]);

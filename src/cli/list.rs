@@ -18,12 +18,13 @@ use crate::plan::chunk::WALK_BATCH;
 use crate::range::ByteRange;
 use crate::record::Verdict;
 use crate::rotate::found::{Snapshot, snapshots};
+use crate::stream::receive::HOLD;
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
 OWN is what deleting the snapshot would free; SHARED is what it has in common with the image or with
-other snapshots. A snapshot that was written to since, or is a copy, is said to be: no command takes
-it for one any more.
+other snapshots. A snapshot that was written to since, or is a copy with all attributes ('cp -a'), is
+said to be: no command takes it for one any more. Other copies are ordinary files, and not listed.
 
 Example:
   rclone-img list /backup";
@@ -122,6 +123,7 @@ fn person(out: &mut impl Write, first: bool, found: &Snapshot, (own, shared): (u
     }
     let t0 = found.record.t0;
     let remark = match (found.verdict, found.record.point_in_time) {
+        (Verdict::Valid, true) if found.record.hold == HOLD => "  (received)",
         (Verdict::Valid, true) => "",
         (Verdict::Valid, false) => "  (not of one instant)",
         (Verdict::InProgress, _) => "  (not complete)",

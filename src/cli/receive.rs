@@ -17,6 +17,7 @@ use super::{json, last_words, words};
 use crate::disk::real::{NewFile, RealDisk};
 use crate::engine::room;
 use crate::error::{Error, Kind, Result};
+use crate::stream::format::name::Kind as Consistency;
 use crate::stream::receive::{Received, Watch, exists, receive};
 
 /// What stands below the options in the help.
@@ -47,7 +48,7 @@ pub struct ReceiveArgs {
     /// The new snapshot
     #[arg(short, long, value_name = "NEW")]
     pub output: PathBuf,
-    /// Hold every record against STREAM.sums
+    /// Hold every record against STREAM.sums; there are none on a pipe
     #[arg(long, requires = "stream")]
     pub checksum: bool,
     /// Free space below which nothing more is written: 0% to 99%, or a size
@@ -125,7 +126,7 @@ fn tell(args: &ReceiveArgs, received: &Received, began: Instant) -> Result<()> {
         let object = json!({
             "v": json::VERSION, "event": "finished", "t0": received.snapshot.t0.to_string(), "size": received.snapshot.size,
             "snapshot": received.snapshot.to_string(), "base": received.base.map(|base| base.to_string()),
-            "point_in_time": received.snapshot.kind.name() != "mixed", "records": received.records, "data_bytes": received.data,
+            "point_in_time": received.snapshot.kind != Consistency::Mixed, "records": received.records, "data_bytes": received.data,
             "stream_bytes": received.stream, "elapsed_ms": json::ms(began.elapsed()),
         });
         return super::written(json::write_line(&mut io::stdout(), &with_path(object, "dst", &args.output)));
@@ -133,7 +134,8 @@ fn tell(args: &ReceiveArgs, received: &Received, began: Instant) -> Result<()> {
     if !args.quiet {
         let (name, data) = (words::name(&args.output), words::bytes(received.data));
         let t0 = received.snapshot.t0;
-        last_words(format!("{name}: the snapshot of T0 {t0:.0} is complete ({data} of data received)\n"));
+        let torn = if received.snapshot.kind == Consistency::Mixed { "; NOT A POINT IN TIME" } else { "" };
+        last_words(format!("{name}: the snapshot of T0 {t0:.0} is complete ({data} of data received){torn}\n"));
     }
     Ok(())
 }

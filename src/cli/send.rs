@@ -47,7 +47,7 @@ pub struct SendArgs {
     /// A new file for the stream [default: standard output]
     #[arg(short, long, value_name = "STREAM")]
     pub output: Option<PathBuf>,
-    /// Write checksums of all records to STREAM.sums
+    /// Write checksums of all records to STREAM.sums; there are none on a pipe
     #[arg(long, requires = "output")]
     pub checksum: bool,
     /// Read what the block maps do not prove, and leave out what has the same bytes: for compressed files

@@ -41,7 +41,11 @@ fn leaves(space: Space, min_free: MinFree) -> Result<()> {
             format!("the file system has {free} {of}free, and {wanted} are to be left to the guests (--min-free)");
         Err(Error::new(Kind::Refused, what, hint))
     };
-    enough((space.total, space.free), "", "free space or delete old snapshots first")?;
+    enough(
+        (space.total, space.free),
+        "",
+        "free space, or delete old snapshots first: 'rclone-img list DIR' shows what each would free, 'rclone-img rotate --prune-only' removes by rules",
+    )?;
     // The same part of it: a guest's write needs both.
     let hint = "delete old snapshots, or give metadata more room: 'btrfs balance start -dusage=50 MOUNTPOINT'";
     space.metadata.map_or(Ok(()), |metadata| enough(metadata, "for metadata ", hint))

@@ -11,7 +11,7 @@ use super::format::sums::{self, Line};
 use super::format::{Malformed, Record, read_beginning};
 use crate::changes::still::Still;
 use crate::disk::DiskFile;
-use crate::disk::real::{NewFile, RealFile};
+use crate::disk::real::{NewFile, RealFile, share_a_device};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ByteRange, Geometry};
 use crate::record::{self, ImageId};
@@ -126,7 +126,7 @@ fn is_base(from: Option<&Name>, base: Option<&Still>) -> Result<()> {
         (None, None) => Ok(()),
         (None, Some(_)) => refuse("the stream is of a whole snapshot and has no base".into(), "leave --base out"),
         (Some(from), None) => refuse(
-            format!("the stream has only what has changed since {from}"),
+            format!("the stream has only what has changed since {}", short(from)),
             "name that snapshot with --base ('rclone-img status FILE --json' tells a file's job and T0)",
         ),
         (Some(from), Some(base)) => {
@@ -135,11 +135,14 @@ fn is_base(from: Option<&Name>, base: Option<&Still>) -> Result<()> {
             match is {
                 Some(is) if is == *from && base.size() == from.size => Ok(()),
                 Some(is) => refuse(
-                    format!("'{path}' is {is}, and the stream's base is {from}"),
+                    format!("'{path}' is {}, and the stream's base is {}", short(&is), short(from)),
                     "name the right one with --base",
                 ),
                 None => refuse(
-                    format!("'{path}' is no finished snapshot, or was changed since, and the stream's base is {from}"),
+                    format!(
+                        "'{path}' is no finished snapshot, or was changed since, and the stream's base is {}",
+                        short(from)
+                    ),
                     "name the file that was received or made as that, and that nobody has written to",
                 ),
             }
@@ -147,8 +150,17 @@ fn is_base(from: Option<&Name>, base: Option<&Still>) -> Result<()> {
     }
 }
 
+/// A snapshot's identity, for people.
+fn short(name: &Name) -> String {
+    let job = name.job.simple().to_string();
+    format!("the snapshot of T0 {:.3} (job {})", name.t0, &job[..8])
+}
+
 fn clone_base(base: &Still, target: &RealFile) -> Result<()> {
     let hint = "make the snapshot on the base's file system, and in a directory of the same kind (chattr +C)";
+    if !share_a_device(base.file(), target).map_err(cannot)? {
+        return Err(Error::new(Kind::Refused, "the base and the new snapshot are on different file systems", hint));
+    }
     let cannot = |e| Error::io(Kind::Failed, "cannot clone the base", hint, e);
     let source = base.file();
     let block = source.fs().map_err(cannot)?.block;

@@ -26,6 +26,8 @@ use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::engine::restore::{Found, Intent, Names, Restore, Restored, is_live, look, own};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ByteRange, Geometry};
+use crate::record::Verdict;
+use crate::rotate::found::Snapshot;
 use crate::stream::receive::HOLD;
 
 /// The most links that are followed, as the kernel does.
@@ -70,6 +72,14 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
     let mut source = open(&args.snapshot)?;
     let before = image(&place, args, &source)?;
     if let Some(kept) = &args.keep_current {
+        if kept.symlink_metadata().is_ok() {
+            let what = format!("{} is there already", words::name(kept));
+            return Err(Error::new(
+                Kind::Refused,
+                what,
+                "choose another name for --keep-current, or remove that snapshot",
+            ));
+        }
         keep(&place, kept, &args.output)?;
     }
     let stop = Stop::on_signals()?;
@@ -94,7 +104,8 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
     };
     let restore = Restore::begin(&place.disk, &place.names, &intent, &file)?;
     let restored = roll(restore, &file, &mut source, &stop, &args.image, &args.output)?;
-    told(&args.image, Some(&args.snapshot), &args.output, "restored", Some((restored, began)))?;
+    let undo = args.keep_current.as_deref();
+    told(&args.image, (Some(&args.snapshot), undo), &args.output, "restored", Some((restored, began)))?;
     Ok(0)
 }
 
@@ -106,6 +117,15 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
     let named = place.disk.stat(&place.names.image).map_err(|e| cannot(&name, e))?;
     if named.is_some_and(|it| (it.dev, it.ino) == (source.stat().dev, source.stat().ino)) {
         return refuse(format!("{name} is the snapshot itself"), "name the image that is to be rolled back");
+    }
+    // A snapshot is nothing to be overwritten, whatever else is to be forced: the two were exchanged.
+    let itself = Snapshot::at(&place.disk, &place.names.image).map(|(found, _)| found.verdict);
+    if itself == Some(Verdict::Valid) {
+        let hint = format!(
+            "the snapshot comes first, and then the image: rclone-img restore {} IMG",
+            words::shell(&args.image)
+        );
+        return refuse(format!("{name} is a finished snapshot and no image"), &hint);
     }
     let file = open_image(place, &name)?;
     let stat = file.stat().map_err(|e| cannot(&name, e))?;
@@ -119,9 +139,14 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
     match source.record() {
         _ if args.force => {}
         None => {
+            let hint = "name a snapshot ('rclone-img list' shows them); --force takes the file's bytes as they are now, whatever they are";
+            return refuse(format!("{snapshot} is no finished snapshot, or was changed since"), hint);
+        }
+        Some(record) if !record.point_in_time => {
+            let hint = "choose another one ('rclone-img list'), or say --force";
             return refuse(
-                format!("{snapshot} is no finished snapshot, or was changed since"),
-                "name one, or say --force",
+                format!("{snapshot} is NOT A POINT IN TIME: the guest's file systems may be damaged in it"),
+                hint,
             );
         }
         Some(record) if record.hold == HOLD => {
@@ -143,7 +168,7 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
     let tried = trial(place, source).map_err(|e| cannot(&name, e));
     let same_flags = file.no_cow().and_then(|on| Ok(on == source.file().no_cow()?)).map_err(|e| cannot(&name, e))?;
     if !share_a_device(source.file(), &file).map_err(|e| cannot(&name, e))? || !same_flags {
-        let hint = "they cannot share blocks: shut the VM down and copy it, 'cp SNAP NEW', then rename";
+        let hint = "they cannot share blocks: shut the VM down, 'cp SNAP NEW', give NEW the image's owner and mode ('chown --reference=IMG NEW', 'chmod --reference=IMG NEW'), then rename it";
         return refuse(
             format!("{snapshot} and {name} are on different file systems or devices, or differ in +C (chattr)"),
             hint,
@@ -167,8 +192,8 @@ fn trial(place: &Place, source: &Still) -> io::Result<()> {
 fn keep(place: &Place, kept: &Path, output: &Output) -> Result<()> {
     let image = place.dir.join(&place.names.image);
     let mut line: Vec<OsString> = ["rclone-img", "snapshot", "--consistency", "frozen"].map(OsString::from).into();
-    line.extend(output.quiet.then(|| "-q".into()));
-    line.extend(output.json.then(|| "--json".into()));
+    // What it says of itself advises to bring it up to date, which would undo it.
+    line.push(if output.json { "--json".into() } else { "-q".into() });
     line.extend(["--".into(), image.into(), kept.into()]);
     match parse(line) {
         Ok(Verb::Snapshot(args)) => match snapshot::snapshot(&args)? {
@@ -236,7 +261,7 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
         Found::Nothing | Found::Foreign => return Ok(None),
         found @ Found::Intended => {
             take(&place, &found)?.forget_intent()?;
-            told(image, None, output, "untouched", None)?;
+            told(image, (None, None), output, "untouched", None)?;
         }
         Found::Done if back => {
             let what = format!("the restore of {name} is complete but for its last steps");
@@ -248,7 +273,7 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
         }
         found @ Found::Done => {
             take(&place, &found)?.put_back()?;
-            told(image, None, output, "was-restored", None)?;
+            told(image, (None, None), output, "was-restored", None)?;
         }
         found @ Found::Begun(_) => {
             let restore = take(&place, &found)?;
@@ -283,7 +308,13 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
             let stop = Stop::on_signals()?;
             let file = restore.own()?;
             let restored = roll(restore, &file, &mut source, &stop, image, output)?;
-            told(image, Some(&from), output, if back { "put-back" } else { "restored" }, Some((restored, began)))?;
+            told(
+                image,
+                (Some(&from), None),
+                output,
+                if back { "put-back" } else { "restored" },
+                Some((restored, began)),
+            )?;
         }
     }
     Ok(Some(0))
@@ -359,6 +390,10 @@ fn open_image(place: &Place, name: &str) -> Result<RealFile> {
     }
     place.disk.open(&place.names.image, Access::Write).map_err(|e| match e.raw_os_error() {
         Some(libc::EAGAIN) => Error::io(Kind::Refused, format!("somebody has {name} for himself"), "wait for it", e),
+        Some(libc::ENOENT) => {
+            let hint = "name an image that is there; where it is lost: 'cp --reflink=always SNAP IMG', then give it its owner and mode";
+            Error::io(Kind::Refused, format!("there is no {name}"), hint, e)
+        }
         _ => cannot(name, e),
     })
 }

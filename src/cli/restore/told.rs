@@ -15,7 +15,7 @@ use crate::error::Result;
 /// What became of an image, and from which snapshot.
 pub(super) fn told(
     image: &Path,
-    from: Option<&Path>,
+    (from, undo): (Option<&Path>, Option<&Path>),
     output: &Output,
     what: &str,
     done: Option<(Restored, Instant)>,
@@ -51,7 +51,12 @@ pub(super) fn told(
             format!("{name}: the restore was complete, and the image has its name; the VM may be started\n")
         }
         "put-back" => format!("{name}: is again what it was, as {of} has kept it ({sums}); the VM may be started\n"),
-        _ => format!("{name}: is now what {of} is ({sums}); the VM may be started\n"),
+        _ => {
+            let undo = undo
+                .map(|kept| format!("; to undo: rclone-img restore {} {}", words::shell(kept), words::shell(image)));
+            let undo = undo.unwrap_or_default();
+            format!("{name}: is now what {of} is ({sums}); the VM may be started{undo}\n")
+        }
     });
     Ok(())
 }

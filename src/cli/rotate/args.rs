@@ -14,17 +14,19 @@ use crate::rotate::policy::Policy;
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
-For cron: takes a snapshot of each image, all of one instant, and then removes those that no --keep
-option wants. What is kept is the most recent snapshot of each of the last N hours, days, weeks, months
-or years that have one, by the clock on the wall, as 'restic forget' does it. Only finished snapshots
-of the same image, with names of the same pattern, that nobody has changed since, are ever removed;
-none before the new one is complete. Nothing is removed where the snapshot fails.
+For cron: takes a snapshot of each image, all of one instant, and then removes those that no
+--keep option wants. What is kept is the most recent snapshot of each of the last N hours, days,
+weeks, months or years that have one, by the clock on the wall, as 'restic forget' does it. Only
+finished snapshots of the same image, with names of the same pattern, that nobody has changed
+since, are ever removed; none before the new one is complete, and none where that fails. What an
+interrupted run has left is ended, or taken back. It knows nothing of who needs a snapshot as the
+base of his next increment: 'send' before it, and keep more than one.
 
 The last component of PATTERN has conversions of strftime(3). In a crontab write each % as \\%.
 
 Examples:
   rclone-img rotate vm.img=/snaps/vm-%Y%m%dT%H%M%S%z.snap --keep-daily 7 --keep-weekly 4
-  rclone-img rotate --qga /run/vm.sock root.img=root-%F.snap data.img=data-%F.snap --keep-last 14
+  rclone-img rotate --qga /run/vm.sock root.img=root-%F-%H%M.snap data.img=data-%F-%H%M.snap --keep-last 14
   rclone-img rotate --prune-only vm.img=/snaps/vm-%Y%m%dT%H%M%S%z.snap --keep-last 3
   rclone-img rotate --prune-only /backup/vm-%Y%m%dT%H%M%S%z.snap --keep-monthly 12";
 

@@ -54,7 +54,13 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
     let all: Vec<Rotated> = args.pairs.iter().map(|pair| rotated(pair, &now)).collect::<Result<_>>()?;
     let _turn = turn(&all, args.job.wait, &stop)?;
     if args.dry_run {
+        if !args.prune_only {
+            all.iter().try_for_each(Rotated::has_a_name)?;
+        }
         return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
+    }
+    if !args.prune_only {
+        all.iter().try_for_each(Rotated::has_a_name)?;
     }
     all.iter().try_for_each(|it| it.end_what_was_begun(args.prune_only, args.job.output.quiet))?;
     if args.recycle {
@@ -137,13 +143,6 @@ fn lock(dir: &Path, until: Instant, stop: &Stop) -> Result<File> {
 fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
     let recycled: Option<Vec<OsString>> = all.iter().map(|it| it.surplus(args)).collect::<Result<_>>()?;
     let recycled = recycled.filter(|_| args.recycle);
-    for rotated in all.iter().filter(|_| recycled.is_some()) {
-        // Found out before the old one is overwritten.
-        if rotated.disk.stat(&rotated.new).map_err(|e| rotated.cannot_look(e))?.is_some() {
-            let what = format!("{} exists already", shown(&rotated.pattern.dir, &rotated.new));
-            return Err(Error::new(Kind::Refused, what, "choose a pattern that gives each run a name of its own"));
-        }
-    }
     let named = |it: &Rotated, index: usize| recycled.as_ref().map_or_else(|| it.new.clone(), |all| all[index].clone());
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rclone-img").arg("snapshot").args(&args.handed_on).stdin(Stdio::null());
@@ -221,6 +220,19 @@ impl Rotated {
         let reasons = self.reasons(args, found.iter().map(|it| it.record.t0));
         let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && it.stat.nlink == 1);
         Ok(surplus.map(|(it, _)| it.name.clone()))
+    }
+
+    /// Whether the new one's name is free: found out before anything is done.
+    fn has_a_name(&self) -> Result<()> {
+        if self.disk.stat(&self.new).map_err(|e| self.cannot_look(e))?.is_none() {
+            return Ok(());
+        }
+        let what = format!("{} exists already", shown(&self.pattern.dir, &self.new));
+        Err(Error::new(
+            Kind::Refused,
+            what,
+            "give each run a name of its own: with the time of day in the pattern, like %Y%m%dT%H%M%S%z",
+        ))
     }
 
     /// A run that was killed between the refresh of an old snapshot and its new name has left it under its old one.
@@ -309,7 +321,12 @@ impl Rotated {
                 0 => String::new(),
                 n => format!("; {} of other images left alone", words::count(n as u64, "snapshot")),
             };
-            last_words(format!("{}: {} kept, {gone}{others}\n", self.name(), words::count(kept as u64, "snapshot")));
+            let none = match kept {
+                0 => "; no snapshot there has a name of the pattern",
+                _ => "",
+            };
+            let kept = words::count(kept as u64, "snapshot");
+            last_words(format!("{}: {kept} kept, {gone}{others}{none}\n", self.name()));
         }
         Ok(())
     }
@@ -340,6 +357,9 @@ impl Rotated {
                 } else {
                     writeln!(out, "{what:<8}{}  {}", shown(&self.pattern.dir, name), names.join(", "))?;
                 }
+            }
+            if all.is_empty() && !args.job.output.json {
+                writeln!(out, "{}: no snapshot there has a name of the pattern", self.name())?;
             }
             if others > 0 && !args.job.output.json {
                 writeln!(out, "{} of other images left alone", words::count(others as u64, "snapshot"))?;
