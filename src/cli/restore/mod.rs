@@ -1,27 +1,27 @@
 //! `restore SNAP IMG`: an image rolled back to a snapshot; `resume IMG` and `abort IMG` of one that was interrupted.
 
 pub mod args;
+mod status;
 mod told;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use serde_json::json;
 
 use self::args::RestoreArgs;
+pub use self::status::{status, unfinished};
 use self::told::told;
 use super::args::{Output, Verb, parse};
 use super::diff::open;
 use super::meter::Meter;
-use super::service::log::with_path;
 use super::signals::Stop;
-use super::{json, snapshot, words};
+use super::{snapshot, words};
 use crate::changes::still::Still;
-use crate::disk::real::{RealDisk, RealFile, open_itself, share_a_device};
+use crate::disk::real::{RealDisk, RealFile, share_a_device};
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::engine::restore::{Found, Intent, Names, Restore, Restored, is_live, look, own};
 use crate::error::{Error, Kind, Result};
@@ -331,40 +331,6 @@ fn take<'a>(place: &'a Place, found: &Found) -> Result<Restore<'a, RealDisk>> {
         "somebody else has worked on the restore in this moment",
         "look with 'rclone-img status'",
     ))
-}
-
-/// The restores in a directory that have not come to their end: for `status`.
-pub fn unfinished(dir: &Path, entry: &OsStr) -> Option<PathBuf> {
-    let names = Names::of_intent(entry)?;
-    let path = Some(dir.join(entry)).filter(|path| path.is_file())?;
-    let file = RealFile::from(open_itself(&path, false).ok()?);
-    Intent::read(&file).ok()?.map(|_| dir.join(names.image))
-}
-
-/// How the restore of an image stands, in words, and the exit code; none where there is none.
-///
-/// # Errors
-/// Refused where it cannot be looked at.
-pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
-    let Ok(place) = place(image) else { return Ok(None) };
-    let live = is_live(&place.disk, &place.names)?;
-    let (state, text) = match look(&place.disk, &place.names)? {
-        Found::Nothing | Found::Foreign => return Ok(None),
-        _ if live => ("restoring", "is being restored; wait for it".to_owned()),
-        Found::Intended => ("restore-intended", "a restore was about to begin, and the image is as it was".into()),
-        Found::Begun(intent) => {
-            let back = if intent.kept.is_some() { ", and 'rclone-img abort' goes back" } else { "" };
-            ("restore-interrupted", format!("a restore was interrupted, and there is no image until it is ended{back}"))
-        }
-        Found::Done => ("restore-complete", "a restore is complete but for its last steps".into()),
-    };
-    let code = if live { 0 } else { Kind::Interrupted.exit_code() };
-    if as_json {
-        let object = json!({"v": json::VERSION, "event": "status", "state": state});
-        return Ok(Some((format!("{}\n", with_path(object, "dst", image)), code)));
-    }
-    let next = if live { String::new() } else { format!("; rclone-img resume {}", words::shell(image)) };
-    Ok(Some((format!("{}: {text}{next}\n", words::name(image)), code)))
 }
 
 /// The place of an image that may be aside; links are followed.

@@ -1,0 +1,47 @@
+//! What `status` says of restores that have not come to their end.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::place;
+use crate::cli::service::log::with_path;
+use crate::cli::{json, words};
+use crate::disk::real::{RealFile, open_itself};
+use crate::engine::restore::{Found, Intent, Names, is_live, look};
+use crate::error::{Kind, Result};
+
+/// The restores in a directory that have not come to their end: for `status`.
+pub fn unfinished(dir: &Path, entry: &OsStr) -> Option<PathBuf> {
+    let names = Names::of_intent(entry)?;
+    let path = Some(dir.join(entry)).filter(|path| path.is_file())?;
+    let file = RealFile::from(open_itself(&path, false).ok()?);
+    Intent::read(&file).ok()?.map(|_| dir.join(names.image))
+}
+
+/// How the restore of an image stands, in words, and the exit code; none where there is none.
+///
+/// # Errors
+/// Refused where it cannot be looked at.
+pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
+    let Ok(place) = place(image) else { return Ok(None) };
+    let live = is_live(&place.disk, &place.names)?;
+    let (state, text) = match look(&place.disk, &place.names)? {
+        Found::Nothing | Found::Foreign => return Ok(None),
+        _ if live => ("restoring", "is being restored; wait for it".to_owned()),
+        Found::Intended => ("restore-intended", "a restore was about to begin, and the image is as it was".into()),
+        Found::Begun(intent) => {
+            let back = if intent.kept.is_some() { ", and 'rclone-img abort' goes back" } else { "" };
+            ("restore-interrupted", format!("a restore was interrupted, and there is no image until it is ended{back}"))
+        }
+        Found::Done => ("restore-complete", "a restore is complete but for its last steps".into()),
+    };
+    let code = if live { 0 } else { Kind::Interrupted.exit_code() };
+    if as_json {
+        let object = json!({"v": json::VERSION, "event": "status", "state": state});
+        return Ok(Some((format!("{}\n", with_path(object, "dst", image)), code)));
+    }
+    let next = if live { String::new() } else { format!("; rclone-img resume {}", words::shell(image)) };
+    Ok(Some((format!("{}: {text}{next}\n", words::name(image)), code)))
+}
