@@ -9,13 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
 use super::service::log::with_path;
-use super::{json, words};
-use crate::disk::DiskFile;
-use crate::disk::real::{RealDisk, RealFile};
+use super::{json, map, words};
+use crate::disk::real::{RealDisk, RealFile, directory_of};
 use crate::error::{Error, Kind, Result};
-use crate::extent::ExtentFlags;
-use crate::plan::chunk::WALK_BATCH;
-use crate::range::ByteRange;
 use crate::record::Verdict;
 use crate::rotate::found::{Snapshot, snapshots};
 use crate::stream::receive::HOLD;
@@ -52,9 +48,7 @@ pub fn run(args: &ListArgs) -> Result<u8> {
     for path in paths {
         let (dir, name) = match path.is_dir() {
             true => (path.as_path(), None),
-            false => {
-                (path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new(".")), path.file_name())
-            }
+            false => (directory_of(path), path.file_name()),
         };
         let cannot = |e| Error::io(Kind::Refused, format!("cannot look at {}", words::name(path)), "check the path", e);
         let disk = RealDisk::open_dir(dir).map_err(cannot)?;
@@ -79,22 +73,8 @@ pub fn run(args: &ListArgs) -> Result<u8> {
 
 /// Bytes that no other file has, and bytes that others have as well.
 fn sizes(file: &RealFile, size: u64) -> io::Result<(u64, u64)> {
-    let (mut own, mut shared, mut at) = (0, 0, 0);
-    let mut batch = Vec::with_capacity(WALK_BATCH);
-    while let Some(range) = ByteRange::new(at, size) {
-        batch.clear();
-        file.map(range, WALK_BATCH, false, &mut batch)?;
-        for extent in &batch {
-            let Some(new) = ByteRange::new(extent.logical.start().max(at), extent.logical.end()) else { continue };
-            let sum = if extent.flags.has(ExtentFlags::SHARED) { &mut shared } else { &mut own };
-            *sum += new.len();
-            at = new.end();
-        }
-        if batch.len() < WALK_BATCH || at == range.start() {
-            break;
-        }
-    }
-    Ok((own, shared))
+    let shape = map::walk(file, size)?;
+    Ok((shape.data_bytes + shape.unwritten_bytes - shape.shared_bytes, shape.shared_bytes))
 }
 
 /// The name of how it stands.

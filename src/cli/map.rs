@@ -55,7 +55,10 @@ pub fn show(file: &impl DiskFile, path: &Path, as_json: bool, out: &mut impl Wri
 const MAP_HINT: &str = "the file system must support FIEMAP, as XFS and Btrfs do";
 
 /// The shape of the first `size` bytes. A map that changes meanwhile is counted once at every offset.
-fn walk(file: &impl DiskFile, size: u64) -> io::Result<Shape> {
+///
+/// # Errors
+/// What FS_IOC_FIEMAP says, or an answer of it that does not get on.
+pub(super) fn walk(file: &impl DiskFile, size: u64) -> io::Result<Shape> {
     let mut shape = Shape::new(size);
     let mut batch = Vec::with_capacity(BATCH);
     let mut at = 0;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::words;
+use crate::disk::real::directory_of;
 use crate::engine::report::Finished;
 use crate::error::{Error, Kind, Result};
 
@@ -66,10 +67,6 @@ pub fn write(path: &Path, runs: &[Run<'_>]) -> Result<()> {
     replace(path, &render(runs, &old)).map_err(failed)
 }
 
-fn directory(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// The content of our file, empty where there is none.
 fn read_ours(path: &Path) -> Result<String> {
     const HINT: &str = "give --metrics a file that does not exist, or one that it made";
@@ -79,7 +76,7 @@ fn read_ours(path: &Path) -> Result<String> {
         Ok(found) if !found.is_file() => return Err(refused("exists and is not a regular file")),
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return match fs::metadata(directory(path)).map_err(unreadable)?.is_dir() && path.file_name().is_some() {
+            return match fs::metadata(directory_of(path)).map_err(unreadable)?.is_dir() && path.file_name().is_some() {
                 true => Ok(String::new()),
                 false => Err(refused("is not a file in a directory")),
             };
@@ -101,7 +98,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let mut prefix = OsString::from(".");
     prefix.push(name.to_string_lossy().chars().take(40).collect::<String>());
-    let mut file = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(directory(path))?;
+    let mut file = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempfile_in(directory_of(path))?;
     file.write_all(text.as_bytes())?;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
     file.as_file().sync_all()?;

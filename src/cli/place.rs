@@ -9,7 +9,7 @@ use nix::sys::stat::fstat;
 
 use crate::cli::words;
 use crate::disk::DiskFile;
-use crate::disk::real::{RealDisk, RealFile};
+use crate::disk::real::{RealDisk, RealFile, directory_of};
 use crate::engine::names::Names;
 use crate::error::{Error, Kind, Result};
 use crate::hold::{choose, guard};
@@ -54,8 +54,7 @@ fn split(dst: &Path) -> Result<(PathBuf, &OsStr)> {
         let what = format!("{} does not name a file", words::name(dst));
         return Err(Error::new(Kind::Refused, what, "name the snapshot's file"));
     };
-    let dir = dst.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok((dir.to_owned(), name))
+    Ok((directory_of(dst).to_owned(), name))
 }
 
 /// An image, open for reading, with the image's lock.

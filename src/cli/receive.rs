@@ -79,15 +79,13 @@ pub fn run(args: &ReceiveArgs) -> Result<u8> {
     let began = Instant::now();
     let mut meter = Meter::new(format!("receiving {name}"), None, args.json || args.quiet);
     let mut progress = |done| meter.at(done);
-    let space = RealDisk::open_dir(parent(&args.output));
-    let space = space.map_err(|e| Error::io(Kind::Refused, format!("cannot make {name}"), "check the directory", e))?;
     let mut looked = 0;
-    let mut room = |written: u64| {
+    let mut room = |dir: &RealDisk, written: u64| {
         if looked > 0 && written < looked + LOOK {
             return Ok(());
         }
         looked = written.max(1);
-        room::is_enough(&space, args.min_free.into())
+        room::is_enough(dir, args.min_free.into())
     };
     let watch = Watch { progress: &mut progress, room: &mut room };
     let sums = sums.as_mut().map(|sums| sums as &mut dyn BufRead);
@@ -99,10 +97,6 @@ pub fn run(args: &ReceiveArgs) -> Result<u8> {
 
 fn on(name: &str, error: Error) -> Error {
     Error { what: format!("{name}: {}", error.what), ..error }
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn input(args: &ReceiveArgs) -> Result<Box<dyn Read>> {

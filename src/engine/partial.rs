@@ -10,8 +10,8 @@ use super::start::failed;
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::journal::file::Journal;
-use crate::journal::format::{Header, Image};
-use crate::record::{self, ImageId, Record, Verdict};
+use crate::journal::format::Header;
+use crate::record::{self, Record, Verdict};
 
 /// Opens the snapshot that is to be refreshed, and makes sure that nobody else has it.
 pub(super) fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Result<D::File> {
@@ -87,7 +87,6 @@ pub(super) fn mark_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::F
 
 /// The record of a job's file that is no snapshot yet.
 pub(super) fn unfinished(header: &Header, file: &Stat) -> Record {
-    let Image { ino, generation, subvolume, .. } = header.image;
     Record {
         v: record::VERSION,
         state: record::State::InProgress,
@@ -96,7 +95,7 @@ pub(super) fn unfinished(header: &Header, file: &Stat) -> Record {
         hold: header.hold.name().to_owned(),
         point_in_time: false,
         quiesced: false,
-        image: ImageId { ino, generation, subvolume },
+        image: header.image.id(),
         fs: Uuid::from_bytes(header.fs),
         ino: file.ino,
         subvolume: file.subvolume,
@@ -160,6 +159,7 @@ mod tests {
 
     use super::*;
     use crate::disk::sim::{Setup, SimDisk};
+    use crate::record::ImageId;
 
     #[test]
     fn a_snapshot_that_was_written_to_since_it_was_looked_at_is_not_refreshed() {

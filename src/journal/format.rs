@@ -11,6 +11,7 @@ use super::group::{GROUP_MAX, Group};
 pub use super::unusable::FormatError;
 use crate::hold::kind::HoldKind;
 use crate::range::ByteRange;
+use crate::record::ImageId;
 
 /// The first bytes of each slot.
 pub const MAGIC: [u8; 8] = *b"RFLKIMGJ";
@@ -86,6 +87,13 @@ pub struct Image {
     pub size: u64,
     /// Change time, ns since 1970.
     pub ctime_ns: i128,
+}
+
+impl Image {
+    /// Which file it is, as a record has it.
+    pub fn id(&self) -> ImageId {
+        ImageId { ino: self.ino, generation: self.generation, subvolume: self.subvolume }
+    }
 }
 
 /// Everything a journal says but the claims.

@@ -7,6 +7,8 @@ use jiff::Zoned;
 use jiff::civil::Date;
 use jiff::fmt::strtime::BrokenDownTime;
 
+use crate::disk::real::directory_of;
+
 /// A pattern.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pattern {
@@ -22,7 +24,7 @@ impl Pattern {
     /// What is wrong with it, in words.
     pub fn new(path: &Path, now: &Zoned) -> Result<Self, String> {
         let name = path.file_name().and_then(OsStr::to_str).ok_or("its last component must be a name, in UTF-8")?;
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = directory_of(path);
         let pattern = Self { dir: dir.to_owned(), name: name.to_owned() };
         let made = pattern.name_at(now)?;
         if made == name {

@@ -1,9 +1,7 @@
 //! From a stream and its base to a new snapshot, which is there when all of it is, or not at all.
 
 use std::io::{self, BufRead, Read};
-
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use std::os::fd::AsFd;
 
 use super::format::name::{Kind as Consistency, Name};
 use super::format::order::{Head, Order};
@@ -11,10 +9,12 @@ use super::format::sums::{self, Line};
 use super::format::{Malformed, Record, read_beginning};
 use crate::changes::still::Still;
 use crate::disk::DiskFile;
-use crate::disk::real::{NewFile, RealFile, share_a_device};
+use crate::disk::real::{NewFile, RealDisk, RealFile, share_a_device};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ByteRange, Geometry};
 use crate::record::{self, ImageId};
+use crate::serve::device::Device;
+use crate::serve::disk::Disk;
 use uuid::Uuid;
 
 /// Bytes that are read and written at a time.
@@ -45,8 +45,8 @@ pub struct Received {
 pub struct Watch<'a> {
     /// Told of the snapshot's bytes that are done.
     pub progress: &'a mut dyn FnMut(u64),
-    /// Whether there is room for more, after so many bytes of data.
-    pub room: &'a mut dyn FnMut(u64) -> Result<()>,
+    /// Whether there is room for more in the snapshot's directory, after so many bytes of data.
+    pub room: &'a mut dyn FnMut(&RealDisk, u64) -> Result<()>,
 }
 
 /// Makes a stream a snapshot. Its checksums are looked at where there are any.
@@ -74,18 +74,19 @@ pub fn receive<'a>(
         clone_base(base, target)?;
     }
     target.set_len(size).map_err(cannot)?;
+    let zeroes = target.as_fd().try_clone_to_owned().and_then(|own| Disk::new(own.into())).map_err(cannot)?;
     let mut received = Received { snapshot, base: from, records: 0, data: 0, stream: 0 };
     let mut next = first;
     let mut buffer = vec![0; PIECE];
     loop {
         match next {
             Record::Data(range) => {
-                (watch.room)(received.data)?;
+                (watch.room)(new.dir(), received.data)?;
                 stream.data(range, target, &mut buffer)?;
                 received.data += range.len();
                 (watch.progress)(range.end());
             }
-            Record::Zero(range) => zero(target, range, &mut buffer).map_err(cannot)?,
+            Record::Zero(range) => zeroes.zero(range.start(), range.len(), false, false).map_err(cannot)?,
             _ => break,
         }
         received.records += 1;
@@ -174,23 +175,6 @@ fn clone_base(base: &Still, target: &RealFile) -> Result<()> {
         if let Some(piece) = piece.and_then(|piece| geometry.cover(piece)) {
             target.clone_range(source, piece).map_err(cannot)?;
         }
-    }
-    Ok(())
-}
-
-/// Makes a range zeros, without blocks where that can be done.
-fn zero(target: &RealFile, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
-    let (start, length) = (range.start().cast_signed(), range.len().cast_signed());
-    match fallocate(target, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length) {
-        Ok(()) => return Ok(()),
-        Err(Errno::EOPNOTSUPP) => buffer.fill(0),
-        Err(e) => return Err(e.into()),
-    }
-    let mut at = range.start();
-    while at < range.end() {
-        let piece = (range.end() - at).min(buffer.len() as u64);
-        target.write_at(at, &buffer[..piece as usize])?;
-        at += piece;
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ pub fn run(args: &DiffArgs) -> Result<u8> {
     let mut sums = Sums { sizes: [old.size(), new.size()], comparable, content: args.content, ..Sums::default() };
     let told = tell(args, (&mut old, &mut new), &mut *teller, &mut sums, &mut out);
     if gone(&told) {
-        return Ok(if args.exit_code && sums.differ() { DIFFERS } else { 0 });
+        return Ok(sums.exit_code(args));
     }
     told.map_err(|e| match e {
         Trouble::Reading(e) => still::cannot_read(&args.new, e),
@@ -59,7 +59,7 @@ pub fn run(args: &DiffArgs) -> Result<u8> {
     })?;
     sums.took = began.elapsed();
     super::written(teller.end(args, &sums, &mut out).and_then(|()| out.flush()))?;
-    Ok(if args.exit_code && sums.differ() { DIFFERS } else { 0 })
+    Ok(sums.exit_code(args))
 }
 
 /// Opens one of two files.
@@ -156,6 +156,10 @@ impl Sums {
         };
         *sum += span.range.len();
         self.ranges += u64::from(!span.what.equal);
+    }
+
+    fn exit_code(&self, args: &DiffArgs) -> u8 {
+        if args.exit_code && self.differ() { DIFFERS } else { 0 }
     }
 
     fn differ(&self) -> bool {

@@ -21,7 +21,7 @@ use super::meter::Meter;
 use super::signals::Stop;
 use super::{snapshot, words};
 use crate::changes::still::Still;
-use crate::disk::real::{RealDisk, RealFile, share_a_device};
+use crate::disk::real::{RealDisk, RealFile, directory_of, share_a_device};
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::engine::restore::{Found, Intent, Names, Restore, Restored, is_live, look, own};
 use crate::error::{Error, Kind, Result};
@@ -343,8 +343,7 @@ fn place(image: &Path) -> Result<Place> {
         real = real.parent().unwrap_or(Path::new(".")).join(target);
     }
     let name = real.file_name().ok_or_else(|| cannot(io::ErrorKind::InvalidInput.into()))?;
-    let dir = real.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let dir = dir.canonicalize().map_err(cannot)?;
+    let dir = directory_of(&real).canonicalize().map_err(cannot)?;
     Ok(Place { disk: RealDisk::open_dir(&dir).map_err(cannot)?, names: Names::new(name), dir })
 }
 

@@ -9,7 +9,6 @@ use crate::engine::commit::end_complete;
 use crate::engine::inspect::{Condition, Unfinished, inspect};
 use crate::engine::names::{JOURNAL, Names};
 use crate::engine::report::Nobody;
-use crate::record::ImageId;
 use crate::rotate::remove::{self, was_removing};
 
 impl Rotated {
@@ -47,10 +46,8 @@ impl Rotated {
     fn end_job(&self, name: &str, prune_only: bool) -> Result<bool> {
         let names = Names::new(OsStr::new(name))?;
         let of_this = |job: &Unfinished| {
-            let image = &job.header.image;
-            let id = ImageId { ino: image.ino, generation: image.generation, subvolume: image.subvolume };
             // One of before its T0 does not say; it has made nothing that anybody could want.
-            self.image.is_none_or(|(own, _)| own == id) || job.header.epoch == 0
+            self.image.is_none_or(|(own, _)| own == job.header.image.id()) || job.header.epoch == 0
         };
         match inspect(&self.disk, &names)? {
             Condition::Complete(job) if of_this(&job) => end_complete(&self.disk, &names, &Nobody).map(|_| true),

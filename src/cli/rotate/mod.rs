@@ -53,14 +53,11 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
     let stop = Stop::on_signals()?;
     let all: Vec<Rotated> = args.pairs.iter().map(|pair| rotated(pair, &now)).collect::<Result<_>>()?;
     let _turn = turn(&all, args.job.wait, &stop)?;
-    if args.dry_run {
-        if !args.prune_only {
-            all.iter().try_for_each(Rotated::has_a_name)?;
-        }
-        return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
-    }
     if !args.prune_only {
         all.iter().try_for_each(Rotated::has_a_name)?;
+    }
+    if args.dry_run {
+        return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
     }
     all.iter().try_for_each(|it| it.end_what_was_begun(args.prune_only, args.job.output.quiet))?;
     if args.recycle {
@@ -91,11 +88,11 @@ fn rotated((src, pattern): &(Option<PathBuf>, Pattern), now: &Zoned) -> Result<R
     let image = match src {
         None => None,
         Some(src) => {
-            let image = place::open_image(src)?;
+            let (_, image) = place::open_regular(src)?;
             let look =
                 |e| Error::io(Kind::Refused, format!("cannot look at {}", words::name(src)), "check the path", e);
-            let fs = image.file.fs().map_err(look)?;
-            Some((image.file.stat().map_err(look)?.id(), Uuid::from_bytes(fs.uuid)))
+            let fs = image.fs().map_err(look)?;
+            Some((image.stat().map_err(look)?.id(), Uuid::from_bytes(fs.uuid)))
         }
     };
     let disk = RealDisk::open_dir(&pattern.dir).map_err(cannot)?;
@@ -141,8 +138,10 @@ fn lock(dir: &Path, until: Instant, stop: &Stop) -> Result<File> {
 
 /// Takes the new snapshots, in a process of their own; its exit code.
 fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
-    let recycled: Option<Vec<OsString>> = all.iter().map(|it| it.surplus(args)).collect::<Result<_>>()?;
-    let recycled = recycled.filter(|_| args.recycle);
+    let recycled: Option<Vec<OsString>> = match args.recycle {
+        true => all.iter().map(|it| it.surplus(args)).collect::<Result<_>>()?,
+        false => None,
+    };
     let named = |it: &Rotated, index: usize| recycled.as_ref().map_or_else(|| it.new.clone(), |all| all[index].clone());
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rclone-img").arg("snapshot").args(&args.handed_on).stdin(Stdio::null());

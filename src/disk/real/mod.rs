@@ -37,6 +37,11 @@ use crate::sys::process;
 /// either helps nobody; regular files do not mind it afterwards.
 const ALWAYS: OFlag = OFlag::O_CLOEXEC.union(OFlag::O_NONBLOCK).union(OFlag::O_NOCTTY);
 
+/// The directory of a path's last component.
+pub fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// A directory on a mounted file system.
 #[derive(Debug)]
 pub struct RealDisk {

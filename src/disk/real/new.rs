@@ -9,7 +9,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::unistd::linkat;
 use uuid::Uuid;
 
-use super::{RealDisk, RealFile, component};
+use super::{RealDisk, RealFile, component, directory_of};
 use crate::disk::{Disk, DiskFile};
 
 /// Such a file.
@@ -28,8 +28,7 @@ impl NewFile {
     /// EEXIST where there is something; what open(2) says.
     pub fn at(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let dir = RealDisk::open_dir(dir)?;
+        let dir = RealDisk::open_dir(directory_of(path))?;
         if dir.stat(&name)?.is_some() {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
