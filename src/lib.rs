@@ -21,6 +21,7 @@
 //! - [`serve`]: an image given to a VM over NBD.
 //! - [`rotate`]: which snapshots are kept, and how the others go.
 //! - [`stream`]: what has changed, sent away and received.
+//! - [`threads`]: the locks and threads of what is tried under a scheduler of its own.
 //! - [`cli`]: arguments, reports, exit codes; one file per verb.
 
 pub mod cbw;
@@ -42,3 +43,4 @@ pub mod rotate;
 pub mod serve;
 pub mod stream;
 pub mod sys;
+pub mod threads;

@@ -41,7 +41,7 @@ fn what_is_read_while_it_is_made_is_what_it_will_be() {
                 let ended = job.end();
                 assert_eq!(ended.code, Some(0), "{:?}: {}", s.fs, ended.stderr);
                 copies.push(copied(s, "snapshot/a.snap", "copy-last").expect("a copy of what is finished"));
-                assert!(copies.len() > 2, "it was read while it was made");
+                assert!(copies.len() > 1, "no reading of it began before its end");
                 copies.drain(..).for_each(|copy| assert_same(&copy, &s.path("a.snap")));
             }
             writers.stop();

@@ -66,16 +66,16 @@ fn qemu_io(monitor: &mut Qmp, command: &str) {
     assert!(!said.to_string().contains("rror"), "{command}: {said}");
 }
 
-/// Every block that the job clones holds one byte throughout, which QEMU raises by one in each round, from the first block to
-/// the last: at any instant the blocks before some point have one value, and those from there on have the one before.
-fn written_in_rounds(s: &Sandbox, stop: Arc<AtomicBool>) -> thread::JoinHandle<u8> {
+/// Every block that the job clones holds one byte throughout, which QEMU raises by one in each round (0 comes after 255), from the first block
+/// to the last: at any instant the blocks before some point have one value, and those from there on have the one before.
+fn written_in_rounds(s: &Sandbox, stop: Arc<AtomicBool>) -> thread::JoinHandle<u64> {
     let socket = s.outside("ours");
     thread::spawn(move || {
         let mut monitor = Qmp::connect(&socket, BOUND).expect("a monitor");
-        let mut round = 1;
+        let mut round = 1_u64;
         while !stop.load(Ordering::Relaxed) {
             round += 1;
-            (0..16).for_each(|part: u32| qemu_io(&mut monitor, &format!("write -q -P {round} {part}M 1M")));
+            (0..16).for_each(|part: u32| qemu_io(&mut monitor, &format!("write -q -P {} {part}M 1M", round as u8)));
         }
         round
     })
@@ -88,8 +88,9 @@ fn torn(bytes: &[u8]) -> Option<String> {
         [] => None,
         // The write that was in flight may be there in part, block by block.
         _ if steps.iter().all(|at| at % 512 == 0 && at >> 20 == steps[0] >> 20 || at % (1 << 20) == 0) => {
-            let (low, high) = (bytes.iter().min()?, bytes.iter().max()?);
-            (high - low > 1 || bytes[0] < bytes[bytes.len() - 1]).then(|| format!("{low} to {high}, {steps:?}"))
+            let last = bytes[bytes.len() - 1];
+            let other = bytes.iter().find(|it| it.wrapping_sub(last) > 1)?;
+            Some(format!("{other} and {last}, {steps:?}"))
         }
         _ => Some(format!("{steps:?}")),
     }

@@ -1,11 +1,12 @@
 //! The job's hand on the gate.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Fate, Gate, Job, OnError, State, Tell};
 use crate::cbw::{Clusters, Tally};
 use crate::range::{ByteRange, PowerOfTwo};
+use crate::threads::MutexGuard;
 
 /// How long a clone call waits for the writes on their way to the disk: those that take longer wait for the image's lock beside it.
 const DRAIN: Duration = Duration::from_millis(20);

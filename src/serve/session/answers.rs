@@ -1,12 +1,12 @@
 //! Replies, in the form that was agreed on, and one at a time.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno as Kernel;
 
 use super::Stream;
 use crate::serve::codec::{Chunk, Errno, Request, chunk_header, error_chunk, simple_reply};
+use crate::threads::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Replies of at most this many bytes are left to whoever sends at the moment.
 const SHORT: usize = 16 << 10;

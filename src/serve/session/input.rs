@@ -1,9 +1,10 @@
 //! What a client has sent and nobody has looked at yet.
 
 use std::io::{self, ErrorKind};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Stream;
+use crate::threads::Instant;
 
 /// Bytes that are read at once: as many requests as a client has on the way, or a few writes.
 const AT_ONCE: usize = 128 << 10;

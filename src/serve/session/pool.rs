@@ -1,16 +1,13 @@
 //! Those who wait for the disk, so that the requests of others need not.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Scope};
-
-use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::answers::{Answers, told};
 use super::{PIECE, Stream, pieces};
 use crate::serve::buffers::{Buffer, Buffers};
 use crate::serve::codec::{Chunk, Command, Request, chunk_header, error_chunk, simple_reply, status_chunk};
 use crate::serve::device::Device;
+use crate::threads::{Builder, Condvar, Mutex, MutexGuard, PoisonError, Receiver, Scope, Sender, bounded};
 
 /// The most requests of one connection that wait for the disk, or for a job's clone, at the same time: as many as a QEMU has on the way, so
 /// that writes that wait keep no read from its turn.
@@ -81,7 +78,7 @@ impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
         let waiting = self.started - (self.worker.load().jobs - 1);
         if waiting == 0 {
             let (worker, jobs) = (self.worker, self.jobs.clone());
-            let thread = thread::Builder::new().name("disk".into());
+            let thread = Builder::new().name("disk".into());
             if thread.spawn_scoped(self.scope, move || jobs.iter().for_each(|job| worker.work(job))).is_err() {
                 // Slower, and no less right.
                 return self.worker.work(job);

@@ -28,7 +28,8 @@ const CHECKS: [Check; 7] = [
 ];
 
 /// Folders whose Rust files are looked at.
-const FOLDERS: [&str; 5] = ["src", "tests", "guest/src", "xtask/src", "fuzz/fuzz_targets"];
+const FOLDERS: [&str; 7] =
+    ["src", "tests", "guest/src", "interleavings/src", "interleavings/tests", "xtask/src", "fuzz/fuzz_targets"];
 
 /// Checks the workspace and prints what is wrong with it.
 pub fn run() -> Result<()> {

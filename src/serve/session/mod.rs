@@ -20,13 +20,13 @@ mod tests;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::buffers::{self, Buffers};
 use super::codec::{Broken, Command, OptionHeader, REQUEST, Request, hello, parse_hello, transmission};
 use super::device::Device;
 use super::negotiation::{Agreed, Exports, Negotiation, Next, Offer};
+use crate::threads::{Instant, scope};
 use answers::Answers;
 use input::Input;
 use pool::{Job, Pool, Worker};
@@ -175,7 +175,7 @@ fn transmit<S: Stream>(
 ) -> io::Result<()> {
     let answers = Answers::new(stream, agreed.structured);
     let worker = Worker::new(device, &answers, &agreed.contexts, buffers);
-    thread::scope(|scope| {
+    scope(|scope| {
         let pool = Pool::new(scope, &worker);
         let replies = Replies { bytes: Vec::new(), count: 0 };
         let ended = Session { input, agreed, worker: &worker, pool, replies, slow_until: None }.run();

@@ -22,12 +22,13 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::cbw::Limits;
 use crate::range::ByteRange;
+use crate::threads::{Condvar, Instant, Mutex, MutexGuard, PoisonError};
 
 use entrance::{Answer, Entrance};
 use job::Job;
