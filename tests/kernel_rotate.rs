@@ -255,6 +255,65 @@ fn a_snapshot_that_is_complete_is_put_into_place_and_not_thrown_away() {
     });
 }
 
+/// What is not of one instant is newer, and takes the place of nothing that is.
+#[test]
+fn a_torn_snapshot_costs_no_good_one() {
+    on_both(|s| {
+        begin(s);
+        rotate(s, 0, &["--keep-last", "1"]);
+        let good = newest(s);
+        let torn = "a-29990101T000000.000000000+0000.snap";
+        s.exits(0, &["snapshot", "-q", "--consistency", "none", "a.img", &format!("snaps/{torn}")]);
+        rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(snaps(s), [good, torn.to_owned()].into());
+        rotate(s, 0, &["--keep-last", "1"]);
+        assert!(snaps(s).len() == 1 && !snaps(s).contains(torn), "{:?}", snaps(s));
+    });
+}
+
+/// As a run with --recycle leaves it that is killed between the refresh of an old snapshot and its new name.
+#[test]
+fn one_that_has_kept_its_old_name_is_given_its_own() {
+    on_both(|s| {
+        begin(s);
+        let old = "a-20200101T000000.000000000+0000.snap";
+        s.exits(0, &["snapshot", "-q", "a.img", &format!("snaps/{old}")]);
+        let inode = |name: &str| fs::metadata(s.path("snaps").join(name)).expect("there").ino();
+        let was = inode(old);
+        rotate(s, 0, &["--keep-last", "3", "--recycle"]);
+        let names = snaps(s);
+        let today = Zoned::now().strftime("a-%Y%m%d").to_string();
+        assert!(names.len() == 2 && names.iter().all(|it| it.starts_with(&today)), "{names:?}");
+        assert!(names.iter().any(|it| inode(it) == was));
+    });
+}
+
+/// A machine's job that was killed, before or when some of its disks were done.
+#[test]
+fn what_a_killed_run_has_left_of_several_disks_keeps_no_later_run_from_its_work() {
+    on_both(|s| {
+        begin(s);
+        noise(&s.path("b.img"), 4 * MIB);
+        let name = |disk: &str| format!("snaps/{disk}-20200101T000000.000000000+0000.snap");
+        let sets = ["a", "b"].map(|disk| format!("{disk}.img={}", name(disk)));
+        let again = ["b.img=snaps/b-%Y%m%dT%H%M%S%.9f%z.snap", "--keep-last", "1"];
+        let left = || snaps(s).iter().filter(|it| !it.ends_with(".snap")).count();
+        for call in ["held:10", "held:70"] {
+            let job = s.start_with_fault(call, &["snapshot", "--chunk", "64K", &sets[0], &sets[1]]);
+            assert!(support::until(|| s.path("held").exists()));
+            let own = running(s);
+            assert!(!own.is_empty());
+            own.iter().for_each(|pid| drop(Command::new("kill").args(["-9", pid]).status()));
+            drop(job);
+            fs::remove_file(s.path("held")).expect("let go");
+            assert!(support::until(|| running(s).is_empty()) && left() > 0, "{:?}", snaps(s));
+            rotate(s, 0, &again);
+            assert_eq!((snaps(s).len(), left()), (2, 0), "{:?} {call}: {:?}", s.fs, snaps(s));
+            assert_same(&s.path("b.img"), &s.path("snaps").join(newest(s)));
+        }
+    });
+}
+
 #[test]
 fn on_the_backups_host_too_nothing_of_another_machine_is_removed() {
     on_both(|s| {
@@ -306,7 +365,7 @@ fn killed_at_any_instant_the_newest_good_one_is_there() {
             job.kill().and_then(|()| job.wait()).expect("killed");
             // The snapshot's own process ends by itself.
             assert!(
-                support::until(|| s.run(&["status", "snaps"]).status.code() != Some(5) && !is_running(s)),
+                support::until(|| s.run(&["status", "snaps"]).status.code() != Some(5) && running(s).is_empty()),
                 "round {round}"
             );
             let good = s.exits(0, &["list", "--json", "snaps"]);
@@ -326,11 +385,11 @@ fn killed_at_any_instant_the_newest_good_one_is_there() {
     });
 }
 
-/// Whether a process works in the sandbox.
-fn is_running(s: &Sandbox) -> bool {
-    let found = Command::new("pgrep").args(["-f", "rclone-img snapshot .*snaps/a-"]).output().expect("pgrep");
+/// The processes of snapshots in the sandbox.
+fn running(s: &Sandbox) -> Vec<String> {
+    let found = Command::new("pgrep").args(["-f", "rclone-img .*snaps/a-"]).output().expect("pgrep");
     let here = |pid: &str| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == s.dir());
-    String::from_utf8_lossy(&found.stdout).lines().any(here)
+    String::from_utf8_lossy(&found.stdout).lines().filter(|pid| here(pid)).map(str::to_owned).collect()
 }
 
 /// restic's own rules on the same times.

@@ -65,6 +65,20 @@ impl Policy {
         counts.iter().any(|count| *count > 0).then_some(Self { counts })
     }
 
+    /// The same where some are not of one instant: none of these takes the place of one that is, so those that are one are kept for whatever
+    /// reason they would have without the others, too.
+    pub fn reasons_of(&self, newest_first: &[(DateTime, bool)]) -> Vec<Vec<Reason>> {
+        let times = |all: &mut dyn Iterator<Item = &(DateTime, bool)>| all.map(|it| it.0).collect::<Vec<_>>();
+        let whole = |it: &&(DateTime, bool)| it.1;
+        let mut alone = self.reasons(&times(&mut newest_first.iter().filter(whole))).into_iter();
+        let all = self.reasons(&times(&mut newest_first.iter())).into_iter().zip(newest_first);
+        let all = all.map(|(reasons, it)| match it.1.then(|| alone.next()).flatten() {
+            Some(alone) if reasons.is_empty() => alone,
+            _ => reasons,
+        });
+        all.collect()
+    }
+
     /// Why each is kept, the newest first; for no reason where it is not.
     pub fn reasons(&self, newest_first: &[DateTime]) -> Vec<Vec<Reason>> {
         let mut left = self.counts;
@@ -125,6 +139,20 @@ mod tests {
         );
         check([0, 1, 0, 0, 0, 0], &["2026-01-01T10:59", "2026-01-01T10:00", "2026-01-01T09:59"], &["hourly", "", ""]);
         assert_eq!(Policy::new([0; 6]), None);
+    }
+
+    #[test]
+    fn what_is_torn_costs_nothing_that_is_whole() {
+        let policy = Policy::new([1, 0, 0, 0, 0, 0]).expect("not empty");
+        let times = ["2026-01-04T00:00", "2026-01-03T00:00", "2026-01-02T00:00", "2026-01-01T00:00"].map(at);
+        let kept = |whole: [bool; 4]| {
+            let all: Vec<_> = times.into_iter().zip(whole).collect();
+            policy.reasons_of(&all).iter().map(|it| !it.is_empty()).collect::<Vec<_>>()
+        };
+        assert_eq!(kept([true; 4]), [true, false, false, false]);
+        assert_eq!(kept([false, false, true, true]), [true, false, true, false]);
+        assert_eq!(kept([true, false, true, false]), [true, false, false, false]);
+        assert_eq!(kept([false; 4]), [true, false, false, false]);
     }
 
     /// The rules once more, period by period: the most recent of each of the newest periods.

@@ -76,6 +76,11 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
     Ok(0)
 }
 
+/// What the rules look at: of which moment it is, and whether of one.
+fn when(snapshot: &Snapshot) -> (Timestamp, bool) {
+    (snapshot.record.t0, snapshot.record.point_in_time)
+}
+
 fn rotated((src, pattern): &(Option<PathBuf>, Pattern), now: &Zoned) -> Result<Rotated> {
     let cannot = |e| {
         Error::io(
@@ -207,16 +212,16 @@ impl Rotated {
     }
 
     /// Why each of these is kept; for no reason where it is not.
-    fn reasons(&self, args: &RotateArgs, t0: impl Iterator<Item = Timestamp>) -> Vec<Vec<Reason>> {
+    fn reasons(&self, args: &RotateArgs, all: impl Iterator<Item = (Timestamp, bool)>) -> Vec<Vec<Reason>> {
         let zone = jiff::tz::TimeZone::system();
-        let times: Vec<_> = t0.map(|t0| t0.to_zoned(zone.clone()).datetime()).collect();
-        args.keep.policy().map_or_else(|| vec![vec![Reason::Last]; times.len()], |policy| policy.reasons(&times))
+        let times: Vec<_> = all.map(|(t0, whole)| (t0.to_zoned(zone.clone()).datetime(), whole)).collect();
+        args.keep.policy().map_or_else(|| vec![vec![Reason::Last]; times.len()], |policy| policy.reasons_of(&times))
     }
 
     /// The newest that would be removed even if none were taken: of all that are, it shares most with the image.
     fn surplus(&self, args: &RotateArgs) -> Result<Option<OsString>> {
         let found = self.found()?.0;
-        let reasons = self.reasons(args, found.iter().map(|it| it.record.t0));
+        let reasons = self.reasons(args, found.iter().map(when));
         let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && it.stat.nlink == 1);
         Ok(surplus.map(|(it, _)| it.name.clone()))
     }
@@ -256,7 +261,7 @@ impl Rotated {
     /// Removes what nobody wants.
     fn prune(&self, args: &RotateArgs, stop: &Stop) -> Result<()> {
         let (found, others) = self.found()?;
-        let reasons = self.reasons(args, found.iter().map(|it| it.record.t0));
+        let reasons = self.reasons(args, found.iter().map(when));
         let (mut kept, mut removed) = (0, Vec::new());
         for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
             // The newest is kept whatever the rules say.
@@ -333,14 +338,14 @@ impl Rotated {
     /// What a run would do.
     fn say_plan(&self, args: &RotateArgs, now: Timestamp) -> Result<()> {
         let (found, others) = self.found()?;
-        let new = (!args.prune_only).then_some((self.new.clone(), now));
-        let all: Vec<(OsString, Timestamp)> =
-            new.iter().cloned().chain(found.iter().map(|it| (it.name.clone(), it.record.t0))).collect();
+        let new = (!args.prune_only).then_some((self.new.clone(), (now, true)));
+        let all: Vec<(OsString, (Timestamp, bool))> =
+            new.iter().cloned().chain(found.iter().map(|it| (it.name.clone(), when(it)))).collect();
         let reasons = self.reasons(args, all.iter().map(|it| it.1));
         let mut out = io::BufWriter::new(io::stdout().lock());
         let recycled = if args.recycle { self.surplus(args)? } else { None };
         let mut say = || -> io::Result<()> {
-            for (index, ((name, t0), reasons)) in all.iter().zip(&reasons).enumerate() {
+            for (index, ((name, (t0, _)), reasons)) in all.iter().zip(&reasons).enumerate() {
                 let names: Vec<&str> = reasons.iter().map(|it| it.name()).collect();
                 let what = match (index == 0, new.is_some(), reasons.is_empty()) {
                     (true, true, _) => "take",
