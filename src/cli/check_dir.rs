@@ -15,6 +15,7 @@ use super::place::{self, Image};
 use super::{json, words};
 use crate::engine::job::LATENCY_ATOMIC;
 use crate::engine::names::{JOURNAL, PARTIAL};
+use crate::engine::restore::{ASIDE, SOURCE};
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose::{self, Candidate, Means};
 use crate::hold::guard::preflight::{self, Survey};
@@ -103,7 +104,8 @@ fn regular_files(dir: &Path) -> Result<Vec<Identified>> {
     for entry in std::fs::read_dir(dir).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
         let name = entry.file_name();
-        let of_job = [PARTIAL, JOURNAL].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()));
+        let of_job =
+            [PARTIAL, JOURNAL, ASIDE, SOURCE].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()));
         // One that has just gone is no image any more.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_file() && !of_job {

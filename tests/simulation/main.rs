@@ -83,6 +83,14 @@ fn an_image_is_restored_or_as_it_was_or_has_no_name() {
 }
 
 #[test]
+fn nobody_is_let_in_on_a_mixture() {
+    for_seeds("nobody_is_let_in", |seed| {
+        restore::who_opens_it_in_the_last_moment_is_found(seed);
+        restore::who_opens_it_later_waits(seed);
+    });
+}
+
+#[test]
 fn a_claim_never_outruns_the_sync_that_it_rests_on() {
     for_seeds("a_claim_never_outruns", |seed| every_step(seed, Crash::Forgetful));
 }

@@ -2,17 +2,20 @@
 //! comes to the snapshot.
 
 use std::ffi::{OsStr, OsString};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
 use rclone_img::disk::{Access, Disk, DiskFile};
-use rclone_img::engine::restore::{Found, Intent, Names, Restore, look, own};
-use rclone_img::error::Result;
+use rclone_img::engine::restore::{Found, Intent, Names, Owned, Restore, look, own};
+use rclone_img::error::{Error, Kind, Result};
 use rclone_img::range::{ByteRange, Geometry};
 
 use crate::harness::Crash;
 
 const SNAPSHOT: &str = "a.snap";
+const SOURCE: &str = "image.restore-source";
+const PATIENCE: Duration = Duration::from_secs(30);
 const SIZE: u64 = 48 * 4096;
 
 /// An image that was changed since its snapshot, by a few writes and discards and perhaps a new size.
@@ -52,16 +55,28 @@ fn names() -> Names {
     Names::new(OsStr::new(IMAGE))
 }
 
-fn restore(disk: &SimDisk) -> Result<()> {
-    let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
-    let intent = Intent {
+/// With the source's name, of an image that is there.
+fn intent(disk: &SimDisk, image: &SimFile) -> Intent {
+    let source = disk.stat(OsStr::new(SNAPSHOT)).ok().flatten().expect("there").id();
+    Intent {
+        begun: 0,
         image: image.stat().expect("its number").id(),
+        source,
+        job: None,
         snapshot: SNAPSHOT.into(),
         snapshot_bytes: SNAPSHOT.into(),
-        job: None,
         kept: None,
         began: Timestamp::UNIX_EPOCH,
-    };
+    }
+}
+
+fn restore(disk: &SimDisk) -> Result<()> {
+    let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
+    let intent = intent(disk, &image);
+    let failed = |e| Error::io(Kind::Failed, "name the source", "", e);
+    // One that was cut off before it had an intent.
+    disk.unlink(OsStr::new(SOURCE)).map_err(failed)?;
+    disk.link(OsStr::new(SNAPSHOT), OsStr::new(SOURCE)).map_err(failed)?;
     own(&image, OsStr::new(IMAGE))?;
     let restore = Restore::begin(disk, &names(), &intent, &image)?;
     roll(disk, restore, &image)
@@ -74,21 +89,27 @@ fn go_on(disk: &SimDisk) -> Result<()> {
 }
 
 fn roll(disk: &SimDisk, restore: Restore<'_, SimDisk>, image: &SimFile) -> Result<()> {
-    let snapshot = disk.open(OsStr::new(SNAPSHOT), Access::Read).expect("there");
-    restore.roll(image, &snapshot, |_| Ok(()))?;
-    restore.complete(image)
+    let snapshot = disk.open(OsStr::new(SOURCE), Access::Read).expect("there");
+    let owned = Owned::new(image, PATIENCE);
+    restore.roll(&owned, &snapshot, |_| Ok(()))?;
+    restore.complete(&owned)
 }
 
 /// As `resume` does.
 fn resume(disk: &SimDisk) -> Result<()> {
     match look(disk, &names())? {
         Found::Nothing => restore(disk),
-        Found::Intended => {
+        Found::Intended(_) => {
             Restore::take(disk, &names())?.forget_intent()?;
             restore(disk)
         }
-        Found::Begun(_) => go_on(disk),
-        Found::Done => Restore::take(disk, &names())?.put_back(),
+        Found::Begun(_) => {
+            // Whoever removes the snapshot in the middle takes nothing away.
+            disk.unlink(OsStr::new(SNAPSHOT)).expect("removed");
+            go_on(disk)
+        }
+        Found::Done(_) => Restore::take(disk, &names())?.put_back(),
+        Found::Astray(_) => panic!("nobody has renamed it"),
         Found::Foreign => {
             // Cut off before anything was done; a person removes it.
             disk.unlink(OsStr::new("image.restore")).expect("removed");
@@ -126,7 +147,7 @@ pub fn every_step(seed: u64, crash: Crash) {
         };
         check(&disk, &was, &becomes, &when);
         // Where the image has its name again it may be written to at once, and is never rolled back then.
-        if look(&disk, &names()).is_ok_and(|found| found == Found::Done) && disk.content(IMAGE).is_some() {
+        if look(&disk, &names()).is_ok_and(|found| matches!(found, Found::Done(_))) && disk.content(IMAGE).is_some() {
             disk.guest_write(IMAGE, 0, b"a VM was started");
             resume(&disk).expect("nothing fails");
             assert!(disk.content(IMAGE).is_some_and(|is| is.starts_with(b"a VM")), "{when}");
@@ -136,5 +157,36 @@ pub fn every_step(seed: u64, crash: Crash) {
         }
         let left: Vec<OsString> = disk.names().into_iter().filter(|name| name != IMAGE && name != SNAPSHOT).collect();
         assert!(left.is_empty(), "{left:?} {when}");
+    }
+}
+
+/// Who has found the image by its name, but has not come to the lease, is found before there is a mixture.
+pub fn who_opens_it_in_the_last_moment_is_found(seed: u64) {
+    let (disk, was, _) = begin(seed);
+    let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
+    own(&image, OsStr::new(IMAGE)).expect("nobody has it");
+    disk.count_opener(OsStr::new(IMAGE));
+    let begun = Restore::begin(&disk, &names(), &intent(&disk, &image), &image);
+    assert_eq!(begun.err().map(|e| e.kind), Some(Kind::Refused));
+    assert_eq!((look(&disk, &names()).expect("looked"), disk.content(IMAGE)), (Found::Nothing, Some(was)));
+}
+
+/// Who opens it later waits, and is let in on what the snapshot is; only where that takes too long it ends.
+pub fn who_opens_it_later_waits(seed: u64) {
+    for (time, ends_well) in [(Duration::ZERO, true), (PATIENCE, false)] {
+        let (disk, _, becomes) = begin(seed);
+        let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
+        own(&image, OsStr::new(IMAGE)).expect("nobody has it");
+        let restore = Restore::begin(&disk, &names(), &intent(&disk, &image), &image).expect("begun");
+        let snapshot = disk.open(OsStr::new(SNAPSHOT), Access::Read).expect("there");
+        disk.break_lease(OsStr::new("image.restoring"));
+        let owned = Owned::new(&image, PATIENCE);
+        let wait = |_| {
+            disk.wait(time);
+            Ok(())
+        };
+        let ended = restore.roll(&owned, &snapshot, wait).and_then(|_| restore.complete(&owned));
+        assert_eq!(ended.is_ok(), ends_well);
+        assert_eq!(disk.content(IMAGE).is_some_and(|is| is == becomes), ends_well);
     }
 }

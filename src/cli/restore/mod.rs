@@ -1,6 +1,9 @@
 //! `restore SNAP IMG`: an image rolled back to a snapshot; `resume IMG` and `abort IMG` of one that was interrupted.
 
 pub mod args;
+mod names;
+mod resume;
+mod source;
 mod status;
 mod told;
 
@@ -8,11 +11,12 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use self::args::RestoreArgs;
+pub use self::resume::{abort, resume};
 pub use self::status::{status, unfinished};
 use self::told::told;
 use super::args::{Output, Verb, parse};
@@ -23,12 +27,15 @@ use super::{snapshot, words};
 use crate::changes::still::Still;
 use crate::disk::real::{RealDisk, RealFile, directory_of, share_a_device};
 use crate::disk::{Access, Disk, DiskFile, Stat};
-use crate::engine::restore::{Found, Intent, Names, Restore, Restored, is_live, look, own};
+use crate::engine::restore::{Found, Intent, Names, Owned, Restore, Restored, is_live, look, own};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ByteRange, Geometry};
 use crate::record::Verdict;
 use crate::rotate::found::Snapshot;
 use crate::stream::receive::HOLD;
+
+/// What the kernel's patience is where it does not tell, in seconds: its default (Documentation/admin-guide/sysctl/fs.rst).
+const LEASE_BREAK_TIME: u64 = 45;
 
 /// The most links that are followed, as the kernel does.
 const LINKS: usize = 40;
@@ -57,6 +64,7 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
             );
             return Err(Error::new(Kind::Refused, what, "move it away; an empty one a crash may have left"));
         }
+        Found::Astray(_) => return Err(names::astray(&place)),
         _ if is_live(&place.disk, &place.names)? => {
             return Err(Error::new(
                 Kind::Busy,
@@ -72,6 +80,7 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
     let mut source = open(&args.snapshot)?;
     let before = image(&place, args, &source)?;
     if let Some(kept) = &args.keep_current {
+        names::may_be(kept, &place)?;
         if kept.symlink_metadata().is_ok() {
             let what = format!("{} is there already", words::name(kept));
             return Err(Error::new(
@@ -94,15 +103,21 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
             "run the command again",
         ));
     }
+    let kept = args.keep_current.as_deref().map(absolute).transpose()?;
+    let kept_source = source::keep(&place, &source)?;
+    let job = source.record().map(|record| record.job).filter(|_| kept_source == source.stat().id());
     let intent = Intent {
+        begun: 0,
         image: now.id(),
+        source: kept_source,
+        job,
         snapshot: source.path().to_string_lossy().into_owned(),
         snapshot_bytes: source.path().as_os_str().as_bytes().to_owned(),
-        job: source.record().map(|record| record.job),
-        kept: args.keep_current.as_deref().map(absolute).transpose()?,
+        kept,
         began: Timestamp::now(),
     };
-    let restore = Restore::begin(&place.disk, &place.names, &intent, &file)?;
+    let begun = Restore::begin(&place.disk, &place.names, &intent, &file);
+    let restore = begun.inspect_err(|_| source::let_go(&place))?;
     let restored = roll(restore, &file, &mut source, &stop, &args.image, &args.output)?;
     let undo = args.keep_current.as_deref();
     told(&args.image, (Some(&args.snapshot), undo), &args.output, "restored", Some((restored, began)))?;
@@ -129,6 +144,12 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
     }
     let file = open_image(place, &name)?;
     let stat = file.stat().map_err(|e| cannot(&name, e))?;
+    if let (Some(at), false) = (names::mounted_at(place, &stat), args.force) {
+        return refuse(
+            format!("{name} is mounted at {}, where it would be a mixture meanwhile", words::name(&at)),
+            "unmount that, or say --force",
+        );
+    }
     if stat.nlink > 1 && !args.force {
         return refuse(
             format!("{name} has {} links, whose names would lead to a mixture meanwhile", stat.nlink),
@@ -182,8 +203,7 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
 fn trial(place: &Place, source: &Still) -> io::Result<()> {
     let file = place.disk.create_unnamed()?;
     let geometry = Geometry { size: source.size(), block: source.file().fs()?.block };
-    source.file().no_cow().and_then(|on| file.set_no_cow(on))?;
-    file.set_len(source.size())?;
+    source::prepare(&file, source)?;
     let first = ByteRange::new(0, source.size().min(1)).and_then(|first| geometry.cover(first));
     first.map_or(Ok(()), |first| file.clone_range(source.file(), first).map(drop))
 }
@@ -220,7 +240,8 @@ fn roll(
         Meter::new(format!("restoring {}", words::name(image)), Some(source.size()), output.json || output.quiet);
     let snapshot = std::sync::Arc::clone(source.file());
     let told = |e: Error| Error { what: format!("{}: {}", words::name(image), e.what), ..e };
-    let restored = restore.roll(file, &snapshot, |done| {
+    let owned = Owned::new(file, patience());
+    let restored = restore.roll(&owned, &snapshot, |done| {
         meter.at(done);
         source.check()?;
         match stop.asked() {
@@ -233,104 +254,15 @@ fn roll(
         }
     });
     let restored = restored.map_err(told)?;
-    source.check().and_then(|()| restore.complete(file)).map_err(told)?;
+    source.check().and_then(|()| restore.complete(&owned)).map_err(told)?;
     Ok(restored)
 }
 
-/// Goes on with a restore of an image, if there is one; none otherwise.
-///
-/// # Errors
-/// As [`run`].
-pub fn resume(image: &Path, output: &Output) -> Result<Option<u8>> {
-    go_on(image, output, false)
-}
-
-/// Takes a restore back, if there is one: the image becomes what --keep-current has kept.
-///
-/// # Errors
-/// As [`run`]; refused where nothing was kept.
-pub fn abort(image: &Path, output: &Output) -> Result<Option<u8>> {
-    go_on(image, output, true)
-}
-
-fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
-    let Ok(place) = place(image) else { return Ok(None) };
-    let began = Instant::now();
-    let name = words::name(image);
-    match look(&place.disk, &place.names)? {
-        Found::Nothing | Found::Foreign => return Ok(None),
-        found @ Found::Intended => {
-            take(&place, &found)?.forget_intent()?;
-            told(image, (None, None), output, "untouched", None)?;
-        }
-        Found::Done if back => {
-            let what = format!("the restore of {name} is complete but for its last steps");
-            let hint = format!(
-                "'rclone-img resume {}' ends it; then restore what --keep-current has kept",
-                words::shell(image)
-            );
-            return Err(Error::new(Kind::Refused, what, hint));
-        }
-        found @ Found::Done => {
-            take(&place, &found)?.put_back()?;
-            told(image, (None, None), output, "was-restored", None)?;
-        }
-        found @ Found::Begun(_) => {
-            let restore = take(&place, &found)?;
-            let Found::Begun(intent) = found else { return Ok(None) };
-            let from = if back {
-                let hint = format!("'rclone-img resume {}' ends the restore", words::shell(image));
-                let none =
-                    || Error::new(Kind::Refused, format!("what {name} was before was not kept (--keep-current)"), hint);
-                PathBuf::from(OsString::from_vec(intent.kept.ok_or_else(none)?))
-            } else {
-                PathBuf::from(OsString::from_vec(intent.snapshot_bytes))
-            };
-            let mut source = open(&from).map_err(|e| {
-                let (aside, intent) = (words::name(place.names.aside()), words::name(place.names.intent()));
-                let hint = format!(
-                    "put it back; or, to take another snapshot: remove {intent}, rename {aside} to {name}, and restore that one at \
-                     once, since the image is a mixture until then"
-                );
-                Error { hint, ..e }
-            })?;
-            let is = |what: &crate::record::Record| {
-                if back { what.image == intent.image } else { Some(what.job) == intent.job }
-            };
-            if (back || intent.job.is_some()) && !source.record().is_some_and(is) {
-                let what = format!("{} is not what it was when the restore began", words::name(&from));
-                let hint = format!(
-                    "the image is {}: roll it back by hand, or put the snapshot back",
-                    words::name(place.names.aside())
-                );
-                return Err(Error::new(Kind::Refused, what, hint));
-            }
-            let stop = Stop::on_signals()?;
-            let file = restore.own()?;
-            let restored = roll(restore, &file, &mut source, &stop, image, output)?;
-            told(
-                image,
-                (Some(&from), None),
-                output,
-                if back { "put-back" } else { "restored" },
-                Some((restored, began)),
-            )?;
-        }
-    }
-    Ok(Some(0))
-}
-
-/// Takes a restore that still stands as it was found.
-fn take<'a>(place: &'a Place, found: &Found) -> Result<Restore<'a, RealDisk>> {
-    let restore = Restore::take(&place.disk, &place.names)?;
-    if look(&place.disk, &place.names)? == *found {
-        return Ok(restore);
-    }
-    Err(Error::new(
-        Kind::Busy,
-        "somebody else has worked on the restore in this moment",
-        "look with 'rclone-img status'",
-    ))
+/// For how long somebody who opens the image is left waiting: two thirds of what the kernel allows.
+fn patience() -> Duration {
+    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").ok();
+    let seconds = text.and_then(|text| text.trim().parse().ok()).unwrap_or(LEASE_BREAK_TIME);
+    Duration::from_secs(seconds) * 2 / 3
 }
 
 /// The place of an image that may be aside; links are followed.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::place;
+use super::{names, place};
 use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
 use crate::disk::real::{RealFile, open_itself};
@@ -30,18 +30,26 @@ pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
     let (state, text) = match look(&place.disk, &place.names)? {
         Found::Nothing | Found::Foreign => return Ok(None),
         _ if live => ("restoring", "is being restored; wait for it".to_owned()),
-        Found::Intended => ("restore-intended", "a restore was about to begin, and the image is as it was".into()),
+        Found::Intended(_) => ("restore-intended", "a restore was about to begin, and the image is as it was".into()),
         Found::Begun(intent) => {
             let back = if intent.kept.is_some() { ", and 'rclone-img abort' goes back" } else { "" };
             ("restore-interrupted", format!("a restore was interrupted, and there is no image until it is ended{back}"))
         }
-        Found::Done => ("restore-complete", "a restore is complete but for its last steps".into()),
+        Found::Astray(_) => {
+            let error = names::astray(&place);
+            return Ok(Some(told(image, as_json, "restore-astray", &format!("{}; {}", error.what, error.hint), false)));
+        }
+        Found::Done(_) => ("restore-complete", "a restore is complete but for its last steps".into()),
     };
+    let next = if live { String::new() } else { format!("; rclone-img resume {}", words::shell(image)) };
+    Ok(Some(told(image, as_json, state, &format!("{text}{next}"), live)))
+}
+
+fn told(image: &Path, as_json: bool, state: &str, text: &str, live: bool) -> (String, u8) {
     let code = if live { 0 } else { Kind::Interrupted.exit_code() };
     if as_json {
         let object = json!({"v": json::VERSION, "event": "status", "state": state});
-        return Ok(Some((format!("{}\n", with_path(object, "dst", image)), code)));
+        return (format!("{}\n", with_path(object, "dst", image)), code);
     }
-    let next = if live { String::new() } else { format!("; rclone-img resume {}", words::shell(image)) };
-    Ok(Some((format!("{}: {text}{next}\n", words::name(image)), code)))
+    (format!("{}: {text}\n", words::name(image)), code)
 }

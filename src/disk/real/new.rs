@@ -69,15 +69,22 @@ impl NewFile {
                 let renamed = self.dir.rename(&meanwhile, &self.name, false);
                 renamed.inspect_err(|_| self.meanwhile = Some(meanwhile))?;
             }
-            None => self.link(&self.name)?,
+            None => self.dir.link(&self.file, &self.name)?,
         }
         self.dir.sync_names()
     }
+}
 
-    /// linkat(2) by the descriptor itself needs CAP_DAC_READ_SEARCH; by its name in /proc it does not.
-    fn link(&self, name: &OsStr) -> io::Result<()> {
-        let own = format!("/proc/self/fd/{}", self.file.as_fd().as_raw_fd());
-        Ok(linkat(AT_FDCWD, own.as_str(), &self.dir.dir, component(name)?, AtFlags::AT_SYMLINK_FOLLOW)?)
+impl RealDisk {
+    /// Gives an open file a name in this directory, another one if it has any.
+    ///
+    /// # Errors
+    /// EEXIST; EXDEV where it was opened through another mount, or is on another file system; EPERM where it is immutable, or belongs to
+    /// somebody else; what linkat(2) says.
+    pub fn link(&self, file: &RealFile, name: &OsStr) -> io::Result<()> {
+        // By the descriptor itself it needs CAP_DAC_READ_SEARCH; by its name in /proc it does not.
+        let own = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+        Ok(linkat(AT_FDCWD, own.as_str(), &self.dir, component(name)?, AtFlags::AT_SYMLINK_FOLLOW)?)
     }
 }
 

@@ -112,6 +112,7 @@ impl World {
         }
         state.drop_past_end(block);
         self.clear_tail(&mut state);
+        let links = self.names.values().filter(|named| **named == ino).count() as u64;
         let inode = self.inode_mut(ino);
         inode.now = state.clone();
         inode.durable = state;
@@ -119,7 +120,7 @@ impl World {
         // XFS can bring back new data with an old change time (KERNEL.md, leases).
         inode.times = if rng.coin() { inode.times } else { inode.durable_times };
         inode.durable_times = inode.times;
-        inode.nlink = 1;
+        inode.nlink = links;
         inode.close_all();
     }
 

@@ -38,6 +38,30 @@ fn assert_component(name: &OsStr) {
     );
 }
 
+impl SimDisk {
+    /// Gives a file another name.
+    ///
+    /// # Errors
+    /// ENOENT, EEXIST, and ENOSPC by chance.
+    pub fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let mut w = self.world.borrow_mut();
+        w.alive()?;
+        let ino = *w.names.get(from).ok_or_else(|| errno(libc::ENOENT))?;
+        if w.names.contains_key(to) {
+            return Err(errno(libc::EEXIST));
+        }
+        let odds = [(w.faults.name_enospc, libc::ENOSPC)];
+        let (done, result) = w.enter_whole(format!("link {from:?} {to:?}"), &odds)?;
+        if done {
+            w.names.insert(to.to_owned(), ino);
+            w.inode_mut(ino).nlink += 1;
+            w.name_ops.push(NameOp::Create { name: to.to_owned(), ino });
+            w.touch(ino, false);
+        }
+        result
+    }
+}
+
 impl Disk for SimDisk {
     type File = SimFile;
 

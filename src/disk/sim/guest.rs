@@ -51,6 +51,20 @@ impl SimDisk {
         attach(&self.world, self.ino(OsStr::new(IMAGE))?, Access::Read)
     }
 
+    /// Somebody is about to open a file: he counts as one who has it open, and has not come to the lease yet.
+    pub fn count_opener(&self, name: &OsStr) {
+        let (ino, mut w) = self.reach(name);
+        let open = w.next_open;
+        w.next_open += 1;
+        w.inode_mut(ino).open.insert(open);
+    }
+
+    /// Somebody waits for the lease that a file has.
+    pub fn break_lease(&self, name: &OsStr) {
+        let (ino, mut w) = self.reach(name);
+        w.inode_mut(ino).lease = None;
+    }
+
     /// Writes to a file from outside; not synced.
     pub fn guest_write(&self, name: impl AsRef<OsStr>, offset: u64, bytes: &[u8]) {
         let (ino, mut w) = self.reach(name.as_ref());

@@ -1,0 +1,128 @@
+//! An image is given a snapshot's bytes, while nobody else can open it.
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::io;
+use std::time::Duration;
+
+use super::{Restore, cannot_look, failed, shown};
+use crate::disk::{Disk, DiskFile};
+use crate::engine::compare::{compare, flush};
+use crate::error::{Error, Kind, Result};
+use crate::range::{ByteRange, Geometry};
+
+/// How much is compared, and at most cloned, at a time.
+const STEP: u64 = 64 << 20;
+
+/// What is told of a restore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Restored {
+    /// Bytes that were cloned.
+    pub cloned: u64,
+    /// Bytes that were the same blocks.
+    pub equal: u64,
+    /// Bytes that could not be cloned, and were copied.
+    pub copied: u64,
+}
+
+/// An image that nobody else can open, for long enough: whoever opens it waits for the lease, and the kernel has patience with us before it lets
+/// him in (`/proc/sys/fs/lease-break-time`). To end at once would let him in at once, on a mixture; one who does not wait was never let in.
+pub struct Owned<'a, F> {
+    image: &'a F,
+    patience: Duration,
+    /// Since when somebody wants to open it.
+    wanted: Cell<Option<Duration>>,
+}
+
+impl<'a, F: DiskFile> Owned<'a, F> {
+    /// One that [`super::own`] was asked for. `patience` is to be well below the kernel's.
+    pub fn new(image: &'a F, patience: Duration) -> Self {
+        Self { image, patience, wanted: Cell::new(None) }
+    }
+
+    /// The image.
+    pub fn image(&self) -> &'a F {
+        self.image
+    }
+
+    /// # Errors
+    /// Failed where somebody has been waiting for it for so long that he may be let in.
+    pub(super) fn check(&self, name: &OsStr, now: Duration) -> Result<()> {
+        if self.wanted.get().is_none() && self.image.owns().map_err(cannot_look)? {
+            return Ok(());
+        }
+        let since = self.wanted.get().unwrap_or(now);
+        self.wanted.set(Some(since));
+        if now.saturating_sub(since) < self.patience {
+            return Ok(());
+        }
+        let what = format!("somebody opens '{}' while it is restored", shown(name));
+        let hint =
+            "find out who ('fuser -v'), then 'rclone-img resume' goes on; 'rclone-img status' tells how it stands";
+        Err(Error::new(Kind::Failed, what, hint))
+    }
+}
+
+impl<D: Disk> Restore<'_, D> {
+    /// Gives the image the snapshot's bytes, and makes them durable. `step` is told how far it is, and may end it.
+    ///
+    /// # Errors
+    /// What `step` says; failed where a call fails, or somebody opens the image and could be let in: it can be done again from the beginning.
+    pub fn roll(
+        &self,
+        owned: &Owned<'_, D::File>,
+        snapshot: &D::File,
+        mut step: impl FnMut(u64) -> Result<()>,
+    ) -> Result<Restored> {
+        let image = owned.image();
+        let cannot = |e| failed("roll the image back", e);
+        let size = snapshot.stat().map_err(cannot)?.size;
+        let geometry = Geometry { size, block: snapshot.fs().map_err(cannot)?.block };
+        if image.stat().map_err(cannot)?.size != size {
+            image.set_len(size).map_err(cannot)?;
+        }
+        let mut restored = Restored::default();
+        if size > 0 {
+            flush(snapshot, image, geometry)?;
+        }
+        let mut rest = ByteRange::new(0, size);
+        while let Some(left) = rest {
+            let (now, later) = left.split(left.start() + STEP);
+            let now = now.expect("the beginning of a range");
+            rest = later;
+            let compared = compare(snapshot, image, now)?;
+            restored.equal += compared.equal_bytes;
+            for range in compared.differing {
+                let Some(clone) = geometry.cover(range) else { continue };
+                match image.clone_range(snapshot, clone) {
+                    Ok(_) => restored.cloned += range.len(),
+                    // What cannot be shared here and now is copied (KERNEL.md).
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EINVAL)) => {
+                        copy(snapshot, image, range).map_err(cannot)?;
+                        restored.copied += range.len();
+                    }
+                    Err(e) => return Err(cannot(e)),
+                }
+            }
+            self.check(owned)?;
+            step(now.end())?;
+        }
+        image.sync_all().map_err(cannot)?;
+        Ok(restored)
+    }
+}
+
+/// Copies a range.
+fn copy<F: DiskFile>(from: &F, to: &F, range: ByteRange) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = range.start();
+    while at < range.end() {
+        let piece = &mut buffer[..(range.end() - at).min(1 << 20) as usize];
+        if from.read_at(at, piece)? < piece.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.write_at(at, piece)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
