@@ -19,7 +19,7 @@ use crate::error::{Error, Kind, Result};
 /// Goes on with a restore of an image, if there is one; none otherwise.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`super::run`].
 pub fn resume(image: &Path, output: &Output) -> Result<Option<u8>> {
     go_on(image, output, false)
 }
@@ -27,7 +27,7 @@ pub fn resume(image: &Path, output: &Output) -> Result<Option<u8>> {
 /// Takes a restore back, if there is one: the image becomes what --keep-current has kept.
 ///
 /// # Errors
-/// As [`run`]; refused where nothing was kept.
+/// As [`super::run`]; refused where nothing was kept.
 pub fn abort(image: &Path, output: &Output) -> Result<Option<u8>> {
     go_on(image, output, true)
 }

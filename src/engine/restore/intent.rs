@@ -75,7 +75,7 @@ impl Names {
 /// What is to be done; JSON, so that a person can read it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    /// 1 from when on the image may be a mixture. It stands first: see [`BEGUN_AT`].
+    /// 1 from when on the image may be a mixture. It stands first, as one byte, which a crash leaves as it was or as it is to be.
     pub begun: u8,
     /// Which file the image is.
     pub image: ImageId,
