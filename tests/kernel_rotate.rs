@@ -13,34 +13,11 @@ use std::time::Duration;
 
 use jiff::civil::DateTime;
 use jiff::{Timestamp, ToSpan, Zoned};
-use rclone_img::record::Record;
 use rclone_img::rotate::policy::Policy;
 use serde_json::Value;
 
-use support::{BLOCK, Random, Sandbox, assert_same, fragmented, must, noise, on_both, refused, runs, there, writer};
-
-const MIB: u64 = 1 << 20;
-
-/// A name for each moment.
-const PATTERN: &str = "a.img=snaps/a-%Y%m%dT%H%M%S%.9f%z.snap";
-
-fn snaps(s: &Sandbox) -> BTreeSet<String> {
-    let entries = fs::read_dir(s.path("snaps")).expect("the directory").flatten();
-    entries.map(|it| it.file_name().into_string().expect("text")).collect()
-}
-
-fn newest(s: &Sandbox) -> String {
-    snaps(s).into_iter().next_back().expect("a snapshot")
-}
-
-fn begin(s: &Sandbox) {
-    fs::create_dir(s.path("snaps")).expect("a directory");
-    noise(&s.path("a.img"), 4 * MIB);
-}
-
-fn rotate(s: &Sandbox, code: i32, more: &[&str]) -> Vec<Value> {
-    s.exits(code, &[&["rotate", "--json", PATTERN], more].concat())
-}
+use support::rotating::{MIB, PATTERN, age, begin, newest, rotate, running, snaps};
+use support::{BLOCK, Random, assert_same, fragmented, must, noise, on_both, refused, runs, there, writer};
 
 #[test]
 fn the_last_ones_are_kept_and_the_newest_is_the_image() {
@@ -188,15 +165,6 @@ fn a_full_file_system_is_emptied() {
         rotate(s, 0, &["--keep-last", "2", "--prune-only"]);
         assert_eq!(snaps(s).len(), 2);
     });
-}
-
-/// The record's T0, moved to another day.
-fn age(s: &Sandbox, name: &str, days: i64) {
-    let path = s.path("snaps").join(name);
-    let mut record =
-        Record::from_bytes(&xattr::get(&path, "user.reflink-img").expect("read").expect("there")).expect("ours");
-    record.t0 = Timestamp::now().checked_sub((days * 24).hours()).expect("in range");
-    xattr::set(&path, "user.reflink-img", &record.to_bytes()).expect("root may");
 }
 
 #[test]
@@ -383,13 +351,6 @@ fn killed_at_any_instant_the_newest_good_one_is_there() {
             }
         }
     });
-}
-
-/// The processes of snapshots in the sandbox.
-fn running(s: &Sandbox) -> Vec<String> {
-    let found = Command::new("pgrep").args(["-f", "rclone-img .*snaps/a-"]).output().expect("pgrep");
-    let here = |pid: &str| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == s.dir());
-    String::from_utf8_lossy(&found.stdout).lines().filter(|pid| here(pid)).map(str::to_owned).collect()
 }
 
 /// restic's own rules on the same times.

@@ -2,10 +2,13 @@
 
 pub mod args;
 mod begun;
+mod plan;
+mod prune;
+mod recycle;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +21,7 @@ use uuid::Uuid;
 use self::args::{RotateArgs, shown};
 use super::service::log::with_path;
 use super::signals::Stop;
-use super::{json, last_words, place, words, worker};
+use super::{json, place, words, worker};
 use crate::children;
 use crate::disk::real::RealDisk;
 use crate::disk::{Disk, DiskFile};
@@ -27,7 +30,6 @@ use crate::record::{ImageId, Verdict};
 use crate::rotate::found::{Snapshot, snapshots};
 use crate::rotate::pattern::Pattern;
 use crate::rotate::policy::Reason;
-use crate::rotate::remove;
 
 /// How often a run that waits for another one tries again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -218,14 +220,6 @@ impl Rotated {
         args.keep.policy().map_or_else(|| vec![vec![Reason::Last]; times.len()], |policy| policy.reasons_of(&times))
     }
 
-    /// The newest that would be removed even if none were taken: of all that are, it shares most with the image.
-    fn surplus(&self, args: &RotateArgs) -> Result<Option<OsString>> {
-        let found = self.found()?.0;
-        let reasons = self.reasons(args, found.iter().map(when));
-        let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && it.stat.nlink == 1);
-        Ok(surplus.map(|(it, _)| it.name.clone()))
-    }
-
     /// Whether the new one's name is free: found out before anything is done.
     fn has_a_name(&self) -> Result<()> {
         if self.disk.stat(&self.new).map_err(|e| self.cannot_look(e))?.is_none() {
@@ -237,49 +231,6 @@ impl Rotated {
             what,
             "give each run a name of its own: with the time of day in the pattern, like %Y%m%dT%H%M%S%z",
         ))
-    }
-
-    /// A run that was killed between the refresh of an old snapshot and its new name has left it under its old one.
-    fn mend_names(&self) -> Result<()> {
-        let zone = jiff::tz::TimeZone::system();
-        for snapshot in self.found()?.0 {
-            let taken = snapshot.record.t0.to_zoned(zone.clone());
-            let named = snapshot.name.to_str().and_then(|name| self.pattern.date(name));
-            let days = named.map_or(0, |named| (taken.date() - named).get_days().abs());
-            if days > 1
-                && let Ok(name) = self.pattern.name_at(&taken)
-                && let Err(e) =
-                    self.disk.rename(&snapshot.name, OsStr::new(&name), false).and_then(|()| self.disk.sync_names())
-            {
-                let old = shown(&self.pattern.dir, &snapshot.name);
-                super::warn(Some(format!("{old} is of {}, and cannot be called so: {e}", taken.date())));
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what nobody wants.
-    fn prune(&self, args: &RotateArgs, stop: &Stop) -> Result<()> {
-        let (found, others) = self.found()?;
-        let reasons = self.reasons(args, found.iter().map(when));
-        let (mut kept, mut removed) = (0, Vec::new());
-        for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
-            // The newest is kept whatever the rules say.
-            if !reasons.is_empty() || index == 0 {
-                kept += 1;
-                continue;
-            }
-            if stop.asked() {
-                return Err(Error::told_to_stop());
-            }
-            remove::remove(&self.disk, snapshot).map_err(|e| {
-                let what = format!("cannot remove {}", shown(&self.pattern.dir, &snapshot.name));
-                Error::io(Kind::Failed, what, "see what has become of it; the next run tries again", e)
-            })?;
-            self.say_removed(args, snapshot)?;
-            removed.push(shown(Path::new("."), &snapshot.name));
-        }
-        self.say_pruned(args, kept, &removed, others)
     }
 
     fn cannot_look(&self, error: io::Error) -> Error {
@@ -298,78 +249,5 @@ impl Rotated {
             Some(src) => with_path(object, "src", src),
             None => object,
         }
-    }
-
-    fn say_removed(&self, args: &RotateArgs, snapshot: &Snapshot) -> Result<()> {
-        if !args.job.output.json {
-            return Ok(());
-        }
-        let mut object = with_path(self.object("removed"), "dst", &self.pattern.dir.join(&snapshot.name));
-        object["t0"] = snapshot.record.t0.to_string().into();
-        super::written(json::write_line(&mut io::stdout(), &object))
-    }
-
-    fn say_pruned(&self, args: &RotateArgs, kept: usize, removed: &[String], others: usize) -> Result<()> {
-        if args.job.output.json {
-            let mut object = self.object("pruned");
-            (object["kept"], object["removed"], object["of_other_images"]) =
-                (kept.into(), removed.len().into(), others.into());
-            return super::written(json::write_line(&mut io::stdout(), &object));
-        }
-        if !args.job.output.quiet {
-            let gone = match removed {
-                [] => "none removed".into(),
-                some => format!("removed {}", some.join(", ")),
-            };
-            let others = match others {
-                0 => String::new(),
-                n => format!("; {} of other images left alone", words::count(n as u64, "snapshot")),
-            };
-            let none = match kept {
-                0 => "; no snapshot there has a name of the pattern",
-                _ => "",
-            };
-            let kept = words::count(kept as u64, "snapshot");
-            last_words(format!("{}: {kept} kept, {gone}{others}{none}\n", self.name()));
-        }
-        Ok(())
-    }
-
-    /// What a run would do.
-    fn say_plan(&self, args: &RotateArgs, now: Timestamp) -> Result<()> {
-        let (found, others) = self.found()?;
-        let new = (!args.prune_only).then_some((self.new.clone(), (now, true)));
-        let all: Vec<(OsString, (Timestamp, bool))> =
-            new.iter().cloned().chain(found.iter().map(|it| (it.name.clone(), when(it)))).collect();
-        let reasons = self.reasons(args, all.iter().map(|it| it.1));
-        let mut out = io::BufWriter::new(io::stdout().lock());
-        let recycled = if args.recycle { self.surplus(args)? } else { None };
-        let mut say = || -> io::Result<()> {
-            for (index, ((name, (t0, _)), reasons)) in all.iter().zip(&reasons).enumerate() {
-                let names: Vec<&str> = reasons.iter().map(|it| it.name()).collect();
-                let what = match (index == 0, new.is_some(), reasons.is_empty()) {
-                    (true, true, _) => "take",
-                    (_, _, true) if recycled.as_ref() == Some(name) => "recycle",
-                    (false, _, true) => "remove",
-                    _ => "keep",
-                };
-                if args.job.output.json {
-                    let mut object = with_path(self.object("plan"), "dst", &self.pattern.dir.join(name));
-                    (object["what"], object["t0"], object["reasons"]) =
-                        (what.into(), t0.to_string().into(), names.into());
-                    json::write_line(&mut out, &object)?;
-                } else {
-                    writeln!(out, "{what:<8}{}  {}", shown(&self.pattern.dir, name), names.join(", "))?;
-                }
-            }
-            if all.is_empty() && !args.job.output.json {
-                writeln!(out, "{}: no snapshot there has a name of the pattern", self.name())?;
-            }
-            if others > 0 && !args.job.output.json {
-                writeln!(out, "{} of other images left alone", words::count(others as u64, "snapshot"))?;
-            }
-            out.flush()
-        };
-        super::written(say())
     }
 }
