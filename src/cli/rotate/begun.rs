@@ -1,34 +1,43 @@
 //! What an earlier run has begun and not ended: it was killed, or the host went down.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 
-use super::args::shown;
-use super::{Kind, Result, Rotated};
+use super::args::{RotateArgs, shown};
+use super::{Kind, Result, Rotated, Snapshot};
 use crate::engine::abort::abort;
 use crate::engine::commit::end_complete;
 use crate::engine::inspect::{Condition, Unfinished, inspect};
 use crate::engine::names::{JOURNAL, Names};
 use crate::engine::report::Nobody;
-use crate::rotate::remove::{self, was_removing};
+use crate::rotate::remove::{self, Outcome, was_removing};
 
 impl Rotated {
     /// Ends removals, puts complete snapshots of this pattern into place, and takes back those that are not, where a new one is about to be
-    /// taken. What cannot be ended is told, and keeps nobody from a new one.
-    pub(super) fn end_what_was_begun(&self, prune_only: bool, quiet: bool) -> Result<()> {
+    /// taken. What cannot be ended is told, and keeps nobody from a new one. Returns what could not be removed because somebody has it open.
+    pub(super) fn end_what_was_begun(&self, args: &RotateArgs) -> Result<Vec<OsString>> {
+        let quiet = args.job.output.quiet;
+        let mut in_use = Vec::new();
         let entries = std::fs::read_dir(&self.pattern.dir).map_err(|e| self.cannot_look(e))?;
         let ours = |stem: &str| self.pattern.matches(stem);
         for entry in entries.flatten() {
             let name = entry.file_name();
             if was_removing(&name).and_then(|stem| stem.into_string().ok()).is_some_and(|stem| ours(&stem)) {
-                if let Err(e) = remove::end(&self.disk, &name) {
-                    warn(format!(
+                match remove::end(&self.disk, &name) {
+                    Ok(Outcome::InUse) => {
+                        if let Some((snapshot, _)) = Snapshot::at(&self.disk, &name) {
+                            self.say(args, "kept-in-use", &snapshot)?;
+                        }
+                        in_use.push(name);
+                    }
+                    Ok(Outcome::Removed | Outcome::NotOurs) => {}
+                    Err(e) => warn(format!(
                         "cannot remove {}, as an earlier run was about to: {e}",
                         shown(&self.pattern.dir, &name)
-                    ));
+                    )),
                 }
             } else if let Some(stem) = name.to_str().and_then(|it| it.strip_suffix(JOURNAL)).filter(|stem| ours(stem)) {
                 let dst = shown(&self.pattern.dir, OsStr::new(stem));
-                match self.end_job(stem, prune_only) {
+                match self.end_job(stem, args.prune_only) {
                     Ok(true) if !quiet => warn(format!(
                         "{dst}: an earlier run was interrupted; what it had begun was ended or taken back"
                     )),
@@ -39,7 +48,7 @@ impl Rotated {
                 }
             }
         }
-        Ok(())
+        Ok(in_use)
     }
 
     /// Whether there was something to be ended.

@@ -61,7 +61,7 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
     if args.dry_run {
         return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
     }
-    all.iter().try_for_each(|it| it.end_what_was_begun(args.prune_only, args.job.output.quiet))?;
+    let in_use: Vec<_> = all.iter().map(|it| it.end_what_was_begun(args)).collect::<Result<_>>()?;
     if args.recycle {
         all.iter().try_for_each(Rotated::mend_names)?;
     }
@@ -72,8 +72,8 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
             return Ok(code);
         }
     }
-    for rotated in &all {
-        rotated.prune(args, &stop)?;
+    for (rotated, in_use) in all.iter().zip(&in_use) {
+        rotated.prune(args, in_use, &stop)?;
     }
     Ok(0)
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::args::{RotateArgs, shown};
 use super::{Result, Rotated, json, when, with_path, words};
+use crate::rotate::remove;
 
 impl Rotated {
     /// What a run would do.
@@ -20,10 +21,14 @@ impl Rotated {
         let recycled = if args.recycle { self.surplus(args)? } else { None };
         let mut say = || -> io::Result<()> {
             for (index, ((name, (t0, _)), reasons)) in all.iter().zip(&reasons).enumerate() {
-                let names: Vec<&str> = reasons.iter().map(|it| it.name()).collect();
+                let mut names: Vec<&str> = reasons.iter().map(|it| it.name()).collect();
                 let what = match (index == 0, new.is_some(), reasons.is_empty()) {
                     (true, true, _) => "take",
                     (_, _, true) if recycled.as_ref() == Some(name) => "recycle",
+                    (false, _, true) if remove::is_in_use(&self.disk, name).unwrap_or(false) => {
+                        names.push("in-use");
+                        "keep"
+                    }
                     (false, _, true) => "remove",
                     _ => "keep",
                 };

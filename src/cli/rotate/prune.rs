@@ -1,70 +1,100 @@
 //! Removes what nobody wants, and tells of it.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
 use super::args::{RotateArgs, shown};
 use super::{Error, Kind, Result, Rotated, Snapshot, Stop, json, when, with_path, words};
 use crate::cli::last_words;
-use crate::rotate::remove;
+use crate::rotate::remove::{self, Outcome};
+
+/// What has become of an image's snapshots.
+#[derive(Default)]
+struct Tally {
+    kept: usize,
+    others: usize,
+    /// By their names, as the next ones.
+    removed: Vec<String>,
+    in_use: Vec<String>,
+}
 
 impl Rotated {
-    /// Removes what nobody wants.
-    pub(super) fn prune(&self, args: &RotateArgs, stop: &Stop) -> Result<()> {
+    /// Removes what nobody wants. `in_use`: what an earlier run was about to remove, and could not.
+    pub(super) fn prune(&self, args: &RotateArgs, in_use: &[OsString], stop: &Stop) -> Result<()> {
         let (found, others) = self.found()?;
         let reasons = self.reasons(args, found.iter().map(when));
-        let (mut kept, mut removed) = (0, Vec::new());
+        let named = |name: &OsString| shown(Path::new("."), name);
+        let mut tally = Tally { others, in_use: in_use.iter().map(named).collect(), ..Tally::default() };
         for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
             // The newest is kept whatever the rules say.
             if !reasons.is_empty() || index == 0 {
-                kept += 1;
+                tally.kept += 1;
                 continue;
             }
             if stop.asked() {
                 return Err(Error::told_to_stop());
             }
-            remove::remove(&self.disk, snapshot).map_err(|e| {
+            let outcome = remove::remove(&self.disk, snapshot).map_err(|e| {
                 let what = format!("cannot remove {}", shown(&self.pattern.dir, &snapshot.name));
                 Error::io(Kind::Failed, what, "see what has become of it; the next run tries again", e)
             })?;
-            self.say_removed(args, snapshot)?;
-            removed.push(shown(Path::new("."), &snapshot.name));
+            match outcome {
+                Outcome::InUse => {
+                    self.say(args, "kept-in-use", snapshot)?;
+                    tally.in_use.push(named(&snapshot.name));
+                }
+                Outcome::Removed | Outcome::NotOurs => {
+                    self.say(args, "removed", snapshot)?;
+                    tally.removed.push(named(&snapshot.name));
+                }
+            }
         }
-        self.say_pruned(args, kept, &removed, others)
+        self.say_pruned(args, &tally)
     }
 
-    fn say_removed(&self, args: &RotateArgs, snapshot: &Snapshot) -> Result<()> {
+    /// What has become of one, for programs.
+    pub(super) fn say(&self, args: &RotateArgs, event: &str, snapshot: &Snapshot) -> Result<()> {
         if !args.job.output.json {
             return Ok(());
         }
-        let mut object = with_path(self.object("removed"), "dst", &self.pattern.dir.join(&snapshot.name));
+        let mut object = with_path(self.object(event), "dst", &self.pattern.dir.join(&snapshot.name));
         object["t0"] = snapshot.record.t0.to_string().into();
         crate::cli::written(json::write_line(&mut io::stdout(), &object))
     }
 
-    fn say_pruned(&self, args: &RotateArgs, kept: usize, removed: &[String], others: usize) -> Result<()> {
+    fn say_pruned(&self, args: &RotateArgs, tally: &Tally) -> Result<()> {
         if args.job.output.json {
             let mut object = self.object("pruned");
-            (object["kept"], object["removed"], object["of_other_images"]) =
-                (kept.into(), removed.len().into(), others.into());
+            object["kept"] = tally.kept.into();
+            object["removed"] = tally.removed.len().into();
+            object["in_use"] = tally.in_use.len().into();
+            object["of_other_images"] = tally.others.into();
             return crate::cli::written(json::write_line(&mut io::stdout(), &object));
         }
         if !args.job.output.quiet {
-            let gone = match removed {
-                [] => "none removed".into(),
-                some => format!("removed {}", some.join(", ")),
-            };
-            let others = match others {
-                0 => String::new(),
-                n => format!("; {} of other images left alone", words::count(n as u64, "snapshot")),
-            };
-            let none = match kept {
-                0 => "; no snapshot there has a name of the pattern",
-                _ => "",
-            };
-            let kept = words::count(kept as u64, "snapshot");
-            last_words(format!("{}: {kept} kept, {gone}{others}{none}\n", self.name()));
+            last_words(format!("{}: {}\n", self.name(), tally.text()));
         }
         Ok(())
+    }
+}
+
+impl Tally {
+    fn text(&self) -> String {
+        let gone = match &self.removed[..] {
+            [] => "none removed".into(),
+            some => format!("removed {}", some.join(", ")),
+        };
+        let mut text = format!("{} kept, {gone}", words::count(self.kept as u64, "snapshot"));
+        if !self.in_use.is_empty() {
+            text += &format!("; in use, and left for the next run: {}", self.in_use.join(", "));
+        }
+        if self.others > 0 {
+            text += &format!("; {} of other images left alone", words::count(self.others as u64, "snapshot"));
+        }
+        if self.kept == 0 {
+            text += "; no snapshot there has a name of the pattern";
+        }
+        text
     }
 }

@@ -3,15 +3,17 @@
 use std::ffi::{OsStr, OsString};
 
 use super::args::{RotateArgs, shown};
-use super::{Result, Rotated, when};
+use super::{Result, Rotated, Snapshot, when};
 use crate::disk::Disk;
+use crate::rotate::remove;
 
 impl Rotated {
-    /// The newest that would be removed even if none were taken: of all that are, it shares most with the image.
+    /// The newest that would be removed even if none were taken, and could be: of all that are, it shares most with the image.
     pub(super) fn surplus(&self, args: &RotateArgs) -> Result<Option<OsString>> {
         let found = self.found()?.0;
         let reasons = self.reasons(args, found.iter().map(when));
-        let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && it.stat.nlink == 1);
+        let is_free = |it: &Snapshot| it.stat.nlink == 1 && remove::is_in_use(&self.disk, &it.name).is_ok_and(|it| !it);
+        let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && is_free(it));
         Ok(surplus.map(|(it, _)| it.name.clone()))
     }
 

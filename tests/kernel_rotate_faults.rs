@@ -1,0 +1,99 @@
+//! `rotate` where something is in its way: snapshots in use, files that cannot be removed, runs that were killed, clocks that were wrong.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use serde_json::Value;
+
+use support::rotating::{MIB, PATTERN, begin, newest, rotate, snaps};
+use support::{LoopDevice, Random, Sandbox, assert_same, on_both, until, writer};
+
+/// So many snapshots, the oldest first.
+fn taken<const N: usize>(s: &Sandbox) -> [String; N] {
+    for _ in 0..N {
+        rotate(s, 0, &["--keep-last", "99"]);
+    }
+    snaps(s).into_iter().collect::<Vec<_>>().try_into().expect("all of them")
+}
+
+fn of(told: &[Value], event: &str) -> Vec<Value> {
+    told.iter().filter(|it| it["event"] == event).cloned().collect()
+}
+
+/// A guest that runs from a snapshot would write to a file that is gone with its last descriptor.
+#[test]
+fn a_snapshot_that_somebody_has_open_is_left_for_the_next_run() {
+    on_both(|s| {
+        begin(s);
+        let [read, written, mounted, _] = taken(s);
+        let path = |name: &str| s.path("snaps").join(name);
+        let held = (File::open(path(&read)).expect("open"), writer(&path(&written)));
+        let device = LoopDevice::on(&path(&mounted), false);
+        let all = snaps(s);
+        let plan = rotate(s, 0, &["--prune-only", "--keep-last", "1", "--dry-run"]);
+        assert!(plan.iter().all(|it| it["what"] == "keep"), "{plan:?}");
+        assert_eq!(of(&plan, "plan").iter().filter(|it| it["reasons"][0] == "in-use").count(), 3, "{plan:?}");
+        let told = rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(snaps(s), all, "{:?}", s.fs);
+        let pruned = told.last().expect("an end");
+        assert_eq!((&pruned["in_use"], &pruned["removed"]), (&3.into(), &0.into()), "{told:?}");
+        assert_eq!(of(&told, "kept-in-use").len(), 3, "{told:?}");
+        // For people as well.
+        let out = s.run(&["rotate", PATTERN, "--prune-only", "--keep-last", "1"]);
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(text.contains("in use") && text.contains(&written), "{text}");
+        // None of these is made the new one either, and none of them keeps it from being taken.
+        rotate(s, 0, &["--keep-last", "1", "--recycle"]);
+        assert!(snaps(s).is_superset(&BTreeSet::from([read, written, mounted])) && snaps(s).len() == 4);
+        drop((held, device));
+        // The kernel lets go of a loop device's file in its own time.
+        let gone = || {
+            rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+            snaps(s).len() == 1
+        };
+        assert!(until(gone), "{:?}: {:?}", s.fs, snaps(s));
+        assert_same(&s.path("a.img"), &path(&newest(s)));
+    });
+}
+
+/// As a run that was killed leaves it.
+#[test]
+fn what_was_about_to_be_removed_is_not_while_somebody_has_it_open() {
+    on_both(|s| {
+        begin(s);
+        let [old, new] = taken(s);
+        let aside = format!("{old}.removing");
+        fs::rename(s.path("snaps").join(&old), s.path("snaps").join(&aside)).expect("renamed");
+        let held = File::open(s.path("snaps").join(&aside)).expect("open");
+        let told = rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(snaps(s), BTreeSet::from([aside, new.clone()]));
+        assert_eq!(told.last().expect("an end")["in_use"], 1, "{told:?}");
+        assert_eq!(held.metadata().expect("its size").len(), 4 * MIB);
+        drop(held);
+        rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(snaps(s), BTreeSet::from([new]));
+    });
+}
+
+/// What is rolled back to it would be a mixture for ever.
+#[test]
+fn the_source_of_a_restore_is_there_to_its_end() {
+    on_both(|s| {
+        begin(s);
+        let [old, _] = taken(s);
+        writer(&s.path("a.img")).write_all_at(&Random::new(1).bytes(2 * MIB as usize), 0).expect("written");
+        let bytes = fs::read(s.path("snaps").join(&old)).expect("the snapshot");
+        let job = s.start_with_fault("held:1", &["restore", &format!("snaps/{old}"), "a.img"]);
+        assert!(until(|| s.path("held").exists()));
+        let pattern = PATTERN.split_once('=').expect("a pattern").1;
+        let told = s.exits(0, &["rotate", "--json", "--prune-only", pattern, "--keep-last", "1"]);
+        assert_eq!(told.last().expect("an end")["in_use"], 1, "{told:?}");
+        fs::remove_file(s.path("held")).expect("let go");
+        let ended = job.end();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(fs::read(s.path("a.img")).expect("the image") == bytes);
+    });
+}
