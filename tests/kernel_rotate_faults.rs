@@ -78,6 +78,39 @@ fn what_was_about_to_be_removed_is_not_while_somebody_has_it_open() {
     });
 }
 
+/// A job of this image that was killed, and whose T0 still holds.
+fn killed(s: &Sandbox) -> String {
+    let name = "snaps/a-20200101T000000.000000000+0000.snap".to_owned();
+    let job = s.start_with_fault("held:10", &["snapshot", "--chunk", "64K", "a.img", &name]);
+    assert!(until(|| s.path("held").exists()));
+    job.kill();
+    fs::remove_file(s.path("held")).expect("let go");
+    s.exits(4, &["status", &name]);
+    name
+}
+
+#[test]
+fn what_can_be_resumed_is_not_thrown_away_before_there_is_a_new_one() {
+    on_both(|s| {
+        begin(s);
+        let name = killed(s);
+        // Refused: nothing is touched.
+        rotate(s, 3, &["--keep-last", "1", "--min-free", "99%"]);
+        s.exits(0, &["resume", &name]);
+        assert_same(&s.path("a.img"), &s.path(&name));
+        fs::remove_file(s.path(&name)).expect("removed");
+        killed(s);
+        rotate(s, 0, &["--keep-last", "1"]);
+        assert_eq!(snaps(s).len(), 1, "{:?}", snaps(s));
+        assert_same(&s.path("a.img"), &s.path("snaps").join(newest(s)));
+        // One that cannot goes before: it has what space it has, and nobody can use it.
+        killed(s);
+        fs::File::options().append(true).open(s.path("a.img")).and_then(|it| it.set_len(5 * MIB)).expect("resized");
+        rotate(s, 3, &["--keep-last", "1", "--min-free", "99%"]);
+        assert_eq!(snaps(s).len(), 1, "{:?}", snaps(s));
+    });
+}
+
 /// What is rolled back to it would be a mixture for ever.
 #[test]
 fn the_source_of_a_restore_is_there_to_its_end() {

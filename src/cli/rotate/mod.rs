@@ -61,7 +61,7 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
     if args.dry_run {
         return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
     }
-    let in_use: Vec<_> = all.iter().map(|it| it.end_what_was_begun(args)).collect::<Result<_>>()?;
+    let left: Vec<_> = all.iter().map(|it| it.end_what_was_begun(args)).collect::<Result<_>>()?;
     if args.recycle {
         all.iter().try_for_each(Rotated::mend_names)?;
     }
@@ -71,9 +71,10 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
             // It has said why; nothing is removed.
             return Ok(code);
         }
+        all.iter().zip(&left).for_each(|(it, left)| it.end_the_rest(args, left));
     }
-    for (rotated, in_use) in all.iter().zip(&in_use) {
-        rotated.prune(args, in_use, &stop)?;
+    for (rotated, left) in all.iter().zip(&left) {
+        rotated.prune(args, &left.in_use, &stop)?;
     }
     Ok(0)
 }
