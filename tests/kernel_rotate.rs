@@ -241,23 +241,6 @@ fn a_torn_snapshot_costs_no_good_one() {
     });
 }
 
-/// As a run with --recycle leaves it that is killed between the refresh of an old snapshot and its new name.
-#[test]
-fn one_that_has_kept_its_old_name_is_given_its_own() {
-    on_both(|s| {
-        begin(s);
-        let old = "a-20200101T000000.000000000+0000.snap";
-        s.exits(0, &["snapshot", "-q", "a.img", &format!("snaps/{old}")]);
-        let inode = |name: &str| fs::metadata(s.path("snaps").join(name)).expect("there").ino();
-        let was = inode(old);
-        rotate(s, 0, &["--keep-last", "3", "--recycle"]);
-        let names = snaps(s);
-        let today = Zoned::now().strftime("a-%Y%m%d").to_string();
-        assert!(names.len() == 2 && names.iter().all(|it| it.starts_with(&today)), "{names:?}");
-        assert!(names.iter().any(|it| inode(it) == was));
-    });
-}
-
 /// A machine's job that was killed, before or when some of its disks were done.
 #[test]
 fn what_a_killed_run_has_left_of_several_disks_keeps_no_later_run_from_its_work() {

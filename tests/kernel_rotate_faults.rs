@@ -4,11 +4,11 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use serde_json::Value;
 
-use support::rotating::{MIB, PATTERN, begin, newest, rotate, snaps};
+use support::rotating::{MIB, PATTERN, begin, newest, record, rotate, running, snaps};
 use support::{LoopDevice, Random, Sandbox, assert_same, on_both, until, writer};
 
 /// So many snapshots, the oldest first.
@@ -108,6 +108,50 @@ fn what_can_be_resumed_is_not_thrown_away_before_there_is_a_new_one() {
         fs::File::options().append(true).open(s.path("a.img")).and_then(|it| it.set_len(5 * MIB)).expect("resized");
         rotate(s, 3, &["--keep-last", "1", "--min-free", "99%"]);
         assert_eq!(snaps(s).len(), 1, "{:?}", snaps(s));
+    });
+}
+
+/// The process that refreshes goes on alone, and nobody is left to give the snapshot its new name.
+#[test]
+fn killed_while_an_old_one_is_recycled_the_next_run_gives_it_its_name() {
+    on_both(|s| {
+        begin(s);
+        let dir = s.path("snaps");
+        for fault in ["held:0", "held:1"] {
+            let [old, kept] = taken(s);
+            let was = fs::metadata(dir.join(&old)).expect("there").ino();
+            let id = record(s, &old).job;
+            let bytes = Random::seeded(fault).bytes(MIB as usize);
+            writer(&s.path("a.img")).write_all_at(&bytes, MIB).expect("written");
+            let mut job = s.command(&["rotate", PATTERN, "--keep-last", "1", "--recycle", "-q"]);
+            let mut job = job.env("REFLINK_IMG_FAULT", fault).spawn().expect("started");
+            assert!(until(|| s.path("held").exists()));
+            job.kill().and_then(|()| job.wait()).expect("killed");
+            // A run in between finds nothing to be ended.
+            rotate(s, 0, &["--prune-only", "--keep-last", "9"]);
+            fs::remove_file(s.path("held")).expect("let go");
+            assert!(until(|| running(s).is_empty()));
+            assert!(snaps(s).contains(&old) && record(s, &old).job != id, "{:?} {fault}: {:?}", s.fs, snaps(s));
+            rotate(s, 0, &["--prune-only", "--keep-last", "9"]);
+            let names = snaps(s);
+            assert!(names.len() == 2 && !names.contains(&old) && names.contains(&kept), "{:?}: {names:?}", s.fs);
+            assert_eq!(fs::metadata(dir.join(newest(s))).expect("there").ino(), was);
+            assert_same(&s.path("a.img"), &dir.join(newest(s)));
+            names.iter().for_each(|name| fs::remove_file(dir.join(name)).expect("removed"));
+        }
+    });
+}
+
+/// Whoever has given his own snapshot a name of another time has meant it.
+#[test]
+fn what_rotate_has_not_recycled_keeps_its_name() {
+    on_both(|s| {
+        begin(s);
+        let mine = "a-20200101T000000.000000000+0000.snap";
+        s.exits(0, &["snapshot", "-q", "a.img", &format!("snaps/{mine}")]);
+        rotate(s, 0, &["--keep-last", "3", "--recycle"]);
+        rotate(s, 0, &["--keep-last", "3", "--prune-only"]);
+        assert!(snaps(s).len() == 2 && snaps(s).contains(mine), "{:?}", snaps(s));
     });
 }
 

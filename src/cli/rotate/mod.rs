@@ -42,7 +42,7 @@ struct Rotated {
     pattern: Pattern,
     disk: RealDisk,
     /// The name of the new one.
-    new: OsString,
+    new: String,
 }
 
 /// Runs the verb.
@@ -62,10 +62,10 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
         return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
     }
     let left: Vec<_> = all.iter().map(|it| it.end_what_was_begun(args)).collect::<Result<_>>()?;
-    if args.recycle {
-        all.iter().try_for_each(Rotated::mend_names)?;
-    }
+    all.iter().try_for_each(Rotated::finish_names)?;
     if !args.prune_only {
+        // What was ended may have it by now.
+        all.iter().try_for_each(Rotated::has_a_name)?;
         let code = take(args, &all, &stop)?;
         if code != 0 {
             // It has said why; nothing is removed.
@@ -105,7 +105,7 @@ fn rotated((src, pattern): &(Option<PathBuf>, Pattern), now: &Zoned) -> Result<R
     };
     let disk = RealDisk::open_dir(&pattern.dir).map_err(cannot)?;
     let new = pattern.name_at(now).map_err(|why| Error::new(Kind::Usage, why, "choose another pattern"))?;
-    Ok(Rotated { src: src.clone(), image, pattern: pattern.clone(), disk, new: new.into() })
+    Ok(Rotated { src: src.clone(), image, pattern: pattern.clone(), disk, new })
 }
 
 /// One run at a time works in a directory.
@@ -146,11 +146,10 @@ fn lock(dir: &Path, until: Instant, stop: &Stop) -> Result<File> {
 
 /// Takes the new snapshots, in a process of their own; its exit code.
 fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
-    let recycled: Option<Vec<OsString>> = match args.recycle {
-        true => all.iter().map(|it| it.surplus(args)).collect::<Result<_>>()?,
-        false => None,
+    let recycled = recycle::chosen(args, all)?;
+    let named = |it: &Rotated, index: usize| {
+        recycled.as_ref().map_or_else(|| OsString::from(&it.new), |recycled| recycled[index].clone())
     };
-    let named = |it: &Rotated, index: usize| recycled.as_ref().map_or_else(|| it.new.clone(), |all| all[index].clone());
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rclone-img").arg("snapshot").args(&args.handed_on).stdin(Stdio::null());
     command.args(recycled.iter().map(|_| "--refresh")).arg("--");
@@ -171,16 +170,10 @@ fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
             "run the command again; nothing was removed",
         ));
     };
-    if code == 0
-        && let Some(recycled) = &recycled
-    {
-        for (rotated, old) in all.iter().zip(recycled) {
-            let renamed = rotated.disk.rename(old, &rotated.new, false).and_then(|()| rotated.disk.sync_names());
-            renamed.map_err(|e| {
-                let old = shown(&rotated.pattern.dir, old);
-                let hint = "it is complete under its old name, and the next run counts it by its time";
-                Error::io(Kind::Failed, format!("cannot give {old} its new name"), hint, e)
-            })?;
+    for (rotated, old) in recycled.iter().flat_map(|recycled| all.iter().zip(recycled)) {
+        match code {
+            0 => rotated.keep_promise(old)?,
+            _ => rotated.forget_promise(old),
         }
     }
     Ok(code)
@@ -223,10 +216,10 @@ impl Rotated {
 
     /// Whether the new one's name is free: found out before anything is done.
     fn has_a_name(&self) -> Result<()> {
-        if self.disk.stat(&self.new).map_err(|e| self.cannot_look(e))?.is_none() {
+        if self.disk.stat(OsStr::new(&self.new)).map_err(|e| self.cannot_look(e))?.is_none() {
             return Ok(());
         }
-        let what = format!("{} exists already", shown(&self.pattern.dir, &self.new));
+        let what = format!("{} exists already", shown(&self.pattern.dir, OsStr::new(&self.new)));
         Err(Error::new(
             Kind::Refused,
             what,

@@ -13,7 +13,7 @@ impl Rotated {
     /// What a run would do.
     pub(super) fn say_plan(&self, args: &RotateArgs, now: Timestamp) -> Result<()> {
         let (found, others) = self.found()?;
-        let new = (!args.prune_only).then_some((self.new.clone(), (now, true)));
+        let new = (!args.prune_only).then_some((OsString::from(&self.new), (now, true)));
         let all: Vec<(OsString, (Timestamp, bool))> =
             new.iter().cloned().chain(found.iter().map(|it| (it.name.clone(), when(it)))).collect();
         let reasons = self.reasons(args, all.iter().map(|it| it.1));
