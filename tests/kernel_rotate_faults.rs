@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use serde_json::Value;
 
 use support::rotating::{MIB, PATTERN, begin, newest, record, rotate, running, snaps};
-use support::{LoopDevice, Random, Sandbox, assert_same, on_both, until, writer};
+use support::{LoopDevice, Random, Sandbox, assert_same, must, noise, on_both, until, writer};
 
 /// So many snapshots, the oldest first.
 fn taken<const N: usize>(s: &Sandbox) -> [String; N] {
@@ -152,6 +152,35 @@ fn what_rotate_has_not_recycled_keeps_its_name() {
         rotate(s, 0, &["--keep-last", "3", "--recycle"]);
         rotate(s, 0, &["--keep-last", "3", "--prune-only"]);
         assert!(snaps(s).len() == 2 && snaps(s).contains(mine), "{:?}", snaps(s));
+    });
+}
+
+#[test]
+fn one_that_cannot_be_removed_does_not_keep_the_others() {
+    on_both(|s| {
+        begin(s);
+        noise(&s.path("b.img"), MIB);
+        let pair = "b.img=snaps/b-%Y%m%dT%H%M%S%.9f%z.snap";
+        for _ in 0..4 {
+            rotate(s, 0, &[pair, "--keep-last", "9"]);
+        }
+        let stuck = snaps(s).into_iter().nth(1).expect("a snapshot");
+        must("chattr", &[&"+i", &s.path("snaps").join(&stuck)]);
+        let run = s.run(&["rotate", "--json", "--prune-only", PATTERN, pair, "--keep-last", "1"]);
+        must("chattr", &[&"-i", &s.path("snaps").join(&stuck)]);
+        let stderr = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(&stuck) && stderr.contains("hint: "), "{stderr}");
+        let left = snaps(s);
+        assert!(left.len() == 3 && left.contains(&stuck), "{:?}: {left:?}", s.fs);
+        let told: Vec<Value> = String::from_utf8_lossy(&run.stdout)
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        let failed: Vec<_> = of(&told, "pruned").iter().map(|it| it["failed"].clone()).collect();
+        assert_eq!(failed, [1, 0], "{told:?}");
+        rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert!(!snaps(s).contains(&stuck));
     });
 }
 

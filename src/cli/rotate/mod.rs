@@ -21,7 +21,7 @@ use uuid::Uuid;
 use self::args::{RotateArgs, shown};
 use super::service::log::with_path;
 use super::signals::Stop;
-use super::{json, place, words, worker};
+use super::{error_lines, json, last_words, place, words, worker};
 use crate::children;
 use crate::disk::real::RealDisk;
 use crate::disk::{Disk, DiskFile};
@@ -73,10 +73,20 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
         }
         all.iter().zip(&left).for_each(|(it, left)| it.end_the_rest(args, left));
     }
+    let mut failed: Option<Error> = None;
     for (rotated, left) in all.iter().zip(&left) {
-        rotated.prune(args, &left.in_use, &stop)?;
+        match rotated.prune(args, &left.in_use, &stop) {
+            Ok(()) => {}
+            Err(error) if error.kind == Kind::Interrupted => return Err(error),
+            // What is wrong with one image's snapshots is nothing to the next one's.
+            Err(error) => {
+                if let Some(before) = failed.replace(error) {
+                    last_words(error_lines(&before));
+                }
+            }
+        }
     }
-    Ok(0)
+    failed.map_or(Ok(0), Err)
 }
 
 /// What the rules look at: of which moment it is, and whether of one.

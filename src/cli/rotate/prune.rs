@@ -6,13 +6,14 @@ use std::path::Path;
 
 use super::args::{RotateArgs, shown};
 use super::{Error, Kind, Result, Rotated, Snapshot, Stop, json, when, with_path, words};
-use crate::cli::last_words;
+use crate::cli::{error_lines, last_words};
 use crate::rotate::remove::{self, Outcome};
 
 /// What has become of an image's snapshots.
 #[derive(Default)]
 struct Tally {
     kept: usize,
+    failed: usize,
     others: usize,
     /// By their names, as the next ones.
     removed: Vec<String>,
@@ -35,22 +36,33 @@ impl Rotated {
             if stop.asked() {
                 return Err(Error::told_to_stop());
             }
-            let outcome = remove::remove(&self.disk, snapshot).map_err(|e| {
-                let what = format!("cannot remove {}", shown(&self.pattern.dir, &snapshot.name));
-                Error::io(Kind::Failed, what, "see what has become of it; the next run tries again", e)
-            })?;
-            match outcome {
-                Outcome::InUse => {
+            match remove::remove(&self.disk, snapshot) {
+                Ok(Outcome::InUse) => {
                     self.say(args, "kept-in-use", snapshot)?;
                     tally.in_use.push(named(&snapshot.name));
                 }
-                Outcome::Removed | Outcome::NotOurs => {
+                Ok(Outcome::Removed | Outcome::NotOurs) => {
                     self.say(args, "removed", snapshot)?;
                     tally.removed.push(named(&snapshot.name));
                 }
+                // The others go all the same: one that stays for ever is not to keep all that come after it.
+                Err(e) => {
+                    self.say(args, "not-removed", snapshot)?;
+                    tally.failed += 1;
+                    let what = format!("cannot remove {}", shown(&self.pattern.dir, &snapshot.name));
+                    let hint =
+                        "see what has become of it (lsattr: one with the flag 'i' stays); the next run tries again";
+                    last_words(error_lines(&Error::io(Kind::Failed, what, hint, e)));
+                }
             }
         }
-        self.say_pruned(args, &tally)
+        self.say_pruned(args, &tally)?;
+        if tally.failed == 0 {
+            return Ok(());
+        }
+        let failed = words::count(tally.failed as u64, "snapshot");
+        let what = format!("{}: {failed} could not be removed, and all else was done", self.name());
+        Err(Error::new(Kind::Failed, what, "see above why; the next run tries again"))
     }
 
     /// What has become of one, for programs.
@@ -69,6 +81,7 @@ impl Rotated {
             object["kept"] = tally.kept.into();
             object["removed"] = tally.removed.len().into();
             object["in_use"] = tally.in_use.len().into();
+            object["failed"] = tally.failed.into();
             object["of_other_images"] = tally.others.into();
             return crate::cli::written(json::write_line(&mut io::stdout(), &object));
         }
