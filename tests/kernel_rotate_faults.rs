@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use serde_json::Value;
 
-use support::rotating::{MIB, PATTERN, begin, newest, record, rotate, running, snaps};
+use support::rotating::{MIB, PATTERN, age, begin, newest, record, rotate, running, snaps};
 use support::{LoopDevice, Random, Sandbox, assert_same, must, noise, on_both, until, writer};
 
 /// So many snapshots, the oldest first.
@@ -181,6 +181,53 @@ fn one_that_cannot_be_removed_does_not_keep_the_others() {
         assert_eq!(failed, [1, 0], "{told:?}");
         rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
         assert!(!snaps(s).contains(&stuck));
+    });
+}
+
+/// A clock that was wrong is not guessed at: it is told.
+#[test]
+fn snapshots_of_the_future_are_told() {
+    on_both(|s| {
+        begin(s);
+        let [first, _] = taken(s);
+        age(s, &first, -400);
+        let plan = rotate(s, 0, &["--prune-only", "--keep-last", "1", "--dry-run"]);
+        let future: Vec<_> = plan.iter().filter(|it| it["reasons"][0] == "of-the-future").collect();
+        assert!(future.len() == 1 && future[0]["what"] == "keep", "{plan:?}");
+        let told = rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(told.last().expect("an end")["of_the_future"], 1, "{told:?}");
+        let out = s.run(&["rotate", PATTERN, "--prune-only", "--keep-last", "1"]);
+        assert!(String::from_utf8_lossy(&out.stderr).contains("in the future"), "{out:?}");
+        assert_eq!(snaps(s).len(), 2);
+    });
+}
+
+/// On the backup's host there is no image that could be named.
+#[test]
+fn several_lineages_under_one_pattern_are_told_apart() {
+    on_both(|s| {
+        fs::create_dir(s.path("snaps")).expect("a directory");
+        noise(&s.path("x.img"), MIB);
+        for day in 1..=3 {
+            let snap = format!("x.{day}");
+            s.exits(0, &["snapshot", "-q", "x.img", &snap]);
+            s.exits(0, &["send", "-q", &snap, "-o", "d"]);
+            s.exits(0, &["receive", "-q", "d", "-o", &format!("snaps/2020-01-0{day}.snap")]);
+            fs::remove_file(s.path("d")).expect("removed");
+        }
+        let out = s.run(&["rotate", "--prune-only", "snaps/%F.snap", "--keep-last", "1"]);
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(3), "{stderr}");
+        for needle in ["2020-01-01.snap", "2020-01-02.snap", "2020-01-03.snap", "another directory"] {
+            assert!(stderr.contains(needle), "no {needle} in {stderr}");
+        }
+        // And so it goes on.
+        fs::create_dir(s.path("old")).expect("a directory");
+        for day in 1..=2 {
+            let name = format!("2020-01-0{day}.snap");
+            fs::rename(s.path("snaps").join(&name), s.path("old").join(&name)).expect("moved");
+        }
+        s.exits(0, &["rotate", "--prune-only", "snaps/%F.snap", "--keep-last", "1"]);
     });
 }
 

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod begun;
+mod found;
 mod plan;
 mod prune;
 mod recycle;
@@ -27,7 +28,7 @@ use crate::disk::real::RealDisk;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
 use crate::record::{ImageId, Verdict};
-use crate::rotate::found::{Snapshot, snapshots};
+use crate::rotate::found::Snapshot;
 use crate::rotate::pattern::Pattern;
 use crate::rotate::policy::Reason;
 
@@ -190,33 +191,6 @@ fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
 }
 
 impl Rotated {
-    /// Its finished snapshots, the newest first; and how many there are of other images.
-    fn found(&self) -> Result<(Vec<Snapshot>, usize)> {
-        let wanted = |name: &OsStr| name.to_str().is_some_and(|name| self.pattern.matches(name));
-        let all = snapshots(&self.pattern.dir, &self.disk, wanted).map_err(|e| self.cannot_look(e))?;
-        // What is of the future, a clock was wrong for: it is kept, and counts for nothing.
-        let now = Timestamp::now();
-        let valid = all.into_iter().filter(|it| it.verdict == Verdict::Valid && it.record.t0 <= now);
-        let valid: Vec<Snapshot> = valid.collect();
-        let Some(image) = self.image else {
-            let image = valid.first().map(|it| (it.record.image, it.record.fs));
-            if valid.iter().any(|it| !image.is_some_and(|image| it.is_of(image))) {
-                let what = format!(
-                    "the snapshots in {} of this pattern are of several images",
-                    words::name(&self.pattern.dir)
-                );
-                return Err(Error::new(
-                    Kind::Refused,
-                    what,
-                    "name the image, SRC=PATTERN, or give those of each a pattern of its own",
-                ));
-            }
-            return Ok((valid, 0));
-        };
-        let (own, others): (Vec<_>, Vec<_>) = valid.into_iter().partition(|it| it.is_of(image));
-        Ok((own, others.len()))
-    }
-
     /// Why each of these is kept; for no reason where it is not.
     fn reasons(&self, args: &RotateArgs, all: impl Iterator<Item = (Timestamp, bool)>) -> Vec<Vec<Reason>> {
         let zone = jiff::tz::TimeZone::system();

@@ -5,9 +5,13 @@ use std::io;
 use std::path::Path;
 
 use super::args::{RotateArgs, shown};
+use super::found::Found;
 use super::{Error, Kind, Result, Rotated, Snapshot, Stop, json, when, with_path, words};
 use crate::cli::{error_lines, last_words};
 use crate::rotate::remove::{self, Outcome};
+
+/// What to do about snapshots of the future.
+pub(super) const CLOCK: &str = "a clock was wrong: remove by hand what is not wanted";
 
 /// What has become of an image's snapshots.
 #[derive(Default)]
@@ -18,15 +22,17 @@ struct Tally {
     /// By their names, as the next ones.
     removed: Vec<String>,
     in_use: Vec<String>,
+    future: Vec<String>,
 }
 
 impl Rotated {
     /// Removes what nobody wants. `in_use`: what an earlier run was about to remove, and could not.
     pub(super) fn prune(&self, args: &RotateArgs, in_use: &[OsString], stop: &Stop) -> Result<()> {
-        let (found, others) = self.found()?;
+        let Found { own: found, future, others } = self.found()?;
         let reasons = self.reasons(args, found.iter().map(when));
         let named = |name: &OsString| shown(Path::new("."), name);
         let mut tally = Tally { others, in_use: in_use.iter().map(named).collect(), ..Tally::default() };
+        tally.future = future.iter().map(|it| named(&it.name)).collect();
         for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
             // The newest is kept whatever the rules say.
             if !reasons.is_empty() || index == 0 {
@@ -81,6 +87,7 @@ impl Rotated {
             object["kept"] = tally.kept.into();
             object["removed"] = tally.removed.len().into();
             object["in_use"] = tally.in_use.len().into();
+            object["of_the_future"] = tally.future.len().into();
             object["failed"] = tally.failed.into();
             object["of_other_images"] = tally.others.into();
             return crate::cli::written(json::write_line(&mut io::stdout(), &object));
@@ -105,7 +112,10 @@ impl Tally {
         if self.others > 0 {
             text += &format!("; {} of other images left alone", words::count(self.others as u64, "snapshot"));
         }
-        if self.kept == 0 {
+        if !self.future.is_empty() {
+            text += &format!("; with a time in the future, and left alone: {} ({CLOCK})", self.future.join(", "));
+        }
+        if self.kept + self.future.len() + self.in_use.len() == 0 {
             text += "; no snapshot there has a name of the pattern";
         }
         text

@@ -38,7 +38,7 @@ pub(super) fn chosen(args: &RotateArgs, all: &[Rotated]) -> Result<Option<Vec<Os
 impl Rotated {
     /// The newest that would be removed even if none were taken, and could be: of all that are, it shares most with the image.
     pub(super) fn surplus(&self, args: &RotateArgs) -> Result<Option<OsString>> {
-        let found = self.found()?.0;
+        let found = self.found()?.own;
         let reasons = self.reasons(args, found.iter().map(when));
         let is_free = |it: &Snapshot| it.stat.nlink == 1 && remove::is_in_use(&self.disk, &it.name).is_ok_and(|it| !it);
         let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && is_free(it));
@@ -76,7 +76,7 @@ impl Rotated {
     /// Gives those their names that were made new ones by a run which was killed before it could.
     pub(super) fn finish_names(&self) -> Result<()> {
         let now = Timestamp::now();
-        for snapshot in self.found()?.0 {
+        for snapshot in self.found()?.own {
             let Some((snapshot, file)) = Snapshot::at(&self.disk, &snapshot.name) else { continue };
             let Some(promise) = Promise::of(&file).filter(|_| snapshot.verdict == Verdict::Valid) else { continue };
             match promise.due(&snapshot.record, now) {
