@@ -202,6 +202,31 @@ fn snapshots_of_the_future_are_told() {
     });
 }
 
+/// What is not of one instant takes the place of nothing that is, and what is foretold is what comes.
+#[test]
+fn the_newest_good_one_stays_whatever_is_taken_after_it() {
+    on_both(|s| {
+        begin(s);
+        let [old, good] = taken(s);
+        let none = ["--consistency", "none", "--keep-last", "1"];
+        let plan = rotate(s, 0, &[&none[..], &["--dry-run"]].concat());
+        let foretold = |what: &str| -> Vec<String> {
+            let those = plan.iter().filter(|it| it["what"] == what);
+            those.map(|it| it["dst"].as_str().expect("text").rsplit('/').next().expect("a name").to_owned()).collect()
+        };
+        assert_eq!((foretold("keep"), foretold("remove")), (vec![good.clone()], vec![old]), "{plan:?}");
+        rotate(s, 0, &none);
+        assert!(snaps(s).len() == 2 && snaps(s).contains(&good), "{:?}", snaps(s));
+        // Torn ones are recycled, the good one is not.
+        for _ in 0..3 {
+            rotate(s, 0, &[&none[..], &["--recycle"]].concat());
+            assert!(snaps(s).len() == 2 && snaps(s).contains(&good), "{:?}", snaps(s));
+        }
+        rotate(s, 0, &["--keep-daily", "1", "--prune-only"]);
+        assert!(snaps(s).contains(&good));
+    });
+}
+
 /// On the backup's host there is no image that could be named.
 #[test]
 fn several_lineages_under_one_pattern_are_told_apart() {

@@ -9,13 +9,16 @@ use super::args::{RotateArgs, shown};
 use super::found::Found;
 use super::prune::CLOCK;
 use super::{Result, Rotated, json, when, with_path, words};
+use crate::cli::args::Consistency;
 use crate::rotate::remove;
 
 impl Rotated {
     /// What a run would do.
     pub(super) fn say_plan(&self, args: &RotateArgs, now: Timestamp) -> Result<()> {
         let Found { own: found, future, others } = self.found()?;
-        let new = (!args.prune_only).then_some((OsString::from(&self.new), (now, true)));
+        // What is asked not to be of one instant takes the place of nothing.
+        let whole = !matches!(args.take.consistency, Consistency::Hold(kind) if !kind.point_in_time());
+        let new = (!args.prune_only).then_some((OsString::from(&self.new), (now, whole)));
         let all: Vec<(OsString, (Timestamp, bool))> =
             new.iter().cloned().chain(found.iter().map(|it| (it.name.clone(), when(it)))).collect();
         let reasons = self.reasons(args, all.iter().map(|it| it.1));
