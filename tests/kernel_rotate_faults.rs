@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use jiff::Zoned;
 use serde_json::Value;
 
 use support::rotating::{MIB, PATTERN, age, begin, newest, record, rotate, running, snaps};
@@ -80,7 +81,10 @@ fn what_was_about_to_be_removed_is_not_while_somebody_has_it_open() {
 
 /// A job of this image that was killed, and whose T0 still holds.
 fn killed(s: &Sandbox) -> String {
-    let name = "snaps/a-20200101T000000.000000000+0000.snap".to_owned();
+    killed_as(s, "snaps/a-20200101T000000.000000000+0000.snap".to_owned())
+}
+
+fn killed_as(s: &Sandbox, name: String) -> String {
     let job = s.start_with_fault("held:10", &["snapshot", "--chunk", "64K", "a.img", &name]);
     assert!(until(|| s.path("held").exists()));
     job.kill();
@@ -108,6 +112,19 @@ fn what_can_be_resumed_is_not_thrown_away_before_there_is_a_new_one() {
         fs::File::options().append(true).open(s.path("a.img")).and_then(|it| it.set_len(5 * MIB)).expect("resized");
         rotate(s, 3, &["--keep-last", "1", "--min-free", "99%"]);
         assert_eq!(snaps(s).len(), 1, "{:?}", snaps(s));
+    });
+}
+
+/// A pattern with no more than the day in it, say, and the second run of a day.
+#[test]
+fn a_run_that_has_the_name_of_what_can_be_resumed_goes_on_with_it() {
+    on_both(|s| {
+        begin(s);
+        let name = killed_as(s, format!("snaps/a-{}.snap", Zoned::now().year()));
+        let told = s.exits(0, &["rotate", "--json", "a.img=snaps/a-%Y.snap", "--keep-last", "1"]);
+        assert!(told.iter().any(|it| it["new_t0"] == false), "{told:?}");
+        assert_eq!(snaps(s).len(), 1, "{:?}", snaps(s));
+        assert_same(&s.path("a.img"), &s.path(&name));
     });
 }
 

@@ -63,7 +63,7 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
         return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
     }
     let left: Vec<_> = all.iter().map(|it| it.end_what_was_begun(args)).collect::<Result<_>>()?;
-    all.iter().try_for_each(Rotated::finish_names)?;
+    all.iter().for_each(Rotated::finish_names);
     if !args.prune_only {
         // What was ended may have it by now.
         all.iter().try_for_each(Rotated::has_a_name)?;

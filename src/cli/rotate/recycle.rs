@@ -74,9 +74,10 @@ impl Rotated {
     }
 
     /// Gives those their names that were made new ones by a run which was killed before it could.
-    pub(super) fn finish_names(&self) -> Result<()> {
+    pub(super) fn finish_names(&self) {
         let now = Timestamp::now();
-        for snapshot in self.found()?.own {
+        // Where they cannot be told, whoever comes next says why.
+        for snapshot in self.found().unwrap_or_default().own {
             let Some((snapshot, file)) = Snapshot::at(&self.disk, &snapshot.name) else { continue };
             let Some(promise) = Promise::of(&file).filter(|_| snapshot.verdict == Verdict::Valid) else { continue };
             match promise.due(&snapshot.record, now) {
@@ -99,7 +100,6 @@ impl Rotated {
             }
             let _ = Promise::forget(&file);
         }
-        Ok(())
     }
 
     fn has_journal(&self, name: &OsStr) -> bool {
