@@ -13,34 +13,11 @@ use std::time::Duration;
 
 use jiff::civil::DateTime;
 use jiff::{Timestamp, ToSpan, Zoned};
-use rclone_img::record::Record;
 use rclone_img::rotate::policy::Policy;
 use serde_json::Value;
 
-use support::{BLOCK, Random, Sandbox, assert_same, fragmented, must, noise, on_both, refused, runs, there, writer};
-
-const MIB: u64 = 1 << 20;
-
-/// A name for each moment.
-const PATTERN: &str = "a.img=snaps/a-%Y%m%dT%H%M%S%.9f%z.snap";
-
-fn snaps(s: &Sandbox) -> BTreeSet<String> {
-    let entries = fs::read_dir(s.path("snaps")).expect("the directory").flatten();
-    entries.map(|it| it.file_name().into_string().expect("text")).collect()
-}
-
-fn newest(s: &Sandbox) -> String {
-    snaps(s).into_iter().next_back().expect("a snapshot")
-}
-
-fn begin(s: &Sandbox) {
-    fs::create_dir(s.path("snaps")).expect("a directory");
-    noise(&s.path("a.img"), 4 * MIB);
-}
-
-fn rotate(s: &Sandbox, code: i32, more: &[&str]) -> Vec<Value> {
-    s.exits(code, &[&["rotate", "--json", PATTERN], more].concat())
-}
+use support::rotating::{MIB, PATTERN, age, begin, newest, rotate, running, snaps};
+use support::{BLOCK, Random, assert_same, fragmented, must, noise, on_both, refused, runs, there, writer};
 
 #[test]
 fn the_last_ones_are_kept_and_the_newest_is_the_image() {
@@ -190,15 +167,6 @@ fn a_full_file_system_is_emptied() {
     });
 }
 
-/// The record's T0, moved to another day.
-fn age(s: &Sandbox, name: &str, days: i64) {
-    let path = s.path("snaps").join(name);
-    let mut record =
-        Record::from_bytes(&xattr::get(&path, "user.reflink-img").expect("read").expect("there")).expect("ours");
-    record.t0 = Timestamp::now().checked_sub((days * 24).hours()).expect("in range");
-    xattr::set(&path, "user.reflink-img", &record.to_bytes()).expect("root may");
-}
-
 #[test]
 fn a_clock_that_was_wrong_does_not_cost_the_new_snapshot() {
     on_both(|s| {
@@ -215,7 +183,7 @@ fn a_clock_that_was_wrong_does_not_cost_the_new_snapshot() {
     });
 }
 
-/// Whoever reads a snapshot that is removed reads it to its end.
+/// Whoever reads a snapshot that nobody else wants reads it to its end; then it goes.
 #[test]
 fn who_reads_a_snapshot_is_not_disturbed_by_its_removal() {
     on_both(|s| {
@@ -230,10 +198,12 @@ fn who_reads_a_snapshot_is_not_disturbed_by_its_removal() {
         for _ in 0..2 {
             rotate(s, 0, &["--keep-last", "1"]);
         }
-        assert_eq!(snaps(s).len(), 1);
+        assert!(snaps(s).len() == 2 && s.path(&old).exists(), "{:?}", snaps(s));
         out.read_to_end(&mut stream).expect("to its end");
         assert!(send.wait().expect("its end").success(), "{:?}", s.fs);
         assert!(stream.len() > bytes.len() && stream.ends_with(b"e"));
+        rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(snaps(s).len(), 1);
     });
 }
 
@@ -268,23 +238,6 @@ fn a_torn_snapshot_costs_no_good_one() {
         assert_eq!(snaps(s), [good, torn.to_owned()].into());
         rotate(s, 0, &["--keep-last", "1"]);
         assert!(snaps(s).len() == 1 && !snaps(s).contains(torn), "{:?}", snaps(s));
-    });
-}
-
-/// As a run with --recycle leaves it that is killed between the refresh of an old snapshot and its new name.
-#[test]
-fn one_that_has_kept_its_old_name_is_given_its_own() {
-    on_both(|s| {
-        begin(s);
-        let old = "a-20200101T000000.000000000+0000.snap";
-        s.exits(0, &["snapshot", "-q", "a.img", &format!("snaps/{old}")]);
-        let inode = |name: &str| fs::metadata(s.path("snaps").join(name)).expect("there").ino();
-        let was = inode(old);
-        rotate(s, 0, &["--keep-last", "3", "--recycle"]);
-        let names = snaps(s);
-        let today = Zoned::now().strftime("a-%Y%m%d").to_string();
-        assert!(names.len() == 2 && names.iter().all(|it| it.starts_with(&today)), "{names:?}");
-        assert!(names.iter().any(|it| inode(it) == was));
     });
 }
 
@@ -383,13 +336,6 @@ fn killed_at_any_instant_the_newest_good_one_is_there() {
             }
         }
     });
-}
-
-/// The processes of snapshots in the sandbox.
-fn running(s: &Sandbox) -> Vec<String> {
-    let found = Command::new("pgrep").args(["-f", "rclone-img .*snaps/a-"]).output().expect("pgrep");
-    let here = |pid: &str| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == s.dir());
-    String::from_utf8_lossy(&found.stdout).lines().filter(|pid| here(pid)).map(str::to_owned).collect()
 }
 
 /// restic's own rules on the same times.

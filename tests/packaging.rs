@@ -84,6 +84,37 @@ fn the_guard_keeps_its_right_and_its_view_of_the_mounts() {
     }
 }
 
+/// systemd takes the last of several files, and any of them before what `Environment=` says.
+#[test]
+fn what_is_kept_of_one_image_can_be_said_for_it_alone() {
+    let unit = text("rclone-img-rotate@.service");
+    // The instance's name (%i) has backslashes where the path has a '-', and in the name of such a file they stand for something else.
+    let files = ["-/etc/rclone-img/rotate.conf", "-/etc/rclone-img/rotate%f.conf"];
+    assert_eq!(values(&unit, "EnvironmentFile"), files);
+    assert_eq!(values(&unit, "ExecStart").last().map(String::as_str), Some("$ROTATE_KEEP"));
+    let readme = text("README.md");
+    assert!(readme.contains("/etc/rclone-img/rotate/var/lib/libvirt/images/vm.img.conf"), "no example of its own file");
+    assert!(!readme.contains("Environment=ROTATE_KEEP"), "a drop-in's Environment= has no effect");
+}
+
+#[test]
+fn the_way_by_hand_installs_all_units() {
+    let readme = text("README.md");
+    let line = readme.lines().find(|line| line.ends_with(" /etc/systemd/system/")).expect("a line that installs units");
+    let named = line.split_whitespace().filter(|word| word.starts_with("packaging/")).collect::<Vec<_>>().join(" ");
+    let mut list = Command::new("sh");
+    list.args(["-c", &format!("ls -d {named}")]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let listed = list.output().expect("a shell");
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    for entry in fs::read_dir(packaging("")).expect("the directory").flatten() {
+        let name = entry.file_name().into_string().expect("text");
+        if [".service", ".socket", ".timer"].iter().any(|kind| name.ends_with(kind)) {
+            assert!(listed.lines().any(|it| it == format!("packaging/{name}")), "{name} is not installed by: {line}");
+        }
+    }
+}
+
 #[test]
 fn systemd_takes_the_units_without_a_word() {
     if without("systemd-analyze") {
@@ -94,6 +125,8 @@ fn systemd_takes_the_units_without_a_word() {
         "rclone-img-guard.service",
         "rclone-img-snapshot@.service",
         "rclone-img-snapshot@.timer",
+        "rclone-img-rotate@.service",
+        "rclone-img-rotate@.timer",
         "rclone-img-serve@.service",
         "rclone-img-serve@.socket",
     ];

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::args::StatusArgs;
 use super::fleece::orphan;
 use super::{live, place, restore, words};
+use crate::disk::real::RealDisk;
 use crate::disk::{Disk, DiskFile};
 use crate::engine::inspect::{Condition, Unfinished, inspect};
 use crate::engine::members;
@@ -84,18 +85,18 @@ fn condition(path: &Path) -> Result<Condition> {
         let hint = "check the path; 'rclone-img status DIR' lists the jobs of a directory";
         return Err(Error::new(Kind::Refused, format!("{}: no job and no snapshot", words::name(path)), hint));
     }
-    Ok(with_image(condition, &place))
+    Ok(with_image(condition, &place.disk))
 }
 
 /// The condition, given the image as it is now: what `resume` would say.
-fn with_image(condition: Condition, place: &place::Place) -> Condition {
+pub(super) fn with_image(condition: Condition, disk: &RealDisk) -> Condition {
     let Condition::Interrupted(job) = &condition else { return condition };
     let path = PathBuf::from(OsString::from_vec(job.header.image_path.clone()));
     let hold = job.header.hold;
     let looked = place::open_image(&path).ok().and_then(|i| Some((i.file.stat().ok()?, i.file.fs().ok()?)));
     match looked {
         Some((image, fs)) => {
-            let host = place.disk.host();
+            let host = disk.host();
             let image_path = path.as_os_str().as_bytes();
             condition.with_image(&Here { image: &image, image_path, fs: &fs, host: &host, hold })
         }

@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use jiff::Zoned;
-use jiff::civil::Date;
 use jiff::fmt::strtime::BrokenDownTime;
 
 use crate::disk::real::directory_of;
@@ -47,11 +46,6 @@ impl Pattern {
         let mut name = String::new();
         BrokenDownTime::from(time).format(&self.name, &mut name).map_err(|e| e.to_string())?;
         Ok(name)
-    }
-
-    /// The day that a name tells, where it tells one.
-    pub fn date(&self, name: &str) -> Option<Date> {
-        BrokenDownTime::parse(&self.name, name).ok()?.to_date().ok()
     }
 
     /// Whether a name may have been made by it.

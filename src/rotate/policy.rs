@@ -66,7 +66,7 @@ impl Policy {
     }
 
     /// The same where some are not of one instant: none of these takes the place of one that is, so those that are one are kept for whatever
-    /// reason they would have without the others, too.
+    /// reason they would have without the others, too. The newest is always kept, and the newest that is of one instant.
     pub fn reasons_of(&self, newest_first: &[(DateTime, bool)]) -> Vec<Vec<Reason>> {
         let times = |all: &mut dyn Iterator<Item = &(DateTime, bool)>| all.map(|it| it.0).collect::<Vec<_>>();
         let whole = |it: &&(DateTime, bool)| it.1;
@@ -170,6 +170,24 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is asked for, and whatever comes that is torn.
+        #[test]
+        fn the_newest_good_one_is_always_kept(
+            counts in prop::array::uniform6(0_u32..3),
+            all in prop::collection::vec((1_i64..2000, prop::bool::ANY), 1..40),
+        ) {
+            let Some(policy) = Policy::new(counts) else { return Ok(()) };
+            let mut now = at("2024-02-27T22:30");
+            let back = |(hours, whole): &(i64, bool)| {
+                now = now.checked_sub(jiff::Span::new().hours(*hours)).expect("in range");
+                (now, *whole)
+            };
+            let all: Vec<(DateTime, bool)> = all.iter().map(back).collect();
+            let reasons = policy.reasons_of(&all);
+            prop_assert!(!reasons[0].is_empty());
+            prop_assert!(all.iter().position(|it| it.1).is_none_or(|good| !reasons[good].is_empty()));
+        }
+
         /// Years of runs that come, fail and come again, each followed by a removal: what is left is what the rules say of what there was.
         #[test]
         fn over_years_the_newest_is_never_lost(

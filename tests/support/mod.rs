@@ -16,6 +16,7 @@ mod job;
 mod other;
 mod qemu;
 mod recording;
+pub mod rotating;
 pub mod serving;
 mod stamper;
 mod taken;

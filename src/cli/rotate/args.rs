@@ -17,10 +17,11 @@ pub const EXAMPLES: &str = "\
 For cron: takes a snapshot of each image, all of one instant, and then removes those that no
 --keep option wants. What is kept is the most recent snapshot of each of the last N hours, days,
 weeks, months or years that have one, by the clock on the wall, as 'restic forget' does it. Only
-finished snapshots of the same image, with names of the same pattern, that nobody has changed
-since, are ever removed; none before the new one is complete, and none where that fails. What an
-interrupted run has left is ended, or taken back. It knows nothing of who needs a snapshot as the
-base of his next increment: 'send' before it, and keep more than one.
+finished snapshots of the same image, with names of the same pattern, that nobody has changed since
+or has open, are ever removed; none before the new one is complete, and none where that fails. What
+an interrupted run has left is ended, or taken back; what can still be resumed not before the new
+one is complete. It knows nothing of who needs a snapshot as the base of his next increment: 'send'
+before it, and keep more than one.
 
 The last component of PATTERN has conversions of strftime(3). In a crontab write each % as \\%.
 

@@ -2,10 +2,14 @@
 
 pub mod args;
 mod begun;
+mod found;
+mod plan;
+mod prune;
+mod recycle;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,16 +22,15 @@ use uuid::Uuid;
 use self::args::{RotateArgs, shown};
 use super::service::log::with_path;
 use super::signals::Stop;
-use super::{json, last_words, place, words, worker};
+use super::{error_lines, json, last_words, place, words, worker};
 use crate::children;
 use crate::disk::real::RealDisk;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
 use crate::record::{ImageId, Verdict};
-use crate::rotate::found::{Snapshot, snapshots};
+use crate::rotate::found::Snapshot;
 use crate::rotate::pattern::Pattern;
 use crate::rotate::policy::Reason;
-use crate::rotate::remove;
 
 /// How often a run that waits for another one tries again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -40,7 +43,7 @@ struct Rotated {
     pattern: Pattern,
     disk: RealDisk,
     /// The name of the new one.
-    new: OsString,
+    new: String,
 }
 
 /// Runs the verb.
@@ -59,21 +62,32 @@ pub fn run(args: &RotateArgs) -> Result<u8> {
     if args.dry_run {
         return all.iter().try_for_each(|it| it.say_plan(args, now.timestamp())).map(|()| 0);
     }
-    all.iter().try_for_each(|it| it.end_what_was_begun(args.prune_only, args.job.output.quiet))?;
-    if args.recycle {
-        all.iter().try_for_each(Rotated::mend_names)?;
-    }
+    let left: Vec<_> = all.iter().map(|it| it.end_what_was_begun(args)).collect::<Result<_>>()?;
+    all.iter().for_each(Rotated::finish_names);
     if !args.prune_only {
+        // What was ended may have it by now.
+        all.iter().try_for_each(Rotated::has_a_name)?;
         let code = take(args, &all, &stop)?;
         if code != 0 {
             // It has said why; nothing is removed.
             return Ok(code);
         }
+        all.iter().zip(&left).for_each(|(it, left)| it.end_the_rest(args, left));
     }
-    for rotated in &all {
-        rotated.prune(args, &stop)?;
+    let mut failed: Option<Error> = None;
+    for (rotated, left) in all.iter().zip(&left) {
+        match rotated.prune(args, &left.in_use, &stop) {
+            Ok(()) => {}
+            Err(error) if error.kind == Kind::Interrupted => return Err(error),
+            // What is wrong with one image's snapshots is nothing to the next one's.
+            Err(error) => {
+                if let Some(before) = failed.replace(error) {
+                    last_words(error_lines(&before));
+                }
+            }
+        }
     }
-    Ok(0)
+    failed.map_or(Ok(0), Err)
 }
 
 /// What the rules look at: of which moment it is, and whether of one.
@@ -102,7 +116,7 @@ fn rotated((src, pattern): &(Option<PathBuf>, Pattern), now: &Zoned) -> Result<R
     };
     let disk = RealDisk::open_dir(&pattern.dir).map_err(cannot)?;
     let new = pattern.name_at(now).map_err(|why| Error::new(Kind::Usage, why, "choose another pattern"))?;
-    Ok(Rotated { src: src.clone(), image, pattern: pattern.clone(), disk, new: new.into() })
+    Ok(Rotated { src: src.clone(), image, pattern: pattern.clone(), disk, new })
 }
 
 /// One run at a time works in a directory.
@@ -143,11 +157,10 @@ fn lock(dir: &Path, until: Instant, stop: &Stop) -> Result<File> {
 
 /// Takes the new snapshots, in a process of their own; its exit code.
 fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
-    let recycled: Option<Vec<OsString>> = match args.recycle {
-        true => all.iter().map(|it| it.surplus(args)).collect::<Result<_>>()?,
-        false => None,
+    let recycled = recycle::chosen(args, all)?;
+    let named = |it: &Rotated, index: usize| {
+        recycled.as_ref().map_or_else(|| OsString::from(&it.new), |recycled| recycled[index].clone())
     };
-    let named = |it: &Rotated, index: usize| recycled.as_ref().map_or_else(|| it.new.clone(), |all| all[index].clone());
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rclone-img").arg("snapshot").args(&args.handed_on).stdin(Stdio::null());
     command.args(recycled.iter().map(|_| "--refresh")).arg("--");
@@ -168,49 +181,16 @@ fn take(args: &RotateArgs, all: &[Rotated], stop: &Stop) -> Result<u8> {
             "run the command again; nothing was removed",
         ));
     };
-    if code == 0
-        && let Some(recycled) = &recycled
-    {
-        for (rotated, old) in all.iter().zip(recycled) {
-            let renamed = rotated.disk.rename(old, &rotated.new, false).and_then(|()| rotated.disk.sync_names());
-            renamed.map_err(|e| {
-                let old = shown(&rotated.pattern.dir, old);
-                let hint = "it is complete under its old name, and the next run counts it by its time";
-                Error::io(Kind::Failed, format!("cannot give {old} its new name"), hint, e)
-            })?;
+    for (rotated, old) in recycled.iter().flat_map(|recycled| all.iter().zip(recycled)) {
+        match code {
+            0 => rotated.keep_promise(old)?,
+            _ => rotated.forget_promise(old),
         }
     }
     Ok(code)
 }
 
 impl Rotated {
-    /// Its finished snapshots, the newest first; and how many there are of other images.
-    fn found(&self) -> Result<(Vec<Snapshot>, usize)> {
-        let wanted = |name: &OsStr| name.to_str().is_some_and(|name| self.pattern.matches(name));
-        let all = snapshots(&self.pattern.dir, &self.disk, wanted).map_err(|e| self.cannot_look(e))?;
-        // What is of the future, a clock was wrong for: it is kept, and counts for nothing.
-        let now = Timestamp::now();
-        let valid = all.into_iter().filter(|it| it.verdict == Verdict::Valid && it.record.t0 <= now);
-        let valid: Vec<Snapshot> = valid.collect();
-        let Some(image) = self.image else {
-            let image = valid.first().map(|it| (it.record.image, it.record.fs));
-            if valid.iter().any(|it| !image.is_some_and(|image| it.is_of(image))) {
-                let what = format!(
-                    "the snapshots in {} of this pattern are of several images",
-                    words::name(&self.pattern.dir)
-                );
-                return Err(Error::new(
-                    Kind::Refused,
-                    what,
-                    "name the image, SRC=PATTERN, or give those of each a pattern of its own",
-                ));
-            }
-            return Ok((valid, 0));
-        };
-        let (own, others): (Vec<_>, Vec<_>) = valid.into_iter().partition(|it| it.is_of(image));
-        Ok((own, others.len()))
-    }
-
     /// Why each of these is kept; for no reason where it is not.
     fn reasons(&self, args: &RotateArgs, all: impl Iterator<Item = (Timestamp, bool)>) -> Vec<Vec<Reason>> {
         let zone = jiff::tz::TimeZone::system();
@@ -218,68 +198,17 @@ impl Rotated {
         args.keep.policy().map_or_else(|| vec![vec![Reason::Last]; times.len()], |policy| policy.reasons_of(&times))
     }
 
-    /// The newest that would be removed even if none were taken: of all that are, it shares most with the image.
-    fn surplus(&self, args: &RotateArgs) -> Result<Option<OsString>> {
-        let found = self.found()?.0;
-        let reasons = self.reasons(args, found.iter().map(when));
-        let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && it.stat.nlink == 1);
-        Ok(surplus.map(|(it, _)| it.name.clone()))
-    }
-
     /// Whether the new one's name is free: found out before anything is done.
     fn has_a_name(&self) -> Result<()> {
-        if self.disk.stat(&self.new).map_err(|e| self.cannot_look(e))?.is_none() {
+        if self.disk.stat(OsStr::new(&self.new)).map_err(|e| self.cannot_look(e))?.is_none() {
             return Ok(());
         }
-        let what = format!("{} exists already", shown(&self.pattern.dir, &self.new));
+        let what = format!("{} exists already", shown(&self.pattern.dir, OsStr::new(&self.new)));
         Err(Error::new(
             Kind::Refused,
             what,
             "give each run a name of its own: with the time of day in the pattern, like %Y%m%dT%H%M%S%z",
         ))
-    }
-
-    /// A run that was killed between the refresh of an old snapshot and its new name has left it under its old one.
-    fn mend_names(&self) -> Result<()> {
-        let zone = jiff::tz::TimeZone::system();
-        for snapshot in self.found()?.0 {
-            let taken = snapshot.record.t0.to_zoned(zone.clone());
-            let named = snapshot.name.to_str().and_then(|name| self.pattern.date(name));
-            let days = named.map_or(0, |named| (taken.date() - named).get_days().abs());
-            if days > 1
-                && let Ok(name) = self.pattern.name_at(&taken)
-                && let Err(e) =
-                    self.disk.rename(&snapshot.name, OsStr::new(&name), false).and_then(|()| self.disk.sync_names())
-            {
-                let old = shown(&self.pattern.dir, &snapshot.name);
-                super::warn(Some(format!("{old} is of {}, and cannot be called so: {e}", taken.date())));
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what nobody wants.
-    fn prune(&self, args: &RotateArgs, stop: &Stop) -> Result<()> {
-        let (found, others) = self.found()?;
-        let reasons = self.reasons(args, found.iter().map(when));
-        let (mut kept, mut removed) = (0, Vec::new());
-        for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
-            // The newest is kept whatever the rules say.
-            if !reasons.is_empty() || index == 0 {
-                kept += 1;
-                continue;
-            }
-            if stop.asked() {
-                return Err(Error::told_to_stop());
-            }
-            remove::remove(&self.disk, snapshot).map_err(|e| {
-                let what = format!("cannot remove {}", shown(&self.pattern.dir, &snapshot.name));
-                Error::io(Kind::Failed, what, "see what has become of it; the next run tries again", e)
-            })?;
-            self.say_removed(args, snapshot)?;
-            removed.push(shown(Path::new("."), &snapshot.name));
-        }
-        self.say_pruned(args, kept, &removed, others)
     }
 
     fn cannot_look(&self, error: io::Error) -> Error {
@@ -298,78 +227,5 @@ impl Rotated {
             Some(src) => with_path(object, "src", src),
             None => object,
         }
-    }
-
-    fn say_removed(&self, args: &RotateArgs, snapshot: &Snapshot) -> Result<()> {
-        if !args.job.output.json {
-            return Ok(());
-        }
-        let mut object = with_path(self.object("removed"), "dst", &self.pattern.dir.join(&snapshot.name));
-        object["t0"] = snapshot.record.t0.to_string().into();
-        super::written(json::write_line(&mut io::stdout(), &object))
-    }
-
-    fn say_pruned(&self, args: &RotateArgs, kept: usize, removed: &[String], others: usize) -> Result<()> {
-        if args.job.output.json {
-            let mut object = self.object("pruned");
-            (object["kept"], object["removed"], object["of_other_images"]) =
-                (kept.into(), removed.len().into(), others.into());
-            return super::written(json::write_line(&mut io::stdout(), &object));
-        }
-        if !args.job.output.quiet {
-            let gone = match removed {
-                [] => "none removed".into(),
-                some => format!("removed {}", some.join(", ")),
-            };
-            let others = match others {
-                0 => String::new(),
-                n => format!("; {} of other images left alone", words::count(n as u64, "snapshot")),
-            };
-            let none = match kept {
-                0 => "; no snapshot there has a name of the pattern",
-                _ => "",
-            };
-            let kept = words::count(kept as u64, "snapshot");
-            last_words(format!("{}: {kept} kept, {gone}{others}{none}\n", self.name()));
-        }
-        Ok(())
-    }
-
-    /// What a run would do.
-    fn say_plan(&self, args: &RotateArgs, now: Timestamp) -> Result<()> {
-        let (found, others) = self.found()?;
-        let new = (!args.prune_only).then_some((self.new.clone(), (now, true)));
-        let all: Vec<(OsString, (Timestamp, bool))> =
-            new.iter().cloned().chain(found.iter().map(|it| (it.name.clone(), when(it)))).collect();
-        let reasons = self.reasons(args, all.iter().map(|it| it.1));
-        let mut out = io::BufWriter::new(io::stdout().lock());
-        let recycled = if args.recycle { self.surplus(args)? } else { None };
-        let mut say = || -> io::Result<()> {
-            for (index, ((name, (t0, _)), reasons)) in all.iter().zip(&reasons).enumerate() {
-                let names: Vec<&str> = reasons.iter().map(|it| it.name()).collect();
-                let what = match (index == 0, new.is_some(), reasons.is_empty()) {
-                    (true, true, _) => "take",
-                    (_, _, true) if recycled.as_ref() == Some(name) => "recycle",
-                    (false, _, true) => "remove",
-                    _ => "keep",
-                };
-                if args.job.output.json {
-                    let mut object = with_path(self.object("plan"), "dst", &self.pattern.dir.join(name));
-                    (object["what"], object["t0"], object["reasons"]) =
-                        (what.into(), t0.to_string().into(), names.into());
-                    json::write_line(&mut out, &object)?;
-                } else {
-                    writeln!(out, "{what:<8}{}  {}", shown(&self.pattern.dir, name), names.join(", "))?;
-                }
-            }
-            if all.is_empty() && !args.job.output.json {
-                writeln!(out, "{}: no snapshot there has a name of the pattern", self.name())?;
-            }
-            if others > 0 && !args.job.output.json {
-                writeln!(out, "{} of other images left alone", words::count(others as u64, "snapshot"))?;
-            }
-            out.flush()
-        };
-        super::written(say())
     }
 }

@@ -78,6 +78,31 @@ impl RealFile {
         try_flock(&self.file)
     }
 
+    /// An extended attribute; none where the file system has none.
+    ///
+    /// # Errors
+    /// What fgetxattr(2) says.
+    pub fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match self.file.get_xattr(name) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOTSUP) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Sets or removes one; not durable before [`DiskFile::sync_all`].
+    ///
+    /// # Errors
+    /// What fsetxattr(2) and fremovexattr(2) say; that there is none to be removed is no error.
+    pub fn set_attribute(&self, name: &str, value: Option<&[u8]>) -> io::Result<()> {
+        let Some(value) = value else {
+            return match self.file.remove_xattr(name) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP)) => Ok(()),
+                other => other,
+            };
+        };
+        self.file.set_xattr(name, value)
+    }
+
     fn kind(&self) -> FsKind {
         *self.kind.get_or_init(|| self.fs().map_or(FsKind::Other, |facts| facts.kind))
     }
@@ -207,21 +232,12 @@ impl DiskFile for RealFile {
     }
 
     fn record(&self) -> io::Result<Option<Vec<u8>>> {
-        match self.file.get_xattr(ATTRIBUTE) {
-            Err(e) if e.raw_os_error() == Some(libc::ENOTSUP) => Ok(None),
-            other => other,
-        }
+        self.attribute(ATTRIBUTE)
     }
 
     /// As the trait says; not durable before [`DiskFile::sync_all`].
     fn set_record(&self, record: Option<&[u8]>) -> io::Result<()> {
-        let Some(record) = record else {
-            return match self.file.remove_xattr(ATTRIBUTE) {
-                Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::ENOTSUP)) => Ok(()),
-                other => other,
-            };
-        };
-        self.file.set_xattr(ATTRIBUTE, record)
+        self.set_attribute(ATTRIBUTE, record)
     }
 
     fn has_acl(&self) -> bool {
