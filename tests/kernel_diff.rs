@@ -4,13 +4,14 @@
 mod support;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use support::history::{change, on_every};
-use support::{BLOCK, Random, Sandbox, must, noise, on_both, refused, rounds, there, writer};
+use support::{BLOCK, Random, Sandbox, addresses, must, noise, on_both, refused, rounds, skipped, there, writer};
 
 const MIB: u64 = 1 << 20;
 
@@ -187,6 +188,59 @@ fn the_map_is_qemus_of_an_overlay() {
 /// A copy of a file system has its UUID, and the same addresses for other data.
 #[test]
 fn a_copied_file_system_is_another_one() {
+    with_a_copy(|s, mnt| {
+        let other = mnt.join("a.img");
+        writer(&other).write_all_at(&[0xEE; MIB as usize], 0).expect("written");
+        let text = other.to_str().expect("text");
+        let verified = s.exits(7, &["verify", "--json", "a.img", text]).pop().expect("an answer");
+        assert_eq!(verified["differing_bytes"], MIB, "{verified}");
+        let sums = s.exits(0, &["diff", "--json", "a.img", text]).pop().expect("sums");
+        assert_eq!((&sums["comparable"], &sums["data_bytes"]), (&false.into(), &(2 * MIB).into()));
+    });
+}
+
+/// An overlay gives files of several file systems the device number of its own, and tells each one's addresses as they are there.
+#[test]
+fn an_overlay_tells_addresses_of_several_file_systems() {
+    with_a_copy(|s, mnt| {
+        let (upper, work, merged) = (mnt.join("upper"), mnt.join("work"), s.outside("merged"));
+        for dir in [&upper, &work, &merged] {
+            fs::create_dir(dir).expect("a directory");
+        }
+        fs::rename(mnt.join("a.img"), upper.join("b.img")).expect("renamed");
+        writer(&upper.join("b.img")).write_all_at(&[0xEE; MIB as usize], 0).expect("written");
+        let layers =
+            format!("lowerdir={},upperdir={},workdir={},xino=on", s.dir().display(), upper.display(), work.display());
+        if !Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &layers])
+            .arg(&merged)
+            .status()
+            .is_ok_and(|it| it.success())
+        {
+            return skipped("this kernel has no overlayfs, or none with xino=on");
+        }
+        let checked = std::panic::catch_unwind(|| {
+            let [a, b] = ["a.img", "b.img"].map(|name| merged.join(name));
+            let device = |path: &Path| fs::metadata(path).expect("there").dev();
+            if device(&a) != device(&b) {
+                return skipped("this kernel's overlayfs has a device number for each layer");
+            }
+            assert_eq!(addresses(&a), addresses(&b), "what the test is of");
+            let [a, b] = [&a, &b].map(|path| path.to_str().expect("text"));
+            let verified = s.exits(7, &["verify", "--json", a, b]).pop().expect("an answer");
+            assert_eq!(verified["differing_bytes"], MIB, "{verified}");
+            let sums = s.exits(0, &["diff", "--json", a, b]).pop().expect("sums");
+            assert_eq!((&sums["comparable"], &sums["data_bytes"]), (&false.into(), &(2 * MIB).into()));
+            let sums = s.exits(7, &["diff", "--json", "--content", "--exit-code", a, b]).pop().expect("sums");
+            assert_eq!(sums["data_bytes"], MIB, "{sums}");
+        });
+        must("umount", &[&merged]);
+        checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// An XFS with a file of noise, a.img, and a byte for byte copy of the whole file system, mounted beside it.
+fn with_a_copy(test: impl Fn(&Sandbox, &Path) + std::panic::RefUnwindSafe) {
     let Some(s) = Sandbox::new(support::Fs::Xfs) else { return };
     noise(&s.path("a.img"), 2 * MIB);
     must("sync", &[]);
@@ -197,15 +251,7 @@ fn a_copied_file_system_is_another_one() {
     assert!(copied.expect("cp").success());
     fs::create_dir(&mnt).expect("a directory");
     must("mount", &[&"-o", &"loop,nouuid", &copy, &mnt]);
-    let other = mnt.join("a.img");
-    let checked = std::panic::catch_unwind(|| {
-        writer(&other).write_all_at(&[0xEE; MIB as usize], 0).expect("written");
-        let text = other.to_str().expect("text");
-        let verified = s.exits(7, &["verify", "--json", "a.img", text]).pop().expect("an answer");
-        assert_eq!(verified["differing_bytes"], MIB, "{verified}");
-        let sums = s.exits(0, &["diff", "--json", "a.img", text]).pop().expect("sums");
-        assert_eq!((&sums["comparable"], &sums["data_bytes"]), (&false.into(), &(2 * MIB).into()));
-    });
+    let checked = std::panic::catch_unwind(|| test(&s, &mnt));
     must("umount", &[&mnt]);
     checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

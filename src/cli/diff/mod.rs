@@ -18,7 +18,7 @@ use crate::changes::Span;
 use crate::changes::content::compared;
 use crate::changes::maps::{Sides, rest, spans};
 use crate::changes::still::{self, Still};
-use crate::disk::real::share_a_device;
+use crate::disk::blocks::same_addresses;
 use crate::error::Result;
 
 /// The exit code of an answer that is "differs".
@@ -34,7 +34,7 @@ const CHECK: u64 = 1024;
 pub fn run(args: &DiffArgs) -> Result<u8> {
     let mut old = open(&args.old)?;
     let mut new = open(&args.new)?;
-    let comparable = share_a_device(old.file(), new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
+    let comparable = same_addresses(&**old.file(), &**new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut teller: Box<dyn Teller> = match args.format {
         _ if args.quiet => Box::new(Silent),
@@ -43,7 +43,7 @@ pub fn run(args: &DiffArgs) -> Result<u8> {
         None => Box::new(text::Text::new(new.size())),
     };
     if !comparable && !args.content {
-        let what = "the two are on different file systems: all that is not a hole in both counts as changed; --content compares it";
+        let what = "the block maps of the two say nothing of each other (two file systems, or neither XFS nor Btrfs): all that is not a hole in both counts as changed; --content compares it";
         super::warn(Some(what.into()));
     }
     let began = Instant::now();

@@ -30,8 +30,8 @@ pub fn open_itself(path: &Path, writes: bool) -> io::Result<File> {
     File::options().read(true).write(writes).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
-/// Whether addresses of two files mean the same blocks: by the device, and not by the UUID, which a copy of a file system has as well. A
-/// Btrfs has a device number for each subvolume, and mounts no copy of itself under its own UUID.
+/// Whether two files may share blocks: one file system, and one device of it. What that proves nothing of is whether their maps' addresses mean
+/// the same blocks: that is [`crate::disk::blocks::same_addresses`].
 ///
 /// # Errors
 /// What fstatfs(2) and the ioctls say.
