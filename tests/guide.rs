@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use support::{Sandbox, assert_same, must, noise, on_both, there, writer};
+use support::{Other, Sandbox, assert_same, must, noise, on_both, there, writer};
 
 /// The commands of a section's code blocks that a shell can run, line by line.
 fn commands(section: &str) -> Vec<String> {
@@ -71,9 +71,21 @@ fn a_machine_is_rolled_back() {
         begin(s);
         s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-20261122T031700+0100.snap"]);
         writer(&s.path("vm.img")).write_all_at(b"changed", 1 << 20).expect("written");
-        let lines: Vec<String> =
-            commands("With libvirt").into_iter().filter(|line| line.contains(" restore ")).collect();
-        run(s, &lines);
+        let lines = commands("With libvirt");
+        let shutdown = lines.iter().position(|line| line.starts_with("virsh shutdown")).expect("the VM is shut down");
+        let vm = Other::opens("<>", &s.path("vm.img"));
+        let pid = vm.pid().expect("a process");
+        // It needs a while after `shutdown` has returned: until it was asked twice how it stands.
+        let virsh = format!(
+            "virsh() {{ case $1 in
+            shutdown) echo asked > virsh;;
+            domstate) case $(wc -l < virsh) in
+                1|2) echo more >> virsh; echo running;;
+                *) kill -9 {pid} && while [ -e /proc/{pid}/fd/9 ]; do sleep 0.01; done; echo 'shut off';;
+                esac;;
+            esac; }}"
+        );
+        run(s, &[&[virsh], &lines[shutdown..]].concat());
         assert_same(&s.path("vm.img"), &s.path("snaps/vm-20261122T031700+0100.snap"));
         assert!(s.path("snaps/before-restore-vm.snap").exists());
     });
