@@ -149,6 +149,41 @@ fn what_is_not_whole_or_not_right_leaves_nothing() {
     });
 }
 
+/// A byte of a block that is shared with the base takes a block, whether it is data or zeros.
+#[test]
+fn small_records_do_not_take_the_space_that_is_left_to_the_guests() {
+    const SIZE: u64 = 32 * MIB;
+    on_both(|s| {
+        noise(&s.path("a.img"), SIZE);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.1"]);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.2"]);
+        let nothing = sent(s, &["a.2", "--from", "a.1"]);
+        let stream = |tag: &[u8], data: &[u8]| {
+            let record = |at: u64| [tag, &(at + 7).to_le_bytes(), &1_u64.to_le_bytes(), data].concat();
+            let records = (0..SIZE / BLOCK).flat_map(|block| record(block * BLOCK));
+            nothing[..nothing.len() - 1].iter().copied().chain(records).chain(*b"e").collect::<Vec<u8>>()
+        };
+        let free = || nix::sys::statvfs::statvfs(&s.dir()).map(|it| it.blocks_available() * it.fragment_size());
+        let filler = free().expect("its space") - 2 * SIZE;
+        must("fallocate", &[&"-l", &filler.to_string(), &s.path("filler")]);
+        for (stream, byte) in [(stream(b"z", b""), 0), (stream(b"w", b"x"), b'x')] {
+            // What is free is enough for all of them, and not for what the guests need besides.
+            let (code, said) = receive(s, &stream, &["-q", "--min-free", "48M", "--base", "a.1", "-o", "r.2"]);
+            assert!(
+                code == Some(3) && said.contains("--min-free") && !said.contains("metadata"),
+                "{:?}: {code:?} {said}",
+                s.fs
+            );
+            assert!(!s.path("r.2").exists());
+            received(s, &stream, &["-q", "--min-free", "4M", "--base", "a.1", "-o", "r.2"]);
+            let bytes = fs::read(s.path("r.2")).expect("received");
+            assert!((0..SIZE / BLOCK).all(|block| bytes[(block * BLOCK + 7) as usize] == byte), "{:?}", s.fs);
+            fs::remove_file(s.path("r.2")).expect("removed");
+            must("sync", &[&"-f", &s.dir()]);
+        }
+    });
+}
+
 #[test]
 fn checksums_find_what_the_format_does_not() {
     on_both(|s| {

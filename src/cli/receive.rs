@@ -33,9 +33,6 @@ Examples:
   rclone-img receive --base vm-1.snap -o vm-2.snap < vm-1-2.diff
   rclone-img receive --checksum --base vm-1.snap -o vm-2.snap vm-1-2.diff";
 
-/// Once in so many bytes it is looked whether there is room for more.
-const LOOK: u64 = 64 << 20;
-
 /// `receive [STREAM]`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct ReceiveArgs {
@@ -79,14 +76,7 @@ pub fn run(args: &ReceiveArgs) -> Result<u8> {
     let began = Instant::now();
     let mut meter = Meter::new(format!("receiving {name}"), None, args.json || args.quiet);
     let mut progress = |done| meter.at(done);
-    let mut looked = 0;
-    let mut room = |dir: &RealDisk, written: u64| {
-        if looked > 0 && written < looked + LOOK {
-            return Ok(());
-        }
-        looked = written.max(1);
-        room::is_enough(dir, args.min_free.into())
-    };
+    let mut room = |dir: &RealDisk, needed: u64| room::for_more(dir, args.min_free.into(), needed);
     let watch = Watch { progress: &mut progress, room: &mut room };
     let sums = sums.as_mut().map(|sums| sums as &mut dyn BufRead);
     let received = receive(&mut *input, sums, base.as_mut(), new, watch).map_err(|e| on(&name, e))?;
