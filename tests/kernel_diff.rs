@@ -11,7 +11,9 @@ use std::process::Command;
 use serde_json::Value;
 
 use support::history::{change, on_every};
-use support::{BLOCK, Random, Sandbox, addresses, must, noise, on_both, refused, rounds, skipped, there, writer};
+use support::{
+    BLOCK, Random, Sandbox, addresses, fragmented, must, noise, on_both, refused, rounds, skipped, there, writer,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -95,6 +97,30 @@ fn what_is_shared_is_equal_without_a_byte_being_read() {
         must("truncate", &[&"-s", &"+1", &s.path("b.img")]);
         let verified = s.exits(7, &["verify", "--json", "a.snap", "b.img"]).pop().expect("an answer");
         assert_eq!((&verified["equal"], &verified["differing_bytes"]), (&false.into(), &0.into()));
+    });
+}
+
+/// `diff --exit-code | head` answers for all of both files.
+#[test]
+fn the_answer_does_not_depend_on_how_much_of_it_is_read() {
+    on_both(|s| {
+        // Many ranges that are equal, and behind them one that is not: more than any buffer before the first difference.
+        fragmented(&s.path("a.img"), 2000);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let unread = |args: &[&str]| {
+            let (read, write) = nix::unistd::pipe().expect("a pipe");
+            drop(read);
+            let out = s.command(args).stdout(write).output().expect("started");
+            assert_eq!(String::from_utf8_lossy(&out.stderr), "", "{args:?}");
+            out.status.code()
+        };
+        let args = ["diff", "--exit-code", "--format", "qemu-map", "a.snap", "a.img"];
+        assert_eq!(unread(&args), Some(0), "{:?}", s.fs);
+        writer(&s.path("a.img")).write_all_at(b"x", 3990 * BLOCK).expect("written");
+        assert_eq!(s.run(&args).status.code(), Some(7), "{:?}", s.fs);
+        assert_eq!(unread(&args), Some(7), "{:?}", s.fs);
+        assert_eq!(unread(&["diff", "--exit-code", "--json", "a.snap", "a.img"]), Some(7), "{:?}", s.fs);
+        assert_eq!(unread(&["diff", "--format", "qemu-map", "a.snap", "a.img"]), Some(0), "{:?}", s.fs);
     });
 }
 
