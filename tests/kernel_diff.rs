@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use support::history::{change, on_every};
 use support::{
-    BLOCK, Random, Sandbox, addresses, fragmented, must, noise, on_both, refused, rounds, skipped, there, writer,
+    BLOCK, Random, Sandbox, addresses, assert_same, fragmented, must, noise, on_both, refused, rounds, skipped, there,
+    writer,
 };
 
 const MIB: u64 = 1 << 20;
@@ -209,6 +210,52 @@ fn the_map_is_qemus_of_an_overlay() {
         let ours = s.run(&["diff", "--format", "qemu-map", "a.snap", "a.img"]);
         assert_eq!(map(&String::from_utf8_lossy(&ours.stdout)), map(&qemu), "{:?}", s.fs);
     });
+}
+
+/// tmpfs has no block maps: what has data is read, and where there are holes is asked in another way.
+#[test]
+fn a_file_system_without_block_maps_is_read() {
+    let Some(s) = Sandbox::new(support::Fs::Xfs) else { return };
+    let tmpfs = s.outside("tmpfs");
+    fs::create_dir(&tmpfs).expect("a directory");
+    must("mount", &[&"-t", &"tmpfs", &"-o", &"size=64M", &"tmpfs", &tmpfs]);
+    let checked = std::panic::catch_unwind(|| {
+        noise(&s.path("a.img"), 2 * MIB);
+        File::options().write(true).open(s.path("a.img")).and_then(|it| it.set_len(8 * MIB + 5)).expect("sparse");
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let other = tmpfs.join("a.raw");
+        must("cp", &[&"--sparse=always", &s.path("a.snap"), &other]);
+        let text = other.to_str().expect("text");
+        for pair in [["a.snap", text], [text, "a.snap"], [text, text]] {
+            let verified = s.exits(0, &[&["verify", "--json"], &pair[..]].concat()).pop().expect("an answer");
+            assert_eq!((&verified["read_bytes"], &verified["equal"]), (&(2 * MIB).into(), &true.into()), "{verified}");
+            s.exits(0, &[&["diff", "--content", "--exit-code"], &pair[..]].concat());
+        }
+        writer(&other).write_all_at(b"x", 5 * MIB).expect("written");
+        let verified = s.exits(7, &["verify", "--json", "a.snap", text]).pop().expect("an answer");
+        assert_eq!(verified["first"][0]["offset"], 5 * MIB, "{verified}");
+        let mut told = s.exits(0, &["diff", "--content", "--json", "a.snap", text]);
+        assert_eq!((told.len(), &told[0]["offset"]), (2, &(5 * MIB).into()), "{told:?}");
+        told = s.exits(0, &["diff", "--json", "a.snap", text]);
+        let sums = told.pop().expect("sums");
+        assert_eq!((&sums["data_bytes"], &sums["zero_bytes"]), (&(2 * MIB + BLOCK).into(), &0.into()), "{told:?}");
+        // Whole snapshots can be received anywhere, and go on from there.
+        s.exits(0, &["send", "-q", "a.snap", "-o", "d"]);
+        let there = tmpfs.join("r.snap");
+        let text = there.to_str().expect("text");
+        // tmpfs has attributes for users since Linux 6.6.
+        if xattr::set(&other, "user.test", b"x").is_err() {
+            skipped("this kernel's tmpfs has no user attributes");
+        } else {
+            s.exits(0, &["receive", "-q", "d", "-o", text]);
+            let sent = s.exits(0, &["send", "--json", text, "-o", "e"]).pop().expect("an end");
+            assert_eq!(sent["data_bytes"], 2 * MIB, "{sent}");
+            s.exits(0, &["receive", "-q", "e", "-o", "back"]);
+            assert_same(&s.path("a.snap"), &s.path("back"));
+        }
+    });
+    must("umount", &[&tmpfs]);
+    checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
 /// A copy of a file system has its UUID, and the same addresses for other data.
