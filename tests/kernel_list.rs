@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use support::{noise, on_both, refused};
 
 #[test]
@@ -22,5 +25,15 @@ fn what_is_listed_by_name_is_there_and_a_snapshot_or_is_said_not_to_be() {
         s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
         let [told, warned] = said(&["list", "a.snap", "a.img"]);
         assert!(told.contains("a.snap") && warned.contains("a.img is no snapshot"), "{told}{warned}");
+    });
+}
+
+#[test]
+fn a_snapshot_is_listed_with_the_image_that_it_is_of() {
+    on_both(|s| {
+        noise(&s.path("a.img"), 1 << 20);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let listed = s.exits(0, &["list", "--json", "a.snap"]);
+        assert_eq!(listed[0]["image_ino"], fs::metadata(s.path("a.img")).expect("there").ino(), "{listed:?}");
     });
 }

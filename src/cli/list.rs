@@ -108,7 +108,7 @@ fn object(path: &Path, found: &Snapshot, (own, shared): (u64, u64)) -> serde_jso
     let object = json!({
         "v": json::VERSION, "event": "snapshot", "state": state(found.verdict), "t0": record.t0.to_string(),
         "job": record.job.to_string(), "hold": record.hold, "point_in_time": record.point_in_time, "quiesced": record.quiesced,
-        "size": found.stat.size, "own_bytes": own, "shared_bytes": shared,
+        "image_ino": record.image.ino, "size": found.stat.size, "own_bytes": own, "shared_bytes": shared,
     });
     with_path(object, "dst", path)
 }
