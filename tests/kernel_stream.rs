@@ -149,6 +149,39 @@ fn what_is_not_whole_or_not_right_leaves_nothing() {
     });
 }
 
+#[test]
+fn the_right_base_is_named_where_it_lies_beside_what_was_named() {
+    on_both(|s| {
+        two(s);
+        let stream = sent(s, &["a.2", "--from", "a.1"]);
+        fs::remove_file(s.path("a.1")).expect("removed");
+        for args in [
+            &["-o", "r.2"][..],
+            &["--base", "a.2", "-o", "r.2"],
+            &["--base", "missing.snap", "-o", "r.2"],
+            &["--base", "a.img", "-o", "r.2"],
+        ] {
+            fails(s, &stream, args, "--base r.1");
+        }
+        let held = writer(&s.path("r.1"));
+        fails(s, &stream, &["--base", "r.1", "-o", "r.2"], "shut the VM down");
+        drop(held);
+        fs::create_dir(s.path("old")).and_then(|()| fs::rename(s.path("r.1"), s.path("old/x y.1"))).expect("moved");
+        fails(s, &stream, &["-o", "old/r.2"], "--base 'old/x y.1'");
+        fails(s, &stream, &["--base", "old/missing.snap", "-o", "r.2"], "--base 'old/x y.1'");
+        // What somebody has written to is none, and then there is no other.
+        OpenOptions::new()
+            .write(true)
+            .open(s.path("old/x y.1"))
+            .and_then(|it| it.write_all_at(b"x", 0))
+            .expect("root may");
+        fails(s, &stream, &["-o", "old/r.2"], "tells a file's job");
+        fails(s, &stream, &["--base", "missing.snap", "-o", "r.2"], "missing.snap");
+        // A whole one needs none, whatever is said.
+        fails(s, &sent(s, &["a.2"]), &["--base", "missing.snap", "-o", "r.2"], "missing.snap");
+    });
+}
+
 /// A byte of a block that is shared with the base takes a block, whether it is data or zeros.
 #[test]
 fn small_records_do_not_take_the_space_that_is_left_to_the_guests() {

@@ -14,11 +14,13 @@ use super::send::sums_of;
 use super::service::log::with_path;
 use super::values::{self, MinFree};
 use super::{json, last_words, words};
-use crate::disk::real::{NewFile, RealDisk};
+use crate::disk::real::{NewFile, RealDisk, directory_of};
 use crate::engine::room;
 use crate::error::{Error, Kind, Result};
-use crate::stream::format::name::Kind as Consistency;
-use crate::stream::receive::{Received, Watch, exists, receive};
+use crate::record::Verdict;
+use crate::rotate::found::{Snapshot, snapshots};
+use crate::stream::format::name::{Kind as Consistency, Name};
+use crate::stream::receive::{Received, Watch, base_of, exists, hinted, receive};
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
@@ -70,19 +72,38 @@ pub fn run(args: &ReceiveArgs) -> Result<u8> {
         _ => Error::io(Kind::Refused, format!("cannot make {name}"), "check the directory and its permissions", e),
     });
     let new = new.map_err(|e| on(&name, e))?;
-    let mut base = args.base.as_deref().map(open).transpose()?;
     let mut input = input(args)?;
+    let find = |name: &Name| base_beside(args, name);
+    let mut base = match args.base.as_deref().map(open).transpose() {
+        Ok(base) => base,
+        // What should have been named the stream knows.
+        Err(e) if e.errno() == Some(libc::ENOENT) => {
+            let needed = base_of(&mut *input).ok().flatten();
+            return Err(hinted(e, needed.as_ref(), &find));
+        }
+        Err(e) => return Err(e),
+    };
     let mut sums = args.stream.as_deref().filter(|_| args.checksum).map(|path| read(&sums_of(path))).transpose()?;
     let began = Instant::now();
     let mut meter = Meter::new(format!("receiving {name}"), None, args.json || args.quiet);
     let mut progress = |done| meter.at(done);
     let mut room = |dir: &RealDisk, needed: u64| room::for_more(dir, args.min_free.into(), needed);
-    let watch = Watch { progress: &mut progress, room: &mut room };
+    let watch = Watch { progress: &mut progress, room: &mut room, find: &find };
     let sums = sums.as_mut().map(|sums| sums as &mut dyn BufRead);
     let received = receive(&mut *input, sums, base.as_mut(), new, watch).map_err(|e| on(&name, e))?;
     drop(meter);
     tell(args, &received, began)?;
     Ok(0)
+}
+
+/// The snapshot of this name in the directories of what was named on the command line.
+fn base_beside(args: &ReceiveArgs, name: &Name) -> Option<String> {
+    args.base.iter().chain([&args.output]).find_map(|path| {
+        let dir = directory_of(path);
+        let all = snapshots(dir, &RealDisk::open_dir(dir).ok()?, |_| true).ok()?;
+        let is = |it: &Snapshot| it.verdict == Verdict::Valid && Name::from(&it.record) == *name;
+        all.iter().find(|it| is(it)).map(|it| words::shell(path.with_file_name(&it.name)))
+    })
 }
 
 fn on(name: &str, error: Error) -> Error {

@@ -48,6 +48,8 @@ pub struct Watch<'a> {
     pub progress: &'a mut dyn FnMut(u64),
     /// How much may be taken of the space of the snapshot's directory.
     pub room: &'a mut Ask<'a>,
+    /// Where the snapshot may be that the stream needs, for people: where it is not what was named.
+    pub find: &'a dyn Fn(&Name) -> Option<String>,
 }
 
 /// Makes a stream a snapshot. Its checksums are looked at where there are any.
@@ -63,13 +65,13 @@ pub fn receive<'a>(
     watch: Watch<'_>,
 ) -> Result<Received> {
     let sums = sums.map(Sums::new).transpose()?;
-    let mut stream = Stream { input, at: 0, record: 0, began: 0, crc: 0, sums, order: Order::default() };
+    let mut stream = Stream::new(input, sums);
     stream.beginning()?;
     let first = stream.head()?;
     let Head { base: from, snapshot: Some(snapshot), size: Some(size) } = stream.order.head().clone() else {
         return Err(stream.wrong("it does not say which snapshot it is of"));
     };
-    is_base(from.as_ref(), base.as_deref())?;
+    is_base(from.as_ref(), base.as_deref()).map_err(|e| hinted(e, from.as_ref(), watch.find))?;
     let target = new.file();
     let mut room = Room::new(&new, watch.room)?;
     if let Some(base) = base.as_deref() {
@@ -121,6 +123,25 @@ pub(super) fn cannot(error: io::Error) -> Error {
         "mend the cause and receive the stream again; nothing is left of it",
         error,
     )
+}
+
+/// The base that a stream needs, of its head.
+///
+/// # Errors
+/// Failed where it is no stream.
+pub fn base_of(input: &mut dyn Read) -> Result<Option<Name>> {
+    let mut stream = Stream::new(input, None);
+    stream.beginning()?;
+    stream.head()?;
+    Ok(stream.order.head().base.clone())
+}
+
+/// The same error with where the right base is, if that is known.
+pub fn hinted(error: Error, needed: Option<&Name>, find: &dyn Fn(&Name) -> Option<String>) -> Error {
+    match needed.and_then(find) {
+        Some(there) => Error { hint: format!("the stream's base is here: say --base {there}"), ..error },
+        None => error,
+    }
 }
 
 fn is_base(from: Option<&Name>, base: Option<&Still>) -> Result<()> {
@@ -258,7 +279,11 @@ impl Read for Stream<'_> {
     }
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    fn new(input: &'a mut dyn Read, sums: Option<Sums<'a>>) -> Self {
+        Self { input, at: 0, record: 0, began: 0, crc: 0, sums, order: Order::default() }
+    }
+
     fn beginning(&mut self) -> Result<()> {
         read_beginning(self).map_err(|e| self.malformed(&e))?;
         self.check_sum()
