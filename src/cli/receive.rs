@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use clap::error::ErrorKind;
 use serde_json::json;
 
 use super::diff::open;
@@ -48,7 +49,7 @@ pub struct ReceiveArgs {
     #[arg(short, long, value_name = "NEW")]
     pub output: PathBuf,
     /// Hold every record against STREAM.sums; there are none on a pipe
-    #[arg(long, requires = "stream")]
+    #[arg(long)]
     pub checksum: bool,
     /// Free space below which nothing more is written: 0% to 99%, or a size
     #[arg(long, value_name = "FREE", default_value = "5%", value_parser = values::min_free)]
@@ -59,6 +60,20 @@ pub struct ReceiveArgs {
     /// Nothing but errors on standard error
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+impl ReceiveArgs {
+    /// What no parser of a single argument sees.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> std::result::Result<(), (ErrorKind, String)> {
+        if self.checksum && self.stream.is_none() {
+            let what = "--checksum needs the stream in a file: STREAM and STREAM.sums";
+            return Err((ErrorKind::MissingRequiredArgument, what.into()));
+        }
+        Ok(())
+    }
 }
 
 /// Runs the verb.
