@@ -133,7 +133,7 @@ pub fn base_of(input: &mut dyn Read) -> Result<Option<Name>> {
     let mut stream = Stream::new(input, None);
     stream.beginning()?;
     stream.head()?;
-    Ok(stream.order.head().base.clone())
+    Ok(stream.order.head().base)
 }
 
 /// The same error with where the right base is, if that is known.

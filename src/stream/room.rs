@@ -134,7 +134,6 @@ mod tests {
         room.for_data(range(20 * UNIT - 1, 20 * UNIT)).expect("all of it");
         room.for_zeros(range(30 * UNIT - 1, 31 * UNIT + 1)).expect("asked again, for both ends");
         room.for_data(range(40 * UNIT, 43 * UNIT)).expect_err("there is no more");
-        drop(room);
         assert_eq!(asked, [0, UNIT, 3 * UNIT]);
     }
 }
