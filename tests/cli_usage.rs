@@ -131,6 +131,10 @@ fn contradictions_and_gaps_are_usage_errors() {
         "error: name an image and a snapshot, SRC DST, or SRC=DST for each of several images",
     );
     check_usage(&["send", "a", "--checksum"], "error: the following required arguments were not provided:");
+    check_usage(
+        &["receive", "--checksum", "-o", "a"],
+        "error: --checksum needs the stream in a file: STREAM and STREAM.sums",
+    );
     check_usage(&["receive"], "error: the following required arguments were not provided:");
     check_usage(
         &["rotate", "a=b-%F"],

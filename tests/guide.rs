@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 
-use support::{Sandbox, assert_same, must, noise, on_both, there, writer};
+use support::{Other, Sandbox, assert_same, must, noise, on_both, there, writer};
 
 /// The commands of a section's code blocks that a shell can run, line by line.
 fn commands(section: &str) -> Vec<String> {
@@ -71,11 +71,23 @@ fn a_machine_is_rolled_back() {
         begin(s);
         s.exits(0, &["snapshot", "-q", "vm.img", "snaps/vm-20261122T031700+0100.snap"]);
         writer(&s.path("vm.img")).write_all_at(b"changed", 1 << 20).expect("written");
-        let lines: Vec<String> =
-            commands("With libvirt").into_iter().filter(|line| line.contains(" restore ")).collect();
-        run(s, &lines);
+        let lines = commands("With libvirt");
+        let shutdown = lines.iter().position(|line| line.starts_with("virsh shutdown")).expect("the VM is shut down");
+        let vm = Other::opens("<>", &s.path("vm.img"));
+        let pid = vm.pid().expect("a process");
+        // It needs a while after `shutdown` has returned: until it was asked twice how it stands.
+        let virsh = format!(
+            "virsh() {{ case $1 in
+            shutdown) echo asked > virsh;;
+            domstate) case $(wc -l < virsh) in
+                1|2) echo more >> virsh; echo running;;
+                *) kill -9 {pid} && while [ -e /proc/{pid}/fd/9 ]; do sleep 0.01; done; echo 'shut off';;
+                esac;;
+            esac; }}"
+        );
+        run(s, &[&[virsh], &lines[shutdown..]].concat());
         assert_same(&s.path("vm.img"), &s.path("snaps/vm-20261122T031700+0100.snap"));
-        assert!(s.path("snaps/vm-before-restore.snap").exists());
+        assert!(s.path("snaps/before-restore-vm.snap").exists());
     });
 }
 
@@ -94,6 +106,47 @@ fn increments_to_another_host() {
         run(s, &lines[rest..rest + 3]);
         assert_same(&s.path("snaps/vm-2.snap"), &s.path("backup/vm-2.snap"));
         run(s, &lines[rest + 3..]);
+    });
+}
+
+/// What a restore keeps lies beside the nightly snapshots, and is none of them.
+#[test]
+fn a_night_after_a_restore_ships_what_the_night_has_made() {
+    on_both(|s| {
+        begin(s);
+        let nightly = commands("Increments to another host by ssh");
+        let first = nightly.iter().position(|line| line.starts_with("new=")).expect("the script");
+        let ship = &nightly[first..first + 3];
+        let night = |nth: u64| {
+            writer(&s.path("vm.img")).write_all_at(&[nth as u8; 4096], nth << 16).expect("written");
+            let name = format!("vm-2026112{nth}T031700+0100.snap");
+            s.exits(0, &["snapshot", "-q", "vm.img", &format!("snaps/{name}")]);
+            name
+        };
+        let shipped = |name: &str| {
+            run(s, ship);
+            assert_same(&s.path("snaps").join(name), &s.path("backup").join(name));
+        };
+        let before = night(2);
+        s.exits(0, &["send", "-q", &format!("snaps/{before}"), "-o", "d"]);
+        s.exits(0, &["receive", "-q", "d", "-o", &format!("backup/{before}")]);
+        writer(&s.path("vm.img")).write_all_at(b"changed", 1 << 20).expect("written");
+        for (section, word) in [("With libvirt", " restore "), ("Back from the backup host", "restore ")] {
+            let restore = commands(section).into_iter().filter(|line| line.contains(word));
+            // Of the newest snapshot here.
+            let restore: Vec<_> = restore
+                .map(|line| {
+                    let snap = line.split(' ').find(|it| it.starts_with("/snaps/")).expect("a snapshot").to_owned();
+                    line.replacen(&snap, &format!("/snaps/{before}"), 1)
+                })
+                .collect();
+            assert_eq!(restore.len(), 1);
+            run(s, &restore);
+        }
+        // The restore's own name is none that these nights could ship, nor one that a later restore would meet.
+        for nth in [3, 4, 5] {
+            shipped(&night(nth));
+        }
     });
 }
 

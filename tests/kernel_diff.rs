@@ -4,13 +4,17 @@
 mod support;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use support::history::{change, on_every};
-use support::{BLOCK, Random, Sandbox, must, noise, on_both, refused, rounds, there, writer};
+use support::{
+    BLOCK, Random, Sandbox, addresses, assert_same, fragmented, must, noise, on_both, refused, rounds, skipped, there,
+    writer,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -94,6 +98,30 @@ fn what_is_shared_is_equal_without_a_byte_being_read() {
         must("truncate", &[&"-s", &"+1", &s.path("b.img")]);
         let verified = s.exits(7, &["verify", "--json", "a.snap", "b.img"]).pop().expect("an answer");
         assert_eq!((&verified["equal"], &verified["differing_bytes"]), (&false.into(), &0.into()));
+    });
+}
+
+/// `diff --exit-code | head` answers for all of both files.
+#[test]
+fn the_answer_does_not_depend_on_how_much_of_it_is_read() {
+    on_both(|s| {
+        // Many ranges that are equal, and behind them one that is not: more than any buffer before the first difference.
+        fragmented(&s.path("a.img"), 2000);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let unread = |args: &[&str]| {
+            let (read, write) = nix::unistd::pipe().expect("a pipe");
+            drop(read);
+            let out = s.command(args).stdout(write).output().expect("started");
+            assert_eq!(String::from_utf8_lossy(&out.stderr), "", "{args:?}");
+            out.status.code()
+        };
+        let args = ["diff", "--exit-code", "--format", "qemu-map", "a.snap", "a.img"];
+        assert_eq!(unread(&args), Some(0), "{:?}", s.fs);
+        writer(&s.path("a.img")).write_all_at(b"x", 3990 * BLOCK).expect("written");
+        assert_eq!(s.run(&args).status.code(), Some(7), "{:?}", s.fs);
+        assert_eq!(unread(&args), Some(7), "{:?}", s.fs);
+        assert_eq!(unread(&["diff", "--exit-code", "--json", "a.snap", "a.img"]), Some(7), "{:?}", s.fs);
+        assert_eq!(unread(&["diff", "--format", "qemu-map", "a.snap", "a.img"]), Some(0), "{:?}", s.fs);
     });
 }
 
@@ -184,9 +212,108 @@ fn the_map_is_qemus_of_an_overlay() {
     });
 }
 
+/// tmpfs has no block maps: what has data is read, and where there are holes is asked in another way.
+#[test]
+fn a_file_system_without_block_maps_is_read() {
+    let Some(s) = Sandbox::new(support::Fs::Xfs) else { return };
+    let tmpfs = s.outside("tmpfs");
+    fs::create_dir(&tmpfs).expect("a directory");
+    must("mount", &[&"-t", &"tmpfs", &"-o", &"size=64M", &"tmpfs", &tmpfs]);
+    let checked = std::panic::catch_unwind(|| {
+        noise(&s.path("a.img"), 2 * MIB);
+        File::options().write(true).open(s.path("a.img")).and_then(|it| it.set_len(8 * MIB + 5)).expect("sparse");
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        let other = tmpfs.join("a.raw");
+        must("cp", &[&"--sparse=always", &s.path("a.snap"), &other]);
+        let text = other.to_str().expect("text");
+        for pair in [["a.snap", text], [text, "a.snap"], [text, text]] {
+            let verified = s.exits(0, &[&["verify", "--json"], &pair[..]].concat()).pop().expect("an answer");
+            assert_eq!((&verified["read_bytes"], &verified["equal"]), (&(2 * MIB).into(), &true.into()), "{verified}");
+            s.exits(0, &[&["diff", "--content", "--exit-code"], &pair[..]].concat());
+        }
+        writer(&other).write_all_at(b"x", 5 * MIB).expect("written");
+        let verified = s.exits(7, &["verify", "--json", "a.snap", text]).pop().expect("an answer");
+        assert_eq!(verified["first"][0]["offset"], 5 * MIB, "{verified}");
+        let mut told = s.exits(0, &["diff", "--content", "--json", "a.snap", text]);
+        assert_eq!((told.len(), &told[0]["offset"]), (2, &(5 * MIB).into()), "{told:?}");
+        told = s.exits(0, &["diff", "--json", "a.snap", text]);
+        let sums = told.pop().expect("sums");
+        assert_eq!((&sums["data_bytes"], &sums["zero_bytes"]), (&(2 * MIB + BLOCK).into(), &0.into()), "{told:?}");
+        // Whole snapshots can be received anywhere, and go on from there.
+        s.exits(0, &["send", "-q", "a.snap", "-o", "d"]);
+        let there = tmpfs.join("r.snap");
+        let text = there.to_str().expect("text");
+        // tmpfs has attributes for users since Linux 6.6.
+        if xattr::set(&other, "user.test", b"x").is_err() {
+            skipped("this kernel's tmpfs has no user attributes");
+        } else {
+            s.exits(0, &["receive", "-q", "d", "-o", text]);
+            let sent = s.exits(0, &["send", "--json", text, "-o", "e"]).pop().expect("an end");
+            assert_eq!(sent["data_bytes"], 2 * MIB, "{sent}");
+            s.exits(0, &["receive", "-q", "e", "-o", "back"]);
+            assert_same(&s.path("a.snap"), &s.path("back"));
+        }
+    });
+    must("umount", &[&tmpfs]);
+    checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
 /// A copy of a file system has its UUID, and the same addresses for other data.
 #[test]
 fn a_copied_file_system_is_another_one() {
+    with_a_copy(|s, mnt| {
+        let other = mnt.join("a.img");
+        writer(&other).write_all_at(&[0xEE; MIB as usize], 0).expect("written");
+        let text = other.to_str().expect("text");
+        let verified = s.exits(7, &["verify", "--json", "a.img", text]).pop().expect("an answer");
+        assert_eq!(verified["differing_bytes"], MIB, "{verified}");
+        let sums = s.exits(0, &["diff", "--json", "a.img", text]).pop().expect("sums");
+        assert_eq!((&sums["comparable"], &sums["data_bytes"]), (&false.into(), &(2 * MIB).into()));
+    });
+}
+
+/// An overlay gives files of several file systems the device number of its own, and tells each one's addresses as they are there.
+#[test]
+fn an_overlay_tells_addresses_of_several_file_systems() {
+    with_a_copy(|s, mnt| {
+        let (upper, work, merged) = (mnt.join("upper"), mnt.join("work"), s.outside("merged"));
+        for dir in [&upper, &work, &merged] {
+            fs::create_dir(dir).expect("a directory");
+        }
+        fs::rename(mnt.join("a.img"), upper.join("b.img")).expect("renamed");
+        writer(&upper.join("b.img")).write_all_at(&[0xEE; MIB as usize], 0).expect("written");
+        let layers =
+            format!("lowerdir={},upperdir={},workdir={},xino=on", s.dir().display(), upper.display(), work.display());
+        if !Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &layers])
+            .arg(&merged)
+            .status()
+            .is_ok_and(|it| it.success())
+        {
+            return skipped("this kernel has no overlayfs, or none with xino=on");
+        }
+        let checked = std::panic::catch_unwind(|| {
+            let [a, b] = ["a.img", "b.img"].map(|name| merged.join(name));
+            let device = |path: &Path| fs::metadata(path).expect("there").dev();
+            if device(&a) != device(&b) {
+                return skipped("this kernel's overlayfs has a device number for each layer");
+            }
+            assert_eq!(addresses(&a), addresses(&b), "what the test is of");
+            let [a, b] = [&a, &b].map(|path| path.to_str().expect("text"));
+            let verified = s.exits(7, &["verify", "--json", a, b]).pop().expect("an answer");
+            assert_eq!(verified["differing_bytes"], MIB, "{verified}");
+            let sums = s.exits(0, &["diff", "--json", a, b]).pop().expect("sums");
+            assert_eq!((&sums["comparable"], &sums["data_bytes"]), (&false.into(), &(2 * MIB).into()));
+            let sums = s.exits(7, &["diff", "--json", "--content", "--exit-code", a, b]).pop().expect("sums");
+            assert_eq!(sums["data_bytes"], MIB, "{sums}");
+        });
+        must("umount", &[&merged]);
+        checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+/// An XFS with a file of noise, a.img, and a byte for byte copy of the whole file system, mounted beside it.
+fn with_a_copy(test: impl Fn(&Sandbox, &Path) + std::panic::RefUnwindSafe) {
     let Some(s) = Sandbox::new(support::Fs::Xfs) else { return };
     noise(&s.path("a.img"), 2 * MIB);
     must("sync", &[]);
@@ -197,15 +324,7 @@ fn a_copied_file_system_is_another_one() {
     assert!(copied.expect("cp").success());
     fs::create_dir(&mnt).expect("a directory");
     must("mount", &[&"-o", &"loop,nouuid", &copy, &mnt]);
-    let other = mnt.join("a.img");
-    let checked = std::panic::catch_unwind(|| {
-        writer(&other).write_all_at(&[0xEE; MIB as usize], 0).expect("written");
-        let text = other.to_str().expect("text");
-        let verified = s.exits(7, &["verify", "--json", "a.img", text]).pop().expect("an answer");
-        assert_eq!(verified["differing_bytes"], MIB, "{verified}");
-        let sums = s.exits(0, &["diff", "--json", "a.img", text]).pop().expect("sums");
-        assert_eq!((&sums["comparable"], &sums["data_bytes"]), (&false.into(), &(2 * MIB).into()));
-    });
+    let checked = std::panic::catch_unwind(|| test(&s, &mnt));
     must("umount", &[&mnt]);
     checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

@@ -150,6 +150,74 @@ fn what_is_not_whole_or_not_right_leaves_nothing() {
 }
 
 #[test]
+fn the_right_base_is_named_where_it_lies_beside_what_was_named() {
+    on_both(|s| {
+        two(s);
+        let stream = sent(s, &["a.2", "--from", "a.1"]);
+        fs::remove_file(s.path("a.1")).expect("removed");
+        for args in [
+            &["-o", "r.2"][..],
+            &["--base", "a.2", "-o", "r.2"],
+            &["--base", "missing.snap", "-o", "r.2"],
+            &["--base", "a.img", "-o", "r.2"],
+        ] {
+            fails(s, &stream, args, "--base r.1");
+        }
+        let held = writer(&s.path("r.1"));
+        fails(s, &stream, &["--base", "r.1", "-o", "r.2"], "shut the VM down");
+        drop(held);
+        fs::create_dir(s.path("old")).and_then(|()| fs::rename(s.path("r.1"), s.path("old/x y.1"))).expect("moved");
+        fails(s, &stream, &["-o", "old/r.2"], "--base 'old/x y.1'");
+        fails(s, &stream, &["--base", "old/missing.snap", "-o", "r.2"], "--base 'old/x y.1'");
+        // What somebody has written to is none, and then there is no other.
+        OpenOptions::new()
+            .write(true)
+            .open(s.path("old/x y.1"))
+            .and_then(|it| it.write_all_at(b"x", 0))
+            .expect("root may");
+        fails(s, &stream, &["-o", "old/r.2"], "tells a file's job");
+        fails(s, &stream, &["--base", "missing.snap", "-o", "r.2"], "missing.snap");
+        // A whole one needs none, whatever is said.
+        fails(s, &sent(s, &["a.2"]), &["--base", "missing.snap", "-o", "r.2"], "missing.snap");
+    });
+}
+
+/// A byte of a block that is shared with the base takes a block, whether it is data or zeros.
+#[test]
+fn small_records_do_not_take_the_space_that_is_left_to_the_guests() {
+    const SIZE: u64 = 32 * MIB;
+    on_both(|s| {
+        noise(&s.path("a.img"), SIZE);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.1"]);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.2"]);
+        let nothing = sent(s, &["a.2", "--from", "a.1"]);
+        let stream = |tag: &[u8], data: &[u8]| {
+            let record = |at: u64| [tag, &(at + 7).to_le_bytes(), &1_u64.to_le_bytes(), data].concat();
+            let records = (0..SIZE / BLOCK).flat_map(|block| record(block * BLOCK));
+            nothing[..nothing.len() - 1].iter().copied().chain(records).chain(*b"e").collect::<Vec<u8>>()
+        };
+        let free = || nix::sys::statvfs::statvfs(&s.dir()).map(|it| it.blocks_available() * it.fragment_size());
+        let filler = free().expect("its space") - 2 * SIZE;
+        must("fallocate", &[&"-l", &filler.to_string(), &s.path("filler")]);
+        for (stream, byte) in [(stream(b"z", b""), 0), (stream(b"w", b"x"), b'x')] {
+            // What is free is enough for all of them, and not for what the guests need besides.
+            let (code, said) = receive(s, &stream, &["-q", "--min-free", "48M", "--base", "a.1", "-o", "r.2"]);
+            assert!(
+                code == Some(3) && said.contains("--min-free") && !said.contains("metadata"),
+                "{:?}: {code:?} {said}",
+                s.fs
+            );
+            assert!(!s.path("r.2").exists());
+            received(s, &stream, &["-q", "--min-free", "4M", "--base", "a.1", "-o", "r.2"]);
+            let bytes = fs::read(s.path("r.2")).expect("received");
+            assert!((0..SIZE / BLOCK).all(|block| bytes[(block * BLOCK + 7) as usize] == byte), "{:?}", s.fs);
+            fs::remove_file(s.path("r.2")).expect("removed");
+            must("sync", &[&"-f", &s.dir()]);
+        }
+    });
+}
+
+#[test]
 fn checksums_find_what_the_format_does_not() {
     on_both(|s| {
         two(s);

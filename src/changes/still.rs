@@ -8,7 +8,6 @@ use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::hold::frozen::Frozen;
 use crate::hold::{Demand, Hold};
-use crate::range::ByteRange;
 use crate::record::{Record, Verdict};
 
 /// Such a file.
@@ -43,8 +42,7 @@ impl Still {
                 return Err(Error { hint: hint.into(), ..e });
             }
         };
-        let first = ByteRange::new(0, 1).expect("a byte");
-        file.map(first, 1, true, &mut Vec::new()).map_err(cannot)?;
+        file.flush_for_map().map_err(cannot)?;
         // With the lease: nothing changes any more.
         let stat = file.stat().map_err(cannot)?;
         let record = valid(&stat)?;

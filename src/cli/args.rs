@@ -262,6 +262,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Verb, clap::Err
     let mut verb = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut command()))?.verb;
     let (name, checked) = match &mut verb {
         Verb::Snapshot(args) => ("snapshot", args.check()),
+        Verb::Receive(args) => ("receive", args.check()),
         Verb::Rotate(args) => {
             let given = matches.subcommand().map_or(&matches, |(_, given)| given);
             ("rotate", args.check(given, &definition("snapshot")))

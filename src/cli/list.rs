@@ -39,18 +39,26 @@ pub struct ListArgs {
 /// Runs the verb.
 ///
 /// # Errors
-/// Refused where a directory cannot be read.
+/// Refused where something is not there, or a directory cannot be read.
 pub fn run(args: &ListArgs) -> Result<u8> {
     let here = [PathBuf::from(".")];
     let paths = if args.paths.is_empty() { &here[..] } else { &args.paths };
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let mut any = false;
+    let cannot = |path: &Path, e| {
+        let hint =
+            "check the path; 'rclone-img list DIR' shows what there is, 'rclone-img status DIR' what is not complete";
+        Error::io(Kind::Refused, format!("cannot look at {}", words::name(path)), hint, e)
+    };
+    // Before anything is told.
+    paths.iter().try_for_each(|path| path.symlink_metadata().map(drop).map_err(|e| cannot(path, e)))?;
+    let (mut any, mut none) = (false, false);
     for path in paths {
         let (dir, name) = match path.is_dir() {
             true => (path.as_path(), None),
             false => (directory_of(path), path.file_name()),
         };
-        let cannot = |e| Error::io(Kind::Refused, format!("cannot look at {}", words::name(path)), "check the path", e);
+        let cannot = |e| cannot(path, e);
+        let mut here = false;
         let disk = RealDisk::open_dir(dir).map_err(cannot)?;
         for found in snapshots(dir, &disk, |it: &OsStr| name.is_none_or(|name| name == it)).map_err(cannot)? {
             let Some((found, file)) = Snapshot::at(&disk, &found.name) else { continue };
@@ -61,10 +69,18 @@ pub fn run(args: &ListArgs) -> Result<u8> {
                 person(&mut out, !any, &found, sizes)
             };
             super::written(told)?;
-            any = true;
+            (any, here) = (true, true);
         }
+        if name.is_some() && !here {
+            super::written(out.flush())?;
+            super::warn(Some(format!(
+                "{} is no snapshot: it has no record of one that could be read",
+                words::name(path)
+            )));
+        }
+        none |= name.is_none() && !here;
     }
-    if !any && !args.json {
+    if none && !any && !args.json {
         super::written(out.write_all(b"no snapshots here; 'rclone-img snapshot' makes one\n"))?;
     }
     super::written(out.flush())?;
@@ -92,7 +108,7 @@ fn object(path: &Path, found: &Snapshot, (own, shared): (u64, u64)) -> serde_jso
     let object = json!({
         "v": json::VERSION, "event": "snapshot", "state": state(found.verdict), "t0": record.t0.to_string(),
         "job": record.job.to_string(), "hold": record.hold, "point_in_time": record.point_in_time, "quiesced": record.quiesced,
-        "size": found.stat.size, "own_bytes": own, "shared_bytes": shared,
+        "image_ino": record.image.ino, "size": found.stat.size, "own_bytes": own, "shared_bytes": shared,
     });
     with_path(object, "dst", path)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use clap::error::ErrorKind;
 use serde_json::json;
 
 use super::diff::open;
@@ -14,11 +15,13 @@ use super::send::sums_of;
 use super::service::log::with_path;
 use super::values::{self, MinFree};
 use super::{json, last_words, words};
-use crate::disk::real::{NewFile, RealDisk};
+use crate::disk::real::{NewFile, RealDisk, directory_of};
 use crate::engine::room;
 use crate::error::{Error, Kind, Result};
-use crate::stream::format::name::Kind as Consistency;
-use crate::stream::receive::{Received, Watch, exists, receive};
+use crate::record::Verdict;
+use crate::rotate::found::{Snapshot, snapshots};
+use crate::stream::format::name::{Kind as Consistency, Name};
+use crate::stream::receive::{Received, Watch, base_of, exists, hinted, receive};
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
@@ -33,9 +36,6 @@ Examples:
   rclone-img receive --base vm-1.snap -o vm-2.snap < vm-1-2.diff
   rclone-img receive --checksum --base vm-1.snap -o vm-2.snap vm-1-2.diff";
 
-/// Once in so many bytes it is looked whether there is room for more.
-const LOOK: u64 = 64 << 20;
-
 /// `receive [STREAM]`.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct ReceiveArgs {
@@ -49,7 +49,7 @@ pub struct ReceiveArgs {
     #[arg(short, long, value_name = "NEW")]
     pub output: PathBuf,
     /// Hold every record against STREAM.sums; there are none on a pipe
-    #[arg(long, requires = "stream")]
+    #[arg(long)]
     pub checksum: bool,
     /// Free space below which nothing more is written: 0% to 99%, or a size
     #[arg(long, value_name = "FREE", default_value = "5%", value_parser = values::min_free)]
@@ -60,6 +60,20 @@ pub struct ReceiveArgs {
     /// Nothing but errors on standard error
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+impl ReceiveArgs {
+    /// What no parser of a single argument sees.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> std::result::Result<(), (ErrorKind, String)> {
+        if self.checksum && self.stream.is_none() {
+            let what = "--checksum needs the stream in a file: STREAM and STREAM.sums";
+            return Err((ErrorKind::MissingRequiredArgument, what.into()));
+        }
+        Ok(())
+    }
 }
 
 /// Runs the verb.
@@ -73,26 +87,38 @@ pub fn run(args: &ReceiveArgs) -> Result<u8> {
         _ => Error::io(Kind::Refused, format!("cannot make {name}"), "check the directory and its permissions", e),
     });
     let new = new.map_err(|e| on(&name, e))?;
-    let mut base = args.base.as_deref().map(open).transpose()?;
     let mut input = input(args)?;
+    let find = |name: &Name| base_beside(args, name);
+    let mut base = match args.base.as_deref().map(open).transpose() {
+        Ok(base) => base,
+        // What should have been named the stream knows.
+        Err(e) if e.errno() == Some(libc::ENOENT) => {
+            let needed = base_of(&mut *input).ok().flatten();
+            return Err(hinted(e, needed.as_ref(), &find));
+        }
+        Err(e) => return Err(e),
+    };
     let mut sums = args.stream.as_deref().filter(|_| args.checksum).map(|path| read(&sums_of(path))).transpose()?;
     let began = Instant::now();
     let mut meter = Meter::new(format!("receiving {name}"), None, args.json || args.quiet);
     let mut progress = |done| meter.at(done);
-    let mut looked = 0;
-    let mut room = |dir: &RealDisk, written: u64| {
-        if looked > 0 && written < looked + LOOK {
-            return Ok(());
-        }
-        looked = written.max(1);
-        room::is_enough(dir, args.min_free.into())
-    };
-    let watch = Watch { progress: &mut progress, room: &mut room };
+    let mut room = |dir: &RealDisk, needed: u64| room::for_more(dir, args.min_free.into(), needed);
+    let watch = Watch { progress: &mut progress, room: &mut room, find: &find };
     let sums = sums.as_mut().map(|sums| sums as &mut dyn BufRead);
     let received = receive(&mut *input, sums, base.as_mut(), new, watch).map_err(|e| on(&name, e))?;
     drop(meter);
     tell(args, &received, began)?;
     Ok(0)
+}
+
+/// The snapshot of this name in the directories of what was named on the command line.
+fn base_beside(args: &ReceiveArgs, name: &Name) -> Option<String> {
+    args.base.iter().chain([&args.output]).find_map(|path| {
+        let dir = directory_of(path);
+        let all = snapshots(dir, &RealDisk::open_dir(dir).ok()?, |_| true).ok()?;
+        let is = |it: &Snapshot| it.verdict == Verdict::Valid && Name::from(&it.record) == *name;
+        all.iter().find(|it| is(it)).map(|it| words::shell(path.with_file_name(&it.name)))
+    })
 }
 
 fn on(name: &str, error: Error) -> Error {

@@ -16,7 +16,7 @@ use super::{json, words};
 use crate::changes::maps::{Sides, spans};
 use crate::changes::still::{self, Still};
 use crate::changes::verify::{Progress, Verified, verify};
-use crate::disk::real::share_a_device;
+use crate::disk::blocks::same_addresses;
 use crate::error::Result;
 
 /// What stands below the options in the help.
@@ -78,7 +78,7 @@ pub fn run(args: &VerifyArgs) -> Result<u8> {
 
 fn compare(args: &VerifyArgs, src: &Still, dst: &Still) -> Result<Verified> {
     let common = src.size().min(dst.size());
-    let comparable = share_a_device(src.file(), dst.file()).map_err(|e| still::cannot_read(&args.dst, e))?;
+    let comparable = same_addresses(&**src.file(), &**dst.file()).map_err(|e| still::cannot_read(&args.dst, e))?;
     let sides = Sides { old: &**src.file(), new: &**dst.file(), common, comparable };
     let (progress, over) = (Progress::default(), AtomicBool::new(false));
     let verified = thread::scope(|scope| {

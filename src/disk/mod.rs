@@ -4,6 +4,7 @@
 //! that fails, answers short and crashes from a seed. The engine knows neither. Errors are `io::Error` with the kernel's
 //! errno on both, because the errno is what the engine decides by.
 
+pub mod blocks;
 pub mod process;
 pub mod real;
 pub mod sim;

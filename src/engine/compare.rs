@@ -1,6 +1,7 @@
 //! What a refresh need not clone: the ranges where both files' maps have the same blocks.
 
 use crate::disk::DiskFile;
+use crate::disk::blocks::same_addresses;
 use crate::error::{Error, Kind, Result};
 use crate::extent::delta::{Run, joined, proves_equal};
 use crate::extent::lockstep::lockstep;
@@ -32,7 +33,7 @@ pub fn flush<F: DiskFile>(image: &F, partial: &F, geometry: Geometry) -> Result<
     Ok(())
 }
 
-/// Compares the maps of `range`. Where the file system moves extents about meanwhile, nothing is proved: the same address at
+/// Compares the maps of `range`. Where their addresses do not mean the same blocks nothing is proved, and where the file system moves extents about meanwhile, nothing is proved: the same address at
 /// two moments is the same content only if neither file's blocks went anywhere in between.
 ///
 /// # Errors
@@ -40,7 +41,7 @@ pub fn flush<F: DiskFile>(image: &F, partial: &F, geometry: Geometry) -> Result<
 pub fn compare<F: DiskFile>(image: &F, partial: &F, range: ByteRange) -> Result<Compared> {
     let cannot = |e| cannot_map("image or snapshot", range, e);
     let distrusted = Compared { differing: vec![range], equal_bytes: 0, extents: None };
-    if image.relocating().map_err(cannot)? {
+    if !same_addresses(image, partial).map_err(cannot)? || image.relocating().map_err(cannot)? {
         return Ok(distrusted);
     }
     let (mut differing, mut equal_bytes) = (Vec::new(), 0);
@@ -73,8 +74,8 @@ mod tests {
     use std::ffi::OsStr;
 
     use super::*;
-    use crate::disk::Disk;
     use crate::disk::sim::{Faults, IMAGE, Setup, SimDisk};
+    use crate::disk::{Disk, FsKind};
 
     #[test]
     fn what_is_shared_is_equal_unless_extents_move_meanwhile() {
@@ -91,5 +92,15 @@ mod tests {
         disk.set_faults(Faults { relocating: 1000, ..Faults::default() });
         let compared = compare(&image, &partial, whole.bytes()).expect("compared");
         assert_eq!((compared.differing, compared.equal_bytes, compared.extents), (vec![whole.bytes()], 0, None));
+    }
+
+    #[test]
+    fn addresses_of_an_unknown_file_system_prove_nothing() {
+        let disk = SimDisk::new(Setup { kind: FsKind::Other, ..Setup::new(1) });
+        disk.add_file(IMAGE, &[0x11; 8192]);
+        let image = disk.image().expect("there");
+        let whole = ByteRange::new(0, 8192).expect("not empty");
+        let compared = compare(&image, &image, whole).expect("compared");
+        assert_eq!((compared.differing, compared.equal_bytes), (vec![whole], 0));
     }
 }

@@ -13,7 +13,7 @@ use crate::range::{ByteRange, Geometry};
 /// Refused, with the figures.
 pub fn enough_space<D: Disk>(job: &Job<'_, D>) -> Result<()> {
     let space = job.disk.space().map_err(|e| cannot_look("the free space", e))?;
-    leaves(space, job.options.min_free)
+    leaves(space, job.options.min_free, 0).map(drop)
 }
 
 /// The same of the file system that a directory is on.
@@ -21,34 +21,48 @@ pub fn enough_space<D: Disk>(job: &Job<'_, D>) -> Result<()> {
 /// # Errors
 /// Refused, with the figures.
 pub fn is_enough(disk: &impl Disk, min_free: MinFree) -> Result<()> {
-    let space = disk.space().map_err(|e| cannot_look("the free space", e))?;
-    leaves(space, min_free)
+    for_more(disk, min_free, 0).map(drop)
 }
 
-/// Whether this much is left of this.
-fn leaves(space: Space, min_free: MinFree) -> Result<()> {
+/// How many bytes more may be taken of the file system that a directory is on; so many are needed at least.
+///
+/// # Errors
+/// Refused where they are not there, with the figures.
+pub fn for_more(disk: &impl Disk, min_free: MinFree, needed: u64) -> Result<u64> {
+    let space = disk.space().map_err(|e| cannot_look("the free space", e))?;
+    leaves(space, min_free, needed)
+}
+
+/// How much there is beyond what is to be left of this.
+fn leaves(space: Space, min_free: MinFree, needed: u64) -> Result<u64> {
     let part = match min_free {
         MinFree::Bytes(bytes) => bytes as f64 / space.total.max(1) as f64,
         MinFree::Percent(percent) => percent / 100.0,
     };
-    let enough = |(total, free): (u64, u64), of: &str, hint: &str| {
+    let enough = |(total, free): (u64, u64), needed: u64, of: &str, hint: &str| {
         let wanted = (total as f64 * part) as u64;
-        if free >= wanted {
-            return Ok(());
+        let more = free.checked_sub(wanted).filter(|more| *more >= needed);
+        if let Some(more) = more {
+            return Ok(more);
         }
         let (free, wanted) = (ByteSize(free), ByteSize(wanted));
-        let what =
-            format!("the file system has {free} {of}free, and {wanted} are to be left to the guests (--min-free)");
+        let needed = if needed > 0 { format!("; {} more are needed", ByteSize(needed)) } else { String::new() };
+        let what = format!(
+            "the file system has {free} {of}free, and {wanted} are to be left to the guests (--min-free){needed}"
+        );
         Err(Error::new(Kind::Refused, what, hint))
     };
-    enough(
+    let more = enough(
         (space.total, space.free),
+        needed,
         "",
         "free space, or delete old snapshots first: 'rclone-img list DIR' shows what each would free, 'rclone-img rotate --prune-only' removes by rules",
     )?;
     // The same part of it: a guest's write needs both.
     let hint = "delete old snapshots, or give metadata more room: 'btrfs balance start -dusage=50 MOUNTPOINT'";
-    space.metadata.map_or(Ok(()), |metadata| enough(metadata, "for metadata ", hint))
+    let metadata = space.metadata.map(|metadata| enough(metadata, 0, "for metadata ", hint)).transpose()?;
+    // The smallest pieces take less metadata than a quarter of what they are.
+    Ok(metadata.map_or(more, |metadata| more.min(metadata.saturating_mul(4).max(needed))))
 }
 
 /// Clones the first block into a file without a name: what the file system refuses it refuses here, with nothing left.
@@ -102,7 +116,7 @@ mod tests {
     #[test]
     fn guests_are_left_their_part_of_the_space_and_of_what_is_for_metadata() {
         let space = |free, metadata| Space { total: 1000 << 30, free, metadata };
-        let refused = |space, min_free| leaves(space, min_free).err().map(|e| e.what).unwrap_or_default();
+        let refused = |space, min_free| leaves(space, min_free, 0).err().map(|e| e.what).unwrap_or_default();
         let percent = MinFree::Percent(5.0);
         assert_eq!(refused(space(50 << 30, None), percent), "");
         assert!(refused(space((50 << 30) - 1, None), percent).contains("50.0 GiB are to be left"));

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use super::device::Extents;
 use super::finished::Finder;
-use crate::disk::real::{RealFile, share_a_device};
+use crate::disk::real::RealFile;
 use crate::engine::compare::compare;
 use crate::range::ByteRange;
 
@@ -56,7 +56,7 @@ impl Base {
     fn step(&self, of: &RealFile, step: ByteRange) -> Vec<(u64, u32)> {
         let base = self.file.get_or_init(|| self.finder.find(&self.name).map(|it| RealFile::from(it.file)));
         let all = vec![(step.end(), DIRTY)];
-        let Some(base) = base.as_ref().filter(|base| share_a_device(of, base).unwrap_or(false)) else { return all };
+        let Some(base) = base else { return all };
         let Ok(compared) = compare(of, base, step) else { return all };
         let (mut pieces, mut at) = (Vec::new(), step.start());
         for range in compared.differing {

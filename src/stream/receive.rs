@@ -7,9 +7,10 @@ use super::format::name::{Kind as Consistency, Name};
 use super::format::order::{Head, Order};
 use super::format::sums::{self, Line};
 use super::format::{Malformed, Record, read_beginning};
+use super::room::{Ask, Room};
 use crate::changes::still::Still;
 use crate::disk::DiskFile;
-use crate::disk::real::{NewFile, RealDisk, RealFile, share_a_device};
+use crate::disk::real::{NewFile, RealFile, share_a_device};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ByteRange, Geometry};
 use crate::record::{self, ImageId};
@@ -45,8 +46,10 @@ pub struct Received {
 pub struct Watch<'a> {
     /// Told of the snapshot's bytes that are done.
     pub progress: &'a mut dyn FnMut(u64),
-    /// Whether there is room for more in the snapshot's directory, after so many bytes of data.
-    pub room: &'a mut dyn FnMut(&RealDisk, u64) -> Result<()>,
+    /// How much may be taken of the space of the snapshot's directory.
+    pub room: &'a mut Ask<'a>,
+    /// Where the snapshot may be that the stream needs, for people: where it is not what was named.
+    pub find: &'a dyn Fn(&Name) -> Option<String>,
 }
 
 /// Makes a stream a snapshot. Its checksums are looked at where there are any.
@@ -62,16 +65,17 @@ pub fn receive<'a>(
     watch: Watch<'_>,
 ) -> Result<Received> {
     let sums = sums.map(Sums::new).transpose()?;
-    let mut stream = Stream { input, at: 0, record: 0, began: 0, crc: 0, sums, order: Order::default() };
+    let mut stream = Stream::new(input, sums);
     stream.beginning()?;
     let first = stream.head()?;
     let Head { base: from, snapshot: Some(snapshot), size: Some(size) } = stream.order.head().clone() else {
         return Err(stream.wrong("it does not say which snapshot it is of"));
     };
-    is_base(from.as_ref(), base.as_deref())?;
+    is_base(from.as_ref(), base.as_deref()).map_err(|e| hinted(e, from.as_ref(), watch.find))?;
     let target = new.file();
+    let mut room = Room::new(&new, watch.room)?;
     if let Some(base) = base.as_deref() {
-        clone_base(base, target)?;
+        clone_base(base, target, &mut room)?;
     }
     target.set_len(size).map_err(cannot)?;
     let zeroes = target.as_fd().try_clone_to_owned().and_then(|own| Disk::new(own.into())).map_err(cannot)?;
@@ -81,12 +85,11 @@ pub fn receive<'a>(
     loop {
         match next {
             Record::Data(range) => {
-                (watch.room)(new.dir(), received.data)?;
-                stream.data(range, target, &mut buffer)?;
+                stream.data(range, target, &mut buffer, &mut room)?;
                 received.data += range.len();
                 (watch.progress)(range.end());
             }
-            Record::Zero(range) => zeroes.zero(range.start(), range.len(), false, false).map_err(cannot)?,
+            Record::Zero(range) => zero(range, &zeroes, &mut room)?,
             _ => break,
         }
         received.records += 1;
@@ -112,13 +115,33 @@ pub fn exists(error: io::Error) -> Error {
     Error::io(Kind::Refused, "the snapshot cannot have this name", "choose another one, or move that file away", error)
 }
 
-fn cannot(error: io::Error) -> Error {
+/// What is in the way of the snapshot.
+pub(super) fn cannot(error: io::Error) -> Error {
     Error::io(
         Kind::Failed,
         "cannot make the snapshot",
         "mend the cause and receive the stream again; nothing is left of it",
         error,
     )
+}
+
+/// The base that a stream needs, of its head.
+///
+/// # Errors
+/// Failed where it is no stream.
+pub fn base_of(input: &mut dyn Read) -> Result<Option<Name>> {
+    let mut stream = Stream::new(input, None);
+    stream.beginning()?;
+    stream.head()?;
+    Ok(stream.order.head().base)
+}
+
+/// The same error with where the right base is, if that is known.
+pub fn hinted(error: Error, needed: Option<&Name>, find: &dyn Fn(&Name) -> Option<String>) -> Error {
+    match needed.and_then(find) {
+        Some(there) => Error { hint: format!("the stream's base is here: say --base {there}"), ..error },
+        None => error,
+    }
 }
 
 fn is_base(from: Option<&Name>, base: Option<&Still>) -> Result<()> {
@@ -157,7 +180,7 @@ fn short(name: &Name) -> String {
     format!("the snapshot of T0 {:.3} (job {})", name.t0, &job[..8])
 }
 
-fn clone_base(base: &Still, target: &RealFile) -> Result<()> {
+fn clone_base(base: &Still, target: &RealFile, room: &mut Room<'_>) -> Result<()> {
     let hint = "make the snapshot on the base's file system, and in a directory of the same kind (chattr +C)";
     if !share_a_device(base.file(), target).map_err(cannot)? {
         return Err(Error::new(Kind::Refused, "the base and the new snapshot are on different file systems", hint));
@@ -173,8 +196,29 @@ fn clone_base(base: &Still, target: &RealFile) -> Result<()> {
         let (piece, later) = left.split(left.start() + CLONE);
         rest = later;
         if let Some(piece) = piece.and_then(|piece| geometry.cover(piece)) {
+            // A clone takes metadata.
+            room.look()?;
             target.clone_range(source, piece).map_err(cannot)?;
         }
+    }
+    Ok(())
+}
+
+/// Punches a range out; where the file system cannot do that zeros are written.
+fn zero(range: ByteRange, file: &Disk, room: &mut Room<'_>) -> Result<()> {
+    room.for_zeros(range)?;
+    match file.zero(range.start(), range.len(), false, true) {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        other => return other.map_err(cannot),
+    }
+    room.back_to(range.start());
+    let mut rest = Some(range);
+    while let Some(left) = rest {
+        let (piece, later) = left.split(left.start() + PIECE as u64);
+        rest = later;
+        let piece = piece.expect("the beginning of a range");
+        room.for_data(piece)?;
+        file.zero(piece.start(), piece.len(), false, false).map_err(cannot)?;
     }
     Ok(())
 }
@@ -235,7 +279,11 @@ impl Read for Stream<'_> {
     }
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    fn new(input: &'a mut dyn Read, sums: Option<Sums<'a>>) -> Self {
+        Self { input, at: 0, record: 0, began: 0, crc: 0, sums, order: Order::default() }
+    }
+
     fn beginning(&mut self) -> Result<()> {
         read_beginning(self).map_err(|e| self.malformed(&e))?;
         self.check_sum()
@@ -259,10 +307,11 @@ impl Stream<'_> {
         Ok(record)
     }
 
-    fn data(&mut self, range: ByteRange, target: &RealFile, buffer: &mut [u8]) -> Result<()> {
+    fn data(&mut self, range: ByteRange, target: &RealFile, buffer: &mut [u8], room: &mut Room<'_>) -> Result<()> {
         let mut at = range.start();
         while at < range.end() {
             let piece = &mut buffer[..(range.end() - at).min(PIECE as u64) as usize];
+            ByteRange::at(at, piece.len() as u64).map_or(Ok(()), |range| room.for_data(range))?;
             self.read_exact(piece).map_err(|e| self.malformed(&e.into()))?;
             target.write_at(at, piece).map_err(cannot)?;
             at += piece.len() as u64;

@@ -16,7 +16,8 @@ use crate::changes::content::compared;
 use crate::changes::maps::{Sides, rest, spans};
 use crate::changes::still::{self, Still};
 use crate::disk::DiskFile;
-use crate::disk::real::{RealFile, share_a_device};
+use crate::disk::blocks::same_addresses;
+use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
 
@@ -76,7 +77,7 @@ pub fn send(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Sent> {
     let names = (base.as_deref().map(name_of).transpose()?, name_of(new)?);
-    let comparable = base.as_deref().map_or(Ok(false), |base| share_a_device(base.file(), new.file()));
+    let comparable = base.as_deref().map_or(Ok(false), |base| same_addresses(&**base.file(), &**new.file()));
     let comparable = comparable.map_err(|e| still::cannot_read(new.path(), e))?;
     let source = Source {
         new: new.file().clone(),

@@ -18,7 +18,7 @@ use crate::changes::Span;
 use crate::changes::content::compared;
 use crate::changes::maps::{Sides, rest, spans};
 use crate::changes::still::{self, Still};
-use crate::disk::real::share_a_device;
+use crate::disk::blocks::same_addresses;
 use crate::error::Result;
 
 /// The exit code of an answer that is "differs".
@@ -34,7 +34,7 @@ const CHECK: u64 = 1024;
 pub fn run(args: &DiffArgs) -> Result<u8> {
     let mut old = open(&args.old)?;
     let mut new = open(&args.new)?;
-    let comparable = share_a_device(old.file(), new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
+    let comparable = same_addresses(&**old.file(), &**new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut teller: Box<dyn Teller> = match args.format {
         _ if args.quiet => Box::new(Silent),
@@ -43,21 +43,21 @@ pub fn run(args: &DiffArgs) -> Result<u8> {
         None => Box::new(text::Text::new(new.size())),
     };
     if !comparable && !args.content {
-        let what = "the two are on different file systems: all that is not a hole in both counts as changed; --content compares it";
+        let what = "the block maps of the two say nothing of each other (two file systems, or neither XFS nor Btrfs): all that is not a hole in both counts as changed; --content compares it";
         super::warn(Some(what.into()));
     }
     let began = Instant::now();
     let mut sums = Sums { sizes: [old.size(), new.size()], comparable, content: args.content, ..Sums::default() };
     let told = tell(args, (&mut old, &mut new), &mut *teller, &mut sums, &mut out);
-    if gone(&told) {
-        return Ok(sums.exit_code(args));
-    }
-    told.map_err(|e| match e {
+    let heard = told.map_err(|e| match e {
         Trouble::Reading(e) => still::cannot_read(&args.new, e),
         Trouble::Writing(e) => super::written(Err(e)).err().unwrap_or_else(crate::error::Error::told_to_stop),
         Trouble::Changed(e) => e,
     })?;
     sums.took = began.elapsed();
+    if !heard {
+        return Ok(sums.exit_code(args));
+    }
     super::written(teller.end(args, &sums, &mut out).and_then(|()| out.flush()))?;
     Ok(sums.exit_code(args))
 }
@@ -77,17 +77,15 @@ enum Trouble {
     Changed(crate::error::Error),
 }
 
-fn gone(told: &std::result::Result<(), Trouble>) -> bool {
-    matches!(told, Err(Trouble::Writing(e)) if e.kind() == io::ErrorKind::BrokenPipe)
-}
-
+/// Tells of all spans; whether somebody hears it to the end. Where nobody does any more it goes on, without a word, until the answer is known
+/// that the exit code is.
 fn tell(
     args: &DiffArgs,
     (old, new): (&mut Still, &mut Still),
     teller: &mut dyn Teller,
     sums: &mut Sums,
     out: &mut dyn Write,
-) -> std::result::Result<(), Trouble> {
+) -> std::result::Result<bool, Trouble> {
     let common = old.size().min(new.size());
     let (old_file, new_file) = (old.file().clone(), new.file().clone());
     let sides = Sides { old: &*old_file, new: &*new_file, common, comparable: sums.comparable };
@@ -98,19 +96,35 @@ fn tell(
     };
     let mut until_check = CHECK;
     // The maps alone are through in a moment.
+    let mut heard = true;
     let mut meter = Meter::new("comparing", Some(new.size()), !args.content || args.quiet);
     for span in all {
         let span = span.map_err(Trouble::Reading)?;
         sums.add(&span);
         meter.at(span.range.end());
-        teller.span(&span, out).map_err(Trouble::Writing)?;
+        if heard {
+            heard = written_or_gone(teller.span(&span, out))?;
+        }
+        if !heard && (!args.exit_code || sums.differ()) {
+            break;
+        }
         until_check -= 1;
         if until_check == 0 {
             old.check().and_then(|()| new.check()).map_err(Trouble::Changed)?;
             until_check = CHECK;
         }
     }
-    old.check().and_then(|()| new.check()).map_err(Trouble::Changed)
+    old.check().and_then(|()| new.check()).map_err(Trouble::Changed)?;
+    Ok(heard)
+}
+
+/// False where nobody reads any more, which is no error.
+fn written_or_gone(result: io::Result<()>) -> std::result::Result<bool, Trouble> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Trouble::Writing(e)),
+    }
 }
 
 /// How differences are told.

@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 use xattr::FileExt as _;
 
-use super::{ALWAYS, convert};
+use super::{ALWAYS, convert, seek};
 use crate::disk::{CallCost, DiskFile, FsFacts, FsKind, Stat};
 use crate::extent::Extent;
 use crate::range::{ByteRange, CloneRange, PowerOfTwo};
@@ -30,8 +31,8 @@ pub fn open_itself(path: &Path, writes: bool) -> io::Result<File> {
     File::options().read(true).write(writes).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
 }
 
-/// Whether addresses of two files mean the same blocks: by the device, and not by the UUID, which a copy of a file system has as well. A
-/// Btrfs has a device number for each subvolume, and mounts no copy of itself under its own UUID.
+/// Whether two files may share blocks: one file system, and one device of it. What that proves nothing of is whether their maps' addresses mean
+/// the same blocks: that is [`crate::disk::blocks::same_addresses`].
 ///
 /// # Errors
 /// What fstatfs(2) and the ioctls say.
@@ -50,6 +51,8 @@ pub struct RealFile {
     file: File,
     kind: OnceLock<FsKind>,
     tree: OnceLock<Option<Tree>>,
+    /// Whether the file system was found to have no block maps.
+    seeks: AtomicBool,
 }
 
 /// Where the items of a file are in its subvolume's tree.
@@ -103,6 +106,22 @@ impl RealFile {
         self.file.set_xattr(name, value)
     }
 
+    /// Writes what is dirty, so that the map tells all. Where the file system has no maps ([`DiskFile::map`] and [`DiskFile::addresses`] would
+    /// fail) they are made from now on of what lseek(2) says: for a file that nobody writes to, of which that is true.
+    ///
+    /// # Errors
+    /// What FS_IOC_FIEMAP says, but that it is not there.
+    pub fn flush_for_map(&self) -> io::Result<()> {
+        let Some(first) = ByteRange::at(0, 1) else { return Ok(()) };
+        match self.map(first, 1, true, &mut Vec::new()) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY)) => {
+                self.seeks.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     fn kind(&self) -> FsKind {
         *self.kind.get_or_init(|| self.fs().map_or(FsKind::Other, |facts| facts.kind))
     }
@@ -121,7 +140,7 @@ impl RealFile {
 
 impl From<File> for RealFile {
     fn from(file: File) -> Self {
-        Self { file, kind: OnceLock::new(), tree: OnceLock::new() }
+        Self { file, kind: OnceLock::new(), tree: OnceLock::new(), seeks: AtomicBool::new(false) }
     }
 }
 
@@ -151,7 +170,10 @@ impl DiskFile for RealFile {
     }
 
     fn map(&self, range: ByteRange, max: usize, flush: bool, into: &mut Vec<Extent>) -> io::Result<()> {
-        fiemap::walk(self.as_fd(), range, max, flush, into)
+        match self.seeks.load(Ordering::Relaxed) {
+            true => seek::walk(&self.file, range, max, into),
+            false => fiemap::walk(self.as_fd(), range, max, flush, into),
+        }
     }
 
     /// As the trait says. The tree's search finds the items that begin in a range: what reaches into it from before is

@@ -7,6 +7,7 @@
 mod fault;
 mod file;
 mod new;
+mod seek;
 mod turns;
 
 use std::cell::{OnceCell, RefCell};

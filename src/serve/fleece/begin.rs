@@ -17,7 +17,8 @@ use super::map::Map;
 use super::sidecar::{Of, Sidecar};
 use super::{Fleece, past_us};
 use crate::disk::DiskFile;
-use crate::disk::real::{RealFile, share_a_device};
+use crate::disk::blocks::same_addresses;
+use crate::disk::real::RealFile;
 use crate::engine::compare::compare;
 use crate::hold::filter::strangers::Strangers;
 use crate::range::{ByteRange, Geometry, PowerOfTwo};
@@ -137,7 +138,7 @@ impl Fleeces {
         // The map shows what was written before T0.
         let first = ByteRange::new(0, 1).expect("a byte");
         self.image.map.map(first, 1, true, &mut Vec::new()).map_err(cannot())?;
-        let comparable = share_a_device(&self.image.map, base).map_err(cannot())?;
+        let comparable = same_addresses(&*self.image.map, base).map_err(cannot())?;
         let mut rest = ByteRange::new(0, fleece.point.clusters.size()).filter(|_| comparable);
         while let Some(left) = rest {
             // It may take minutes, and nobody waits for what comes to nothing.
