@@ -173,7 +173,7 @@ pub struct Output {
 /// What `snapshot` and `resume` have in common.
 #[derive(Args, Clone, PartialEq, Eq, Debug)]
 pub struct JobArgs {
-    /// What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms (Btrfs 1.5ms), none 5ms; for that single call 5ms]
+    /// What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms (Btrfs 1.5ms), filter and none 1ms; for that single call 5ms]
     #[arg(long, value_name = "TIME", value_parser = values::latency)]
     pub latency: Option<Duration>,
     /// Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well

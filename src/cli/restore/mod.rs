@@ -37,6 +37,10 @@ use crate::stream::receive::HOLD;
 /// What the kernel's patience is where it does not tell, in seconds: its default (Documentation/admin-guide/sysctl/fs.rst).
 const LEASE_BREAK_TIME: u64 = 45;
 
+/// How often it is tried to have the image alone, and how long after one another.
+const ATTEMPTS: u32 = 10;
+const BETWEEN: Duration = Duration::from_millis(20);
+
 /// The most links that are followed, as the kernel does.
 const LINKS: usize = 40;
 
@@ -94,7 +98,7 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
     let stop = Stop::on_signals()?;
     let file = open_image(&place, &name)?;
     // Nobody has written to it since it was kept, and nobody can now.
-    own(&file, &place.names.image)?;
+    soon(&place, || own(&file, &place.names.image))?;
     let now = file.stat().map_err(|e| cannot(&name, e))?;
     if (now.id(), now.size, now.mtime_ns) != (before.id(), before.size, before.mtime_ns) {
         return Err(Error::new(
@@ -184,7 +188,7 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
         }
         Some(_) => {}
     }
-    own(&file, &place.names.image)?;
+    soon(place, || own(&file, &place.names.image))?;
     // Tried before anything is renamed.
     let tried = trial(place, source).map_err(|e| cannot(&name, e));
     let same_flags = file.no_cow().and_then(|on| Ok(on == source.file().no_cow()?)).map_err(|e| cannot(&name, e))?;
@@ -197,6 +201,17 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
     }
     tried?;
     Ok(stat)
+}
+
+/// What is refused because somebody has the image open is tried again for a moment: who only looks at a file has it open no longer.
+fn soon<T>(place: &Place, attempt: impl Fn() -> Result<T>) -> Result<T> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error) if error.kind == Kind::Refused => place.disk.wait(BETWEEN),
+            other => return other,
+        }
+    }
+    attempt()
 }
 
 /// Clones the snapshot's first block into a file without a name beside the image.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::told::told;
-use super::{Place, names, place, roll, source};
+use super::{Place, names, place, roll, soon, source};
 use crate::changes::still::Still;
 use crate::cli::args::Output;
 use crate::cli::diff::open;
@@ -60,7 +60,7 @@ fn go_on(image: &Path, output: &Output, back: bool) -> Result<Option<u8>> {
             let restore = take(&place, &found)?;
             let (from, mut source) = if back { kept(&name, image, intent)? } else { snapshot(&place, intent)? };
             let stop = Stop::on_signals()?;
-            let file = restore.own()?;
+            let file = soon(&place, || restore.own())?;
             let restored = roll(restore, &file, &mut source, &stop, image, output)?;
             let what = if back { "put-back" } else { "restored" };
             told(image, (Some(&from), None), output, what, Some((restored, began)))?;
