@@ -9,6 +9,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use support::history::{change, on_every};
 use support::{
     BLOCK, Fs, Job, PROGRAM, Random, Sandbox, assert_same, difference, fragmented, must, noise, on_both, refused,
@@ -301,5 +302,44 @@ fn other_names_of_the_image_and_names_that_are_needed_are_refused() {
         assert!(said.status.code() == Some(3) && text.contains("is mounted at"), "{text}");
         let said = in_container("--force");
         assert_eq!(said.status.code(), Some(0), "{}", String::from_utf8_lossy(&said.stderr));
+    });
+}
+
+/// On Btrfs a snapshot of another subvolume is cloned first: whoever stops that has the image as it was.
+#[test]
+fn one_that_is_stopped_before_it_has_begun_leaves_the_image() {
+    on_both(|s| {
+        if s.fs == Fs::Xfs {
+            return;
+        }
+        must("btrfs", &[&"subvolume", &"create", &s.path("other")]);
+        noise(&s.path("a.img"), 80 * MIB);
+        s.exits(0, &["snapshot", "-q", "a.img", "other/a.snap"]);
+        writer(&s.path("a.img")).write_all_at(b"new", 0).expect("written");
+        let is = fs::read(s.path("a.img")).expect("the image");
+        let job = s.start_with_fault("held:1", &["restore", "other/a.snap", "a.img"]);
+        assert!(support::until(|| s.path("held").exists()));
+        job.signal(Signal::SIGINT);
+        fs::remove_file(s.path("held")).expect("let go");
+        let ended = job.end();
+        assert!(ended.code.is_some_and(|code| code > 0), "{}", ended.stderr);
+        assert!(fs::read(s.path("a.img")).expect("there") == is);
+        assert_eq!(s.listing().len(), 2, "{:?}", s.listing());
+    });
+}
+
+#[test]
+fn somebody_elses_file_of_a_name_that_is_needed_stays() {
+    on_both(|s| {
+        noise(&s.path("a.img"), MIB);
+        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
+        fs::write(s.path("mine"), b"mine").expect("a file");
+        fs::hard_link(s.path("mine"), s.path("a.img.restore-source")).expect("a link");
+        refused(s, "in the way", &["restore", "a.snap", "a.img"]);
+        fs::remove_file(s.path("a.img.restore-source")).expect("still there");
+        // What a restore has left that was cut off before it began is not.
+        fs::hard_link(s.path("a.snap"), s.path("a.img.restore-source")).expect("a link");
+        s.exits(0, &["restore", "-q", "a.snap", "a.img"]);
+        assert_eq!(s.listing().len(), 3);
     });
 }

@@ -33,6 +33,8 @@ fn a_snapshot_that_somebody_has_open_is_left_for_the_next_run() {
         let path = |name: &str| s.path("snaps").join(name);
         let held = (File::open(path(&read)).expect("open"), writer(&path(&written)));
         let device = LoopDevice::on(&path(&mounted), false);
+        // A second name may be one that goes, as a restore's.
+        fs::hard_link(path(&written), s.path("a.img.restore-source")).expect("a link");
         let all = snaps(s);
         let plan = rotate(s, 0, &["--prune-only", "--keep-last", "1", "--dry-run"]);
         assert!(plan.iter().all(|it| it["what"] == "keep"), "{plan:?}");
@@ -42,8 +44,8 @@ fn a_snapshot_that_somebody_has_open_is_left_for_the_next_run() {
         let pruned = told.last().expect("an end");
         assert_eq!((&pruned["in_use"], &pruned["removed"]), (&3.into(), &0.into()), "{told:?}");
         assert_eq!(of(&told, "kept-in-use").len(), 3, "{told:?}");
-        // For people as well.
-        let out = s.run(&["rotate", PATTERN, "--prune-only", "--keep-last", "1"]);
+        // For people as well, and for those whom cron writes to.
+        let out = s.run(&["rotate", "-q", PATTERN, "--prune-only", "--keep-last", "1"]);
         let text = String::from_utf8_lossy(&out.stderr);
         assert!(text.contains("in use") && text.contains(&written), "{text}");
         // None of these is made the new one either, and none of them keeps it from being taken.
@@ -57,6 +59,21 @@ fn a_snapshot_that_somebody_has_open_is_left_for_the_next_run() {
         };
         assert!(until(gone), "{:?}: {:?}", s.fs, snaps(s));
         assert_same(&s.path("a.img"), &path(&newest(s)));
+    });
+}
+
+/// Somebody had it open when it lost its name, and has written to it since: it is no snapshot any more, and nobody else's to remove.
+#[test]
+fn what_somebody_has_written_to_has_its_name_again() {
+    on_both(|s| {
+        begin(s);
+        let [old, new] = taken(s);
+        let aside = s.path("snaps").join(format!("{old}.removing"));
+        fs::rename(s.path("snaps").join(&old), &aside).expect("renamed");
+        writer(&aside).write_all_at(b"a guest", 0).expect("written");
+        rotate(s, 0, &["--prune-only", "--keep-last", "1"]);
+        assert_eq!(snaps(s), BTreeSet::from([old.clone(), new]));
+        assert!(fs::read(s.path("snaps").join(&old)).expect("there").starts_with(b"a guest"));
     });
 }
 

@@ -44,20 +44,22 @@ pub fn remove(disk: &RealDisk, snapshot: &Snapshot) -> io::Result<Outcome> {
     if now.verdict != Verdict::Valid || now.stat.id() != snapshot.stat.id() || now.record != snapshot.record {
         return Err(stale());
     }
-    if now.stat.nlink > 1 {
-        // By its other name it stays what it is, for whoever has it open as well.
-        return unlink(disk, &snapshot.name);
-    }
     // Whoever opens it from here on waits, and is seen.
     if !reader.try_own()? {
         return Ok(Outcome::InUse);
+    }
+    if now.stat.nlink > 1 {
+        // By its other name it stays what it is.
+        return unlink(disk, &snapshot.name);
     }
     let mut aside = snapshot.name.clone();
     aside.push(REMOVING);
     let put_back = || disk.rename(&aside, &snapshot.name, false).and_then(|()| disk.sync_names());
     match disk.rename(&snapshot.name, &aside, false).and_then(|()| disk.sync_names()) {
-        // A longer name may need a block of the directory, and there is none.
-        Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => return unlink(disk, &snapshot.name),
+        // A longer name may need a block of the directory, and there is none; or it may be too long.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::ENAMETOOLONG)) => {
+            return unlink(disk, &snapshot.name);
+        }
         Err(e) => return Err(e),
         // Whoever has put another file in its place in the last moment gets it back.
         Ok(()) if disk.stat(&aside)?.is_none_or(|it| it.ino != snapshot.stat.ino) => {
@@ -99,8 +101,18 @@ pub fn was_removing(name: &OsStr) -> Option<OsString> {
 /// # Errors
 /// What the kernel says.
 pub fn end(disk: &RealDisk, name: &OsStr) -> io::Result<Outcome> {
-    let ours = Snapshot::at(disk, name).is_some_and(|(it, _)| matches!(it.verdict, Verdict::Valid | Verdict::Modified));
-    if ours { shrink(disk, name) } else { Ok(Outcome::NotOurs) }
+    let found = Snapshot::at(disk, name).map(|(it, _)| it);
+    match found.filter(|it| matches!(it.verdict, Verdict::Valid | Verdict::Modified)) {
+        None => Ok(Outcome::NotOurs),
+        // Not by us, who make it shorter: whoever had it open when it lost its name has written to it.
+        Some(it) if it.verdict == Verdict::Modified && it.stat.size == it.record.size => {
+            if let Some(before) = was_removing(name) {
+                disk.rename(name, &before, false).and_then(|()| disk.sync_names())?;
+            }
+            Ok(Outcome::NotOurs)
+        }
+        Some(_) => shrink(disk, name),
+    }
 }
 
 /// Takes the file apart and removes it, unless somebody has it open.
@@ -113,11 +125,11 @@ fn shrink(disk: &RealDisk, name: &OsStr) -> io::Result<Outcome> {
         Err(e) => return Err(e),
     };
     let stat = reader.stat()?;
-    if stat.nlink > 1 {
-        return unlink(disk, name);
-    }
     if !reader.try_own()? {
         return Ok(Outcome::InUse);
+    }
+    if stat.nlink > 1 {
+        return unlink(disk, name);
     }
     drop(reader);
     let file = match disk.open(name, Access::Write) {

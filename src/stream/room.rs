@@ -14,8 +14,10 @@ use crate::range::ByteRange;
 /// The most that is taken between two looks: other programs take of the same space.
 const LOOK: u64 = 64 << 20;
 
-/// What a byte takes that is written to a shared block, for a while at least: on XFS the extent size hint of its copy-on-write.
-const UNIT: u64 = 128 << 10;
+/// What a byte takes that is written to a shared block, for a while at least: on XFS the extent size hint of its copy-on-write, which is so many
+/// blocks where a file has none of its own (XFS_DEFAULT_COWEXTSZ_HINT).
+const HINT: u64 = 32;
+const LEAST: u64 = 128 << 10;
 
 /// Asked how much more of a directory's file system may be taken, of which so much is needed now: refuses where it is not there.
 pub type Ask<'a> = dyn FnMut(&RealDisk, u64) -> Result<u64> + 'a;
@@ -41,7 +43,10 @@ impl<'a> Room<'a> {
     /// Refused where there is no room; what fstatfs(2) says.
     pub fn new(new: &'a NewFile, ask: &'a mut Ask<'a>) -> Result<Self> {
         let fs = new.file().fs().map_err(cannot)?;
-        let unit = if fs.kind == FsKind::Btrfs { fs.block.get() } else { UNIT };
+        let unit = match fs.kind {
+            FsKind::Btrfs => fs.block.get(),
+            _ => LEAST.max(HINT * fs.block.get()).max(new.file().cow_extent_size().map_err(cannot)?.into()),
+        };
         let left = ask(new.dir(), 0)?;
         Ok(Self { new, ask, kind: fs.kind, unit, left, taken: 0, counted: 0 })
     }
@@ -120,20 +125,20 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let new = NewFile::at(&dir.path().join("new")).expect("nothing is there");
         let mut asked = Vec::new();
-        let mut granted = [4 * UNIT, 2 * UNIT].into_iter();
+        let mut granted = [4 * LEAST, 2 * LEAST].into_iter();
         let mut ask = |_: &RealDisk, needed: u64| {
             asked.push(needed);
             granted.next().ok_or_else(|| Error::new(Kind::Refused, "no", "no"))
         };
         let mut room = Room::new(&new, &mut ask).expect("there is some");
-        (room.kind, room.unit) = (FsKind::Other, UNIT);
+        (room.kind, room.unit) = (FsKind::Other, LEAST);
         let range = |from: u64, to: u64| ByteRange::new(from, to).expect("not empty");
         room.for_data(range(1, 2)).expect("the first unit");
-        room.for_data(range(2, UNIT + 1)).expect("the second");
-        room.for_zeros(range(UNIT + 1, 9 * UNIT + 1)).expect("the tenth");
-        room.for_data(range(20 * UNIT - 1, 20 * UNIT)).expect("all of it");
-        room.for_zeros(range(30 * UNIT - 1, 31 * UNIT + 1)).expect("asked again, for both ends");
-        room.for_data(range(40 * UNIT, 43 * UNIT)).expect_err("there is no more");
-        assert_eq!(asked, [0, UNIT, 3 * UNIT]);
+        room.for_data(range(2, LEAST + 1)).expect("the second");
+        room.for_zeros(range(LEAST + 1, 9 * LEAST + 1)).expect("the tenth");
+        room.for_data(range(20 * LEAST - 1, 20 * LEAST)).expect("all of it");
+        room.for_zeros(range(30 * LEAST - 1, 31 * LEAST + 1)).expect("asked again, for both ends");
+        room.for_data(range(40 * LEAST, 43 * LEAST)).expect_err("there is no more");
+        assert_eq!(asked, [0, LEAST, 3 * LEAST]);
     }
 }

@@ -100,6 +100,17 @@ pub fn extent_count(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(attributes.nextents)
 }
 
+/// XFS's hint of how much a write to shared blocks takes (`fsx_cowextsize`), in bytes; 0 where there is none.
+///
+/// # Errors
+/// What FS_IOC_FSGETXATTR says.
+pub fn cow_extent_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut attributes = FsXattr::new_zeroed();
+    // SAFETY: FS_IOC_FSGETXATTR writes one `struct fsxattr` and keeps no pointer.
+    let answer = unsafe { raw::fsgetxattr(fd.as_raw_fd(), &raw mut attributes) };
+    Ok(where_known(answer.map_err(io::Error::from))?.map_or(0, |_| attributes.cowextsize))
+}
+
 /// Whether the file's data is on XFS's realtime device (`FS_XFLAG_REALTIME`), whose addresses FIEMAP counts from 0 as it does
 /// those of the data device; false where there is no such thing.
 ///

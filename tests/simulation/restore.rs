@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
 use rclone_img::disk::{Access, Disk, DiskFile};
+use rclone_img::engine::restore::intent::VERSION;
 use rclone_img::engine::restore::{Found, Intent, Names, Owned, Restore, look, own};
 use rclone_img::error::{Error, Kind, Result};
 use rclone_img::range::{ByteRange, Geometry};
@@ -60,6 +61,7 @@ fn intent(disk: &SimDisk, image: &SimFile) -> Intent {
     let source = disk.stat(OsStr::new(SNAPSHOT)).ok().flatten().expect("there").id();
     Intent {
         begun: 0,
+        v: VERSION,
         image: image.stat().expect("its number").id(),
         source,
         job: None,
@@ -90,7 +92,7 @@ fn go_on(disk: &SimDisk) -> Result<()> {
 
 fn roll(disk: &SimDisk, restore: Restore<'_, SimDisk>, image: &SimFile) -> Result<()> {
     let snapshot = disk.open(OsStr::new(SOURCE), Access::Read).expect("there");
-    let owned = Owned::new(image, PATIENCE);
+    let owned = Owned::new(image, PATIENCE, disk.clock());
     restore.roll(&owned, &snapshot, |_| Ok(()))?;
     restore.complete(&owned)
 }
@@ -171,22 +173,34 @@ pub fn who_opens_it_in_the_last_moment_is_found(seed: u64) {
     assert_eq!((look(&disk, &names()).expect("looked"), disk.content(IMAGE)), (Found::Nothing, Some(was)));
 }
 
-/// Who opens it later waits, and is let in on what the snapshot is; only where that takes too long it ends.
+/// Who opens it later waits, and is let in on what the snapshot is; only where that takes too long it ends, and so it does where nobody has looked
+/// for so long that he may have been let in. One who would not wait is of no concern.
 pub fn who_opens_it_later_waits(seed: u64) {
-    for (time, ends_well) in [(Duration::ZERO, true), (PATIENCE, false)] {
+    let aside = OsStr::new("image.restoring");
+    for (waits, late, time, ends_well) in [
+        (true, false, Duration::ZERO, true),
+        (true, false, PATIENCE, false),
+        (false, false, PATIENCE, true),
+        (true, true, PATIENCE, false),
+    ] {
         let (disk, _, becomes) = begin(seed);
         let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
         own(&image, OsStr::new(IMAGE)).expect("nobody has it");
         let restore = Restore::begin(&disk, &names(), &intent(&disk, &image), &image).expect("begun");
         let snapshot = disk.open(OsStr::new(SNAPSHOT), Access::Read).expect("there");
-        disk.break_lease(OsStr::new("image.restoring"));
-        let owned = Owned::new(&image, PATIENCE);
+        let owned = Owned::new(&image, PATIENCE, disk.clock());
+        if !late {
+            disk.break_lease(aside, waits);
+        }
         let wait = |_| {
+            if late {
+                disk.break_lease(aside, waits);
+            }
             disk.wait(time);
             Ok(())
         };
         let ended = restore.roll(&owned, &snapshot, wait).and_then(|_| restore.complete(&owned));
-        assert_eq!(ended.is_ok(), ends_well);
+        assert_eq!(ended.is_ok(), ends_well, "{waits} {late}");
         assert_eq!(disk.content(IMAGE).is_some_and(|is| is == becomes), ends_well);
     }
 }

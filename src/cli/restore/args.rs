@@ -8,10 +8,11 @@ use crate::cli::args::Output;
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
-Only what differs is cloned, and the image stays the same file, with its owner, its labels and the
-VM's definition. Nobody may have it open, not even to read it. While it is rolled back it is called
-IMG.restoring, so that no VM can boot a mixture; after an interruption 'rclone-img resume IMG' goes
-on, and where --keep-current was given 'rclone-img abort IMG' goes back.
+Only what differs is cloned (where the snapshot is in another subvolume of a Btrfs, all of it is,
+first), and the image stays the same file, with its owner, its labels and the VM's definition.
+Nobody may have it open, not even to read it. While it is rolled back it is called IMG.restoring, so
+that no VM can boot a mixture; after an interruption 'rclone-img resume IMG' goes on, and where
+--keep-current was given 'rclone-img abort IMG' goes back.
 
 Examples:
   rclone-img restore vm-monday.snap vm.img --keep-current vm-before.snap

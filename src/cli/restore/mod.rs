@@ -27,6 +27,7 @@ use super::{snapshot, words};
 use crate::changes::still::Still;
 use crate::disk::real::{RealDisk, RealFile, directory_of, share_a_device};
 use crate::disk::{Access, Disk, DiskFile, Stat};
+use crate::engine::restore::intent::VERSION;
 use crate::engine::restore::{Found, Intent, Names, Owned, Restore, Restored, is_live, look, own};
 use crate::error::{Error, Kind, Result};
 use crate::range::{ByteRange, Geometry};
@@ -66,7 +67,13 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
             let what = format!(
                 "a file of the name {name}.restore or {name}.restored is in the way, and is none of this program's"
             );
-            return Err(Error::new(Kind::Refused, what, "move it away; an empty one a crash may have left"));
+            let hint = match place.disk.stat(place.names.aside()) {
+                Ok(None) => "move it away; an empty one a crash may have left",
+                _ => {
+                    "a restore of another version of this program may have left it: end it with that one, and move nothing away"
+                }
+            };
+            return Err(Error::new(Kind::Refused, what, hint));
         }
         Found::Astray(_) => return Err(names::astray(&place)),
         _ if is_live(&place.disk, &place.names)? => {
@@ -108,10 +115,11 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
         ));
     }
     let kept = args.keep_current.as_deref().map(absolute).transpose()?;
-    let kept_source = source::keep(&place, &source)?;
+    let kept_source = source::keep(&place, &source, &stop)?;
     let job = source.record().map(|record| record.job).filter(|_| kept_source == source.stat().id());
     let intent = Intent {
         begun: 0,
+        v: VERSION,
         image: now.id(),
         source: kept_source,
         job,
@@ -120,6 +128,10 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
         kept,
         began: Timestamp::now(),
     };
+    if stop.asked() {
+        source::let_go(&place);
+        return Err(Error::told_to_stop());
+    }
     let begun = Restore::begin(&place.disk, &place.names, &intent, &file);
     let restore = begun.inspect_err(|_| source::let_go(&place))?;
     let restored = roll(restore, &file, &mut source, &stop, &args.image, &args.output)?;
@@ -255,7 +267,7 @@ fn roll(
         Meter::new(format!("restoring {}", words::name(image)), Some(source.size()), output.json || output.quiet);
     let snapshot = std::sync::Arc::clone(source.file());
     let told = |e: Error| Error { what: format!("{}: {}", words::name(image), e.what), ..e };
-    let owned = Owned::new(file, patience());
+    let owned = Owned::new(file, patience(), restore.now());
     let restored = restore.roll(&owned, &snapshot, |done| {
         meter.at(done);
         source.check()?;
@@ -273,11 +285,11 @@ fn roll(
     Ok(restored)
 }
 
-/// For how long somebody who opens the image is left waiting: two thirds of what the kernel allows.
+/// For how long somebody who opens the image is left waiting: two thirds of what the kernel allows, which 0 means without a limit.
 fn patience() -> Duration {
     let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").ok();
     let seconds = text.and_then(|text| text.trim().parse().ok()).unwrap_or(LEASE_BREAK_TIME);
-    Duration::from_secs(seconds) * 2 / 3
+    if seconds == 0 { Duration::MAX } else { Duration::from_secs(seconds) * 2 / 3 }
 }
 
 /// The place of an image that may be aside; links are followed.

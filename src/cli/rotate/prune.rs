@@ -92,7 +92,8 @@ impl Rotated {
             object["of_other_images"] = tally.others.into();
             return crate::cli::written(json::write_line(&mut io::stdout(), &object));
         }
-        if !args.job.output.quiet {
+        // What is left although no rule keeps it fills the disk, and a cron job with --quiet is to say so.
+        if !args.job.output.quiet || !tally.in_use.is_empty() || !tally.future.is_empty() {
             last_words(format!("{}: {}\n", self.name(), tally.text()));
         }
         Ok(())

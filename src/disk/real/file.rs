@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use nix::fcntl::{OFlag, open};
@@ -52,7 +51,7 @@ pub struct RealFile {
     kind: OnceLock<FsKind>,
     tree: OnceLock<Option<Tree>>,
     /// Whether the file system was found to have no block maps.
-    seeks: AtomicBool,
+    seeks: OnceLock<seek::Holes>,
 }
 
 /// Where the items of a file are in its subvolume's tree.
@@ -107,7 +106,7 @@ impl RealFile {
     }
 
     /// Writes what is dirty, so that the map tells all. Where the file system has no maps ([`DiskFile::map`] and [`DiskFile::addresses`] would
-    /// fail) they are made from now on of what lseek(2) says: for a file that nobody writes to, of which that is true.
+    /// fail) they are made from now on of what lseek(2) says where that is true, else all is data: for a file that nobody writes to.
     ///
     /// # Errors
     /// What FS_IOC_FIEMAP says, but that it is not there.
@@ -115,11 +114,19 @@ impl RealFile {
         let Some(first) = ByteRange::at(0, 1) else { return Ok(()) };
         match self.map(first, 1, true, &mut Vec::new()) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY)) => {
-                self.seeks.store(true, Ordering::Relaxed);
+                self.seeks.get_or_init(|| seek::Holes::of(&self.file));
                 Ok(())
             }
             other => other,
         }
+    }
+
+    /// How many bytes a write to shared blocks may take at once; 0 where the file says nothing of it.
+    ///
+    /// # Errors
+    /// What FS_IOC_FSGETXATTR says.
+    pub fn cow_extent_size(&self) -> io::Result<u32> {
+        inode::cow_extent_size(self.as_fd())
     }
 
     fn kind(&self) -> FsKind {
@@ -140,7 +147,7 @@ impl RealFile {
 
 impl From<File> for RealFile {
     fn from(file: File) -> Self {
-        Self { file, kind: OnceLock::new(), tree: OnceLock::new(), seeks: AtomicBool::new(false) }
+        Self { file, kind: OnceLock::new(), tree: OnceLock::new(), seeks: OnceLock::new() }
     }
 }
 
@@ -170,9 +177,9 @@ impl DiskFile for RealFile {
     }
 
     fn map(&self, range: ByteRange, max: usize, flush: bool, into: &mut Vec<Extent>) -> io::Result<()> {
-        match self.seeks.load(Ordering::Relaxed) {
-            true => seek::walk(&self.file, range, max, into),
-            false => fiemap::walk(self.as_fd(), range, max, flush, into),
+        match self.seeks.get() {
+            Some(holes) => holes.walk(&self.file, range, max, into),
+            None => fiemap::walk(self.as_fd(), range, max, flush, into),
         }
     }
 

@@ -59,10 +59,14 @@ impl SimDisk {
         w.inode_mut(ino).open.insert(open);
     }
 
-    /// Somebody waits for the lease that a file has.
-    pub fn break_lease(&self, name: &OsStr) {
+    /// Somebody waits for the lease that a file has, or would not wait and is gone.
+    pub fn break_lease(&self, name: &OsStr, waits: bool) {
         let (ino, mut w) = self.reach(name);
         w.inode_mut(ino).lease = None;
+        drop(w);
+        if waits {
+            self.count_opener(name);
+        }
     }
 
     /// Writes to a file from outside; not synced.

@@ -20,6 +20,9 @@ pub const DONE: &str = ".restored";
 /// was interrupted.
 pub const SOURCE: &str = ".restore-source";
 
+/// The version of the format that this program writes and the only one that it reads.
+pub const VERSION: u32 = 1;
+
 /// The longest intent that is read, in bytes.
 const INTENT_MAX: usize = 64 << 10;
 
@@ -77,6 +80,8 @@ impl Names {
 pub struct Intent {
     /// 1 from when on the image may be a mixture. It stands first, as one byte, which a crash leaves as it was or as it is to be.
     pub begun: u8,
+    /// Format version.
+    pub v: u32,
     /// Which file the image is.
     pub image: ImageId,
     /// Which file it is rolled back to: the snapshot, or a clone of it where it cannot have a second name.
@@ -101,7 +106,7 @@ impl Intent {
     pub fn read(file: &impl DiskFile) -> io::Result<Option<Self>> {
         let mut bytes = vec![0; INTENT_MAX];
         let read = file.read_at(0, &mut bytes)?;
-        Ok(serde_json::from_slice(&bytes[..read]).ok())
+        Ok(serde_json::from_slice(&bytes[..read]).ok().filter(|it: &Self| it.v == VERSION))
     }
 
     pub(super) fn write(&self, file: &impl DiskFile) -> io::Result<()> {
@@ -129,7 +134,17 @@ mod tests {
     fn that_it_has_begun_is_one_byte_of_the_text() {
         let id = ImageId::default();
         let (snapshot, snapshot_bytes, began) = ("a".into(), b"a".to_vec(), Timestamp::UNIX_EPOCH);
-        let intent = Intent { begun: 0, image: id, source: id, job: None, snapshot, snapshot_bytes, kept: None, began };
+        let intent = Intent {
+            begun: 0,
+            v: VERSION,
+            image: id,
+            source: id,
+            job: None,
+            snapshot,
+            snapshot_bytes,
+            kept: None,
+            began,
+        };
         let mut text = serde_json::to_vec(&intent).expect("text");
         let at = usize::try_from(BEGUN_AT).expect("small");
         assert_eq!(text[at], b'0');

@@ -5,7 +5,7 @@
 //! | step, each durable before the next | the image is | interrupted here, `resume` |
 //! |---|---|---|
 //! | nothing | `IMG` | |
-//! | the snapshot has a second name, `IMG.restore-source` | `IMG`, as it was | the next restore removes it |
+//! | the snapshot has a second name, `IMG.restore-source` | `IMG`, as it was | the next restore removes it; a clone, which it is where the snapshot can have no second name, a person |
 //! | the intent is written, `IMG.restore` | `IMG`, as it was | removes both |
 //! | the image is renamed | `IMG.restoring` | rolls back, anew |
 //! | the intent says that it has begun | `IMG.restoring`, as it was | rolls back, anew |
@@ -176,6 +176,8 @@ impl<'a, D: Disk> Restore<'a, D> {
     pub fn own(&self) -> Result<D::File> {
         let image = self.disk.open(&self.names.aside, Access::Write).map_err(cannot_look)?;
         own(&image, &self.names.aside)?;
+        // Whoever was killed may not have come to it, and what follows would outlive the image's other name.
+        self.disk.sync_names().map_err(|e| failed("make the image's name last", e))?;
         Intent::begin(&self.intent).map_err(|e| failed("write that it has begun", e))?;
         Ok(image)
     }
@@ -211,6 +213,11 @@ impl<'a, D: Disk> Restore<'a, D> {
         }
         self.disk.sync_names().map_err(|e| failed("give the image its name again", e))?;
         self.forget(&self.names.done)
+    }
+
+    /// The time that [`Owned::new`] is told.
+    pub fn now(&self) -> std::time::Duration {
+        self.disk.clock()
     }
 
     pub(super) fn check(&self, owned: &Owned<'_, D::File>) -> Result<()> {

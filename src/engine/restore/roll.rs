@@ -30,14 +30,15 @@ pub struct Restored {
 pub struct Owned<'a, F> {
     image: &'a F,
     patience: Duration,
-    /// Since when somebody wants to open it.
-    wanted: Cell<Option<Duration>>,
+    /// When the lease was last known to be ours. From then on, and not from when it is found to be wanted, the kernel's patience counts: the lease
+    /// is gone as it was while somebody only waits for it.
+    sure: Cell<Duration>,
 }
 
 impl<'a, F: DiskFile> Owned<'a, F> {
-    /// One that [`super::own`] was asked for. `patience` is to be well below the kernel's.
-    pub fn new(image: &'a F, patience: Duration) -> Self {
-        Self { image, patience, wanted: Cell::new(None) }
+    /// One that [`super::own`] was asked for just now, at this time of [`Disk::clock`]. `patience` is to be well below the kernel's.
+    pub fn new(image: &'a F, patience: Duration, now: Duration) -> Self {
+        Self { image, patience, sure: Cell::new(now) }
     }
 
     /// The image.
@@ -48,12 +49,18 @@ impl<'a, F: DiskFile> Owned<'a, F> {
     /// # Errors
     /// Failed where somebody has been waiting for it for so long that he may be let in.
     pub(super) fn check(&self, name: &OsStr, now: Duration) -> Result<()> {
-        if self.wanted.get().is_none() && self.image.owns().map_err(cannot_look)? {
+        if self.image.owns().map_err(cannot_look)? {
+            self.sure.set(now);
             return Ok(());
         }
-        let since = self.wanted.get().unwrap_or(now);
-        self.wanted.set(Some(since));
-        if now.saturating_sub(since) < self.patience {
+        if now.saturating_sub(self.sure.get()) < self.patience {
+            // One who would not wait has broken the lease and is gone: it is taken anew, or it would end all the same.
+            if self.image.try_own().map_err(cannot_look)? {
+                self.image.disown().map_err(cannot_look)?;
+                if self.image.try_own().map_err(cannot_look)? {
+                    self.sure.set(now);
+                }
+            }
             return Ok(());
         }
         let what = format!("somebody opens '{}' while it is restored", shown(name));
