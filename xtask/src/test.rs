@@ -59,19 +59,18 @@ impl Test {
         if !self.extra.is_empty() {
             return exit_code(self.prepare(seed).args(&self.extra));
         }
-        // --all-targets leaves the documentation's examples out. They go first, so that the closing lines are those of
-        // the tests proper.
-        let examples = exit_code(self.prepare(seed).arg("--doc"))?;
-        if examples != ExitCode::SUCCESS {
-            return Ok(examples);
+        // --all-targets leaves the documentation's examples out. The library of the interleavings has the program's own modules in it, whose tests
+        // belong to the program, and --all-targets would run them there as well. Both go first, so that the closing lines are those of the tests proper.
+        let mut first = [self.prepare(seed), self.cargo_test(seed)];
+        first[0].arg("--doc");
+        first[1].args(["--package", INTERLEAVINGS, "--tests", "--no-fail-fast"]);
+        for command in &mut first {
+            let ended = exit_code(command)?;
+            if ended != ExitCode::SUCCESS {
+                return Ok(ended);
+            }
         }
-        // Its library has the program's own modules in it, whose tests belong to the program, and --all-targets would run them there as well.
-        let ended =
-            exit_code(self.prepare(seed).args(["--exclude", INTERLEAVINGS, "--all-targets", "--no-fail-fast"]))?;
-        if ended != ExitCode::SUCCESS {
-            return Ok(ended);
-        }
-        exit_code(self.cargo_test(seed).args(["--package", INTERLEAVINGS, "--tests", "--no-fail-fast"]))
+        exit_code(self.prepare(seed).args(["--exclude", INTERLEAVINGS, "--all-targets", "--no-fail-fast"]))
     }
 
     fn prepare(&self, seed: u64) -> Command {
