@@ -15,7 +15,7 @@ use super::place::{self, Image};
 use super::{json, words};
 use crate::engine::job::LATENCY_ATOMIC;
 use crate::engine::names::{JOURNAL, PARTIAL};
-use crate::engine::restore::{ASIDE, SOURCE};
+use crate::engine::restore::is_meanwhile;
 use crate::error::{Error, Kind, Result};
 use crate::hold::choose::{self, Candidate, Means};
 use crate::hold::guard::preflight::{self, Survey};
@@ -105,7 +105,7 @@ fn regular_files(dir: &Path) -> Result<Vec<Identified>> {
         let entry = entry.map_err(cannot)?;
         let name = entry.file_name();
         let of_job =
-            [PARTIAL, JOURNAL, ASIDE, SOURCE].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()));
+            is_meanwhile(&name) || [PARTIAL, JOURNAL].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()));
         // One that has just gone is no image any more.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_file() && !of_job {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::disk::real::{RealDisk, RealFile};
 use crate::disk::{Access, Disk, DiskFile, Stat};
-use crate::engine::restore::{ASIDE, SOURCE};
+use crate::engine::restore::is_meanwhile;
 use crate::record::{ImageId, Record, Verdict};
 
 /// One of them.
@@ -28,7 +28,7 @@ impl Snapshot {
     /// The one of this name; none where the file has no record of ours, or cannot be opened.
     pub fn at(disk: &RealDisk, name: &OsStr) -> Option<(Self, RealFile)> {
         // Whoever opens an image that is being restored keeps that waiting; what it is rolled back to is the snapshot by another name.
-        if [ASIDE, SOURCE].iter().any(|suffix| name.as_encoded_bytes().ends_with(suffix.as_bytes())) {
+        if is_meanwhile(name) {
             return None;
         }
         // A pipe, or a device, is not opened to find out what it is.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::disk::DiskFile;
 use crate::disk::real::{self, RealFile};
-use crate::engine::restore::{ASIDE, SOURCE};
+use crate::engine::restore::is_meanwhile;
 use crate::record::{ImageId, Record, Verdict};
 
 /// The most directories that are looked into.
@@ -71,8 +71,7 @@ impl Finder {
     pub fn at(&self, place: &Path, name: &OsStr) -> Option<Finished> {
         let single = Path::new(name).components().count() == 1 && Path::new(name).file_name() == Some(name);
         // Whoever opens an image that is being restored keeps that waiting.
-        let of_restore = [ASIDE, SOURCE].iter().any(|suffix| name.as_encoded_bytes().ends_with(suffix.as_bytes()));
-        let path = Some(place.join(name)).filter(|_| single && !of_restore)?;
+        let path = Some(place.join(name)).filter(|_| single && !is_meanwhile(name))?;
         // Whoever watches who opens the image would take this process for somebody.
         fs::symlink_metadata(&path).ok().filter(|it| it.is_file() && (it.dev(), it.ino()) != self.own)?;
         let file = real::open_itself(&path, false).ok()?;

@@ -20,6 +20,11 @@ pub const DONE: &str = ".restored";
 /// was interrupted.
 pub const SOURCE: &str = ".restore-source";
 
+/// Whether a name is that of an image or of a snapshot meanwhile: whoever opens the one keeps the restore waiting, and the other has another name.
+pub fn is_meanwhile(name: &OsStr) -> bool {
+    [ASIDE, SOURCE].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()))
+}
+
 /// The version of the format that this program writes and the only one that it reads.
 pub const VERSION: u32 = 1;
 

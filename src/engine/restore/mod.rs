@@ -29,7 +29,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::disk::{Access, Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
-pub use intent::{ASIDE, Intent, Names, SOURCE};
+pub use intent::{Intent, Names, is_meanwhile};
 pub use roll::{Owned, Restored};
 
 /// How a restore stands.
