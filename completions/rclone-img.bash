@@ -334,7 +334,7 @@ _rclone__img() {
             return 0
             ;;
         rclone__subcmd__img__subcmd__resume)
-            opts="-q -h --latency --min-free --wait --metrics --json --quiet --help"
+            opts="-q -h --force --latency --min-free --wait --metrics --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -510,7 +510,7 @@ _rclone__img() {
             return 0
             ;;
         rclone__subcmd__img__subcmd__snapshot)
-            opts="-q -h --chunk --cluster --consistency --guest-deadline --qmp --qga --freeze --thaw --freeze-timeout --require-freeze --refresh --restart --force --writable --dry-run --latency --min-free --wait --metrics --json --quiet --help"
+            opts="-q -h --chunk --cluster --consistency --guest-deadline --qmp --qga --freeze --thaw --freeze-timeout --require-freeze --refresh --restart --by-rules --force --writable --dry-run --latency --min-free --wait --metrics --json --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

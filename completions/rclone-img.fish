@@ -44,7 +44,7 @@ complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "send" -d 'Sen
 complete -c rclone-img -n "__fish_rclone_img_needs_command" -f -a "receive" -d 'Make a snapshot of a stream'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l consistency -d 'How the point in time is kept: by one of the holds that \'snapshot --help\' tells of' -r -f -a "auto\t''
 frozen\t''
 guard\t''
 filter\t''
@@ -58,11 +58,12 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l thaw 
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l freeze-timeout -d 'How long a freeze may take, and how long it may last until the point in time is set, 1s to 10m; after that the guest is thawed, and the snapshot is as after a power cut' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms (Btrfs 1.5ms), filter and none 1ms; for that single call 5ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l wait -d 'How long to wait for another job on the image or on DST, or for another rotate in the directory of the snapshots, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l require-freeze -d 'No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l refresh -d 'Bring the older snapshot DST to a new point in time, cloning only what differs'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l restart -d 'Start over even if a partial file could be used'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l by-rules -d 'The snapshot is one of those that `rotate` keeps by its rules'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l force -d 'Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l writable -d 'Give the snapshot write permission for its owner, and what others have on the image'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -l dry-run -d 'Say what would be done; touch nothing'
@@ -71,8 +72,9 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s q -l 
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand snapshot" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms (Btrfs 1.5ms), filter and none 1ms; for that single call 5ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l wait -d 'How long to wait for another job on the image or on DST, or for another rotate in the directory of the snapshots, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l force -d 'Of a restore: take IMG.restore-source as it is now, also where it was changed or replaced'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand resume" -s h -l help -d 'Print help'
@@ -113,7 +115,7 @@ break-guest-write\t'The guest\'s write fails, and the fleece stays whole'"
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l max-sidecar -d 'The most that is kept [default: as much as --min-free allows]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l ram -d 'The most memory for what is copied and not on the sidecar\'s disk yet' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l min-free -d 'Free space, on the image\'s file system and on the sidecar\'s, below which the fleece is given up' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l durable -d 'What is kept is on the disk before the guest overwrites it, so that the fleece outlives a power cut; each first write to a cluster takes as long as two syncs'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l durable -d 'What is kept is on the disk before the guest overwrites it, so that the fleece outlives a power cut while a server has it; each first write to a cluster takes as long as two syncs'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand fleece; and __fish_seen_subcommand_from start" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -133,7 +135,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -l json -d
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s q -l quiet -d 'Nothing but errors'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand verify" -s h -l help -d 'Print help'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l keep-current -d 'First make this snapshot of what the image is now' -r -F
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l force -d 'Also where SNAP is of another image or no finished snapshot, or IMG has several links'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l force -d 'Also where SNAP is of another image, was received, is not of one instant or no finished snapshot, and where IMG has several links or is mounted as a file'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -l json -d 'One JSON object a line on standard output'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -s q -l quiet -d 'Nothing but errors on standard error'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand restore" -s h -l help -d 'Print help'
@@ -145,7 +147,7 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-mo
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l keep-yearly -d 'The same of years' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l chunk -d 'The most that one clone call covers, 4K to 1T in multiples of 4096 bytes' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l cluster -d 'The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l consistency -d 'How the point in time is kept: by one of the holds below' -r -f -a "auto\t''
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l consistency -d 'How the point in time is kept: by one of the holds that \'snapshot --help\' tells of' -r -f -a "auto\t''
 frozen\t''
 guard\t''
 filter\t''
@@ -159,10 +161,10 @@ complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l thaw -d
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l freeze-timeout -d 'How long a freeze may take, and how long it may last until the point in time is set, 1s to 10m; after that the guest is thawed, and the snapshot is as after a power cut' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l latency -d 'What a clone call should take at most, 1ms to 10s: a target that calls are sized by, not a guarantee, as a call may have to wait for the file system; also what auto lets a single call for the whole image take [default: under the hold frozen 100ms, guard 1ms (Btrfs 1.5ms), filter and none 1ms; for that single call 5ms]' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l min-free -d 'Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well' -r
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l wait -d 'How long to wait for another job on the image or on DST, 0s to 24h' -r
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l wait -d 'How long to wait for another job on the image or on DST, or for another rotate in the directory of the snapshots, 0s to 24h' -r
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l metrics -d 'Write a Prometheus text file at the end, however the job ends' -r -F
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l prune-only -d 'Take no snapshot: works on a full file system as well'
-complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l recycle -d 'Where one is to be removed even without a new one, make that the new one, cloning only what differs'
+complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l recycle -d 'Leave the newest snapshot that no rule keeps for the next run, which makes it the new one, cloning only what differs'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l dry-run -d 'Say what would be taken, kept and removed; touch nothing'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l require-freeze -d 'No snapshot of an image in use unless its guest was frozen; one that nobody has open for writing needs no freeze'
 complete -c rclone-img -n "__fish_rclone_img_using_subcommand rotate" -l json -d 'One JSON object a line on standard output'

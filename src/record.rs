@@ -1,7 +1,7 @@
 //! What a finished snapshot carries about itself, in the extended attribute `user.reflink-img`.
 //!
 //! Guarantees: a file whose record is [`Verdict::Valid`] is the very file that a job of ours completed, unchanged since. A copy
-//! has another inode number and a written one another modification time; neither is ever a base, recycled or removed
+//! has another inode number, or is on another file system, and a written one has another modification time; neither is ever a base, recycled or removed
 //! without `--force` (DESIGN section 9). The value is JSON so that `getfattr` shows it to a person. Pure.
 
 use jiff::Timestamp;
@@ -35,6 +35,13 @@ pub struct ImageId {
     pub subvolume: u64,
 }
 
+impl ImageId {
+    /// The generation, where it is known.
+    pub fn known_generation(&self) -> Option<u32> {
+        Some(self.generation).filter(|it| *it != 0)
+    }
+}
+
 /// The record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Record {
@@ -60,6 +67,10 @@ pub struct Record {
     pub ino: u64,
     /// The Btrfs subvolume that it is in itself, 0 elsewhere: a snapshot of the subvolume has the same inode numbers.
     pub subvolume: u64,
+    /// Its inode's generation: whoever gets its number once it is removed has another. None where the file system tells none, and of
+    /// records that were written before this was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
     /// Its size in bytes.
     pub size: u64,
     /// Its modification time in nanoseconds since 1970; text, because JSON numbers end at 2^53 for many readers.
@@ -90,15 +101,23 @@ impl Record {
         serde_json::from_slice(bytes).ok().filter(|r: &Self| r.v == VERSION)
     }
 
-    /// What the record says about a file with this inode number and subvolume, size (bytes) and modification time (ns since
+    /// What the record says about this file, on the file system with this UUID, of this size (bytes) and modification time (ns since
     /// 1970).
-    pub fn verdict(&self, (ino, subvolume): (u64, u64), size: u64, mtime_ns: i128) -> Verdict {
+    pub fn verdict(&self, file: (ImageId, [u8; 16]), size: u64, mtime_ns: i128) -> Verdict {
         match self.state {
-            _ if (self.ino, self.subvolume) != (ino, subvolume) => Verdict::Copy,
+            _ if !self.is_on(file) => Verdict::Copy,
             State::InProgress => Verdict::InProgress,
             State::Finished if self.size == size && self.mtime_ns == mtime_ns.to_string() => Verdict::Valid,
             State::Finished => Verdict::Modified,
         }
+    }
+
+    /// Whether it was put on this very file. What a file system, or an older record, does not tell says nothing.
+    fn is_on(&self, (file, fs): (ImageId, [u8; 16])) -> bool {
+        let fs = Uuid::from_bytes(fs);
+        let same_fs = self.fs == fs || self.fs.is_nil() || fs.is_nil();
+        let same_generation = self.generation.is_none_or(|own| file.known_generation().is_none_or(|its| its == own));
+        same_fs && same_generation && (self.ino, self.subvolume) == (file.ino, file.subvolume)
     }
 }
 
@@ -116,9 +135,10 @@ mod tests {
             point_in_time: true,
             quiesced: false,
             image: ImageId { ino: 5, generation: 6, subvolume: 0 },
-            fs: Uuid::nil(),
+            fs: Uuid::from_u128(9),
             ino: 42,
             subvolume: 5,
+            generation: Some(3),
             size: 4096,
             mtime_ns: "1700000000123456789".into(),
         }
@@ -126,21 +146,33 @@ mod tests {
 
     #[test]
     fn a_copy_and_a_modified_snapshot_are_told_from_the_real_one() {
-        let check = |ino, size, mtime, expect| assert_eq!(record().verdict((ino, 5), size, mtime), expect);
-        check(42, 4096, 1_700_000_000_123_456_789, Verdict::Valid);
-        let elsewhere = record().verdict((42, 6), 4096, 1_700_000_000_123_456_789);
-        assert_eq!(elsewhere, Verdict::Copy, "a snapshot of the subvolume has it under the same number");
-        check(43, 4096, 1_700_000_000_123_456_789, Verdict::Copy);
-        check(42, 4097, 1_700_000_000_123_456_789, Verdict::Modified);
-        check(42, 4096, 1_700_000_000_123_456_788, Verdict::Modified);
+        const FS: u128 = 9;
+        const TIME: i128 = 1_700_000_000_123_456_789;
+        let itself = ImageId { ino: 42, generation: 3, subvolume: 5 };
+        let told = |record: &Record, file, fs: u128| record.verdict((file, fs.to_be_bytes()), 4096, TIME);
+        let check = |file, expect| assert_eq!(told(&record(), file, FS), expect, "{file:?}");
+        check(itself, Verdict::Valid);
+        check(ImageId { ino: 43, ..itself }, Verdict::Copy);
+        // A snapshot of the subvolume has it under the same number.
+        check(ImageId { subvolume: 6, ..itself }, Verdict::Copy);
+        check(ImageId { generation: 4, ..itself }, Verdict::Copy);
+        assert_eq!(told(&record(), itself, 10), Verdict::Copy);
+        let changed = |size, time| record().verdict((itself, FS.to_be_bytes()), size, time);
+        assert_eq!([changed(4097, TIME), changed(4096, TIME - 1)], [Verdict::Modified; 2]);
+        // What is not told.
+        assert_eq!(told(&record(), ImageId { generation: 0, ..itself }, 0), Verdict::Valid);
+        let older = Record { generation: None, fs: Uuid::nil(), ..record() };
+        assert_eq!(told(&older, ImageId { generation: 4, ..itself }, 8), Verdict::Valid);
         let unfinished = Record { state: State::InProgress, ..record() };
-        assert_eq!(unfinished.verdict((42, 5), 1, 1), Verdict::InProgress);
-        assert_eq!(unfinished.verdict((43, 5), 1, 1), Verdict::Copy);
+        let verdict = |ino| unfinished.verdict((ImageId { ino, ..itself }, FS.to_be_bytes()), 1, 1);
+        assert_eq!([42, 43].map(verdict), [Verdict::InProgress, Verdict::Copy]);
     }
 
     #[test]
     fn bytes_round_trip_and_strangers_are_none() {
         assert_eq!(Record::from_bytes(&record().to_bytes()), Some(record()));
+        let older = Record { generation: None, ..record() };
+        assert_eq!(Record::from_bytes(&older.to_bytes()), Some(older));
         assert_eq!(Record::from_bytes(&Record { v: 2, ..record() }.to_bytes()), None);
         assert_eq!(Record::from_bytes(b"{}"), None);
         assert_eq!(Record::from_bytes(b"\xff"), None);

@@ -21,8 +21,8 @@ impl Word for LoomWord {
         self.0.load(Ordering::Acquire)
     }
 
-    fn set(&self, bits: u64) {
-        self.0.fetch_or(bits, Ordering::AcqRel);
+    fn set(&self, bits: u64) -> u64 {
+        self.0.fetch_or(bits, Ordering::AcqRel)
     }
 }
 

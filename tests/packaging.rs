@@ -145,6 +145,23 @@ fn systemd_takes_the_units_without_a_word() {
     assert!(ours.is_empty() && output.status.success(), "{told}");
 }
 
+/// A line for cron runs the job where the VMs run, and cron ends a command at a bare %.
+#[test]
+fn what_cron_runs_is_in_the_slice_of_the_vms() {
+    for (file, most) in [("packaging/rclone-img.cron", 1), ("README.md", 2), ("docs/GUIDE.md", 1)] {
+        let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).expect("the file");
+        let lines: Vec<_> =
+            page.lines().filter(|line| line.trim_start_matches('#').starts_with("17 3 * * *")).collect();
+        assert_eq!(lines.len(), most, "{file}");
+        for line in lines {
+            let (_, job) = line.split_once("systemd-run -q --scope --slice=machine.slice ").expect(line);
+            let verb = job.trim_start_matches("/usr/bin/").trim_start_matches("rclone-img ").split(' ').next();
+            assert!(matches!(verb, Some("rotate" | "snapshot")), "{file}: {line}");
+            assert_eq!(line.matches('%').count(), line.matches("\\%").count(), "{file}: {line}");
+        }
+    }
+}
+
 #[test]
 fn the_directory_for_sockets_is_roots_alone() {
     assert!(text("rclone-img.tmpfiles").lines().any(|line| line == "d /run/rclone-img 0700 root root -"));

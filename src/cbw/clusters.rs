@@ -12,8 +12,8 @@ use crate::range::{ByteRange, PowerOfTwo};
 pub trait Word: Default {
     /// The bits; what was before they were set is seen as well (acquire).
     fn bits(&self) -> u64;
-    /// Sets bits, after everything before (release).
-    fn set(&self, bits: u64);
+    /// Sets bits, after everything before (release); what was set before.
+    fn set(&self, bits: u64) -> u64;
 }
 
 impl Word for AtomicU64 {
@@ -21,8 +21,8 @@ impl Word for AtomicU64 {
         self.load(Ordering::Acquire)
     }
 
-    fn set(&self, bits: u64) {
-        self.fetch_or(bits, Ordering::AcqRel);
+    fn set(&self, bits: u64) -> u64 {
+        self.fetch_or(bits, Ordering::AcqRel)
     }
 }
 
@@ -30,6 +30,9 @@ impl Word for AtomicU64 {
 const CLONING: u64 = 1;
 const DONE: u64 = 3;
 const ALL_DONE: u64 = u64::MAX;
+
+/// The first bit of each cluster of a word.
+const FIRSTS: u64 = ALL_DONE / DONE;
 
 /// The state of one cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,7 +52,7 @@ pub struct Clusters<W = AtomicU64> {
     count: u64,
     size: u64,
     cluster: PowerOfTwo,
-    /// Of the thread that clones; others may read it late.
+    /// Each cluster's once, whoever has finished it; may be read late.
     done_bytes: AtomicU64,
 }
 
@@ -89,15 +92,21 @@ impl<W: Word> Clusters<W> {
         }
     }
 
-    /// Marks as done the clusters that lie whole in the range (the last may be cut by the end of the image).
+    /// Marks as done the clusters that lie whole in the range (the last may be cut by the end of the image): a word of them at a time, of
+    /// which an image has millions. Several threads may do so at once.
     pub fn finish(&self, range: ByteRange) {
-        let first = range.start().div_ceil(self.cluster.get());
+        let mut index = range.start().div_ceil(self.cluster.get());
         let last = if range.end() >= self.size { self.count } else { range.end() / self.cluster.get() };
-        for index in first..last {
-            if self.get(index) != DONE {
-                self.set(index, DONE);
-                self.done_bytes.fetch_add(self.bytes(index).len(), Ordering::Relaxed);
+        while index < last {
+            let end = ((index / 32 + 1) * 32).min(last);
+            let (word, all) =
+                (&self.words[(index / 32) as usize], ALL_DONE >> (64 - (end - index) * 2) << (index % 32 * 2));
+            if word.bits() & all != all {
+                let before = word.set(all);
+                let open = all & !(before & before >> 1) & FIRSTS;
+                self.done_bytes.fetch_add(self.bytes_of(index / 32 * 32, open), Ordering::Relaxed);
             }
+            index = end;
         }
     }
 
@@ -212,6 +221,15 @@ impl<W: Word> Clusters<W> {
         ByteRange::new(start, (start + self.cluster.get()).min(self.size)).expect("a cluster has bytes")
     }
 
+    /// Bytes of the clusters of the word that begins with this one whose first bits are set.
+    fn bytes_of(&self, first: u64, bits: u64) -> u64 {
+        let all = u64::from(bits.count_ones()) * self.cluster.get();
+        // The last one may be cut by the end of the image.
+        let last = self.count - 1;
+        let has_last = last >= first && last - first < 32 && bits >> ((last - first) * 2) & 1 == 1;
+        if has_last { all - (self.cluster.get() - self.bytes(last).len()) } else { all }
+    }
+
     fn touched(&self, range: ByteRange) -> Range<u64> {
         range.start() / self.cluster.get()..range.end().min(self.size).div_ceil(self.cluster.get())
     }
@@ -301,9 +319,41 @@ mod tests {
             self.0.bits()
         }
 
-        fn set(&self, bits: u64) {
-            self.0.set(bits);
+        fn set(&self, bits: u64) -> u64 {
+            LOOKS.set(LOOKS.get() + 1);
+            self.0.set(bits)
         }
+    }
+
+    /// What a job says to a new server is hundreds of millions of clusters long, and the guest waits for it.
+    #[test]
+    fn clusters_are_finished_a_word_at_a_time_and_each_is_counted_once() {
+        let c = Clusters::<Counted>::new(4096 * 32 * 1000 + 10, PowerOfTwo::new(4096).expect("a power of two"));
+        c.begin(range(4096 * 32 * 2, 4096 * 32 * 3));
+        c.finish(range(4096 * 3, 4096 * 5));
+        c.finish(range(4096 * 31, 4096 * 33));
+        assert_eq!(c.done_bytes(), 4096 * 4);
+        LOOKS.set(0);
+        c.finish(range(4096, 4096 * 32 * 1000));
+        assert!(LOOKS.get() <= 2 * 1000, "{} looks", LOOKS.get());
+        assert_eq!(c.done_bytes(), 4096 * (32 * 1000 - 1));
+        assert_eq!(
+            (c.at(0), c.at(4096), c.next_open(4096, 1)),
+            (Cluster::Pending, Cluster::Done, Some(range(4096 * 32 * 1000, 4096 * 32 * 1000 + 10)))
+        );
+        c.finish(range(0, 4096 * 32 * 1000 + 10));
+        assert!(c.all_done());
+    }
+
+    #[test]
+    fn what_two_threads_finish_at_once_is_counted_once() {
+        let c: Clusters = Clusters::new(4096 * 32 * 100_000, PowerOfTwo::new(4096).expect("a power of two"));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| c.finish(range(0, 4096 * 32 * 100_000)));
+            }
+        });
+        assert!(c.all_done());
     }
 
     #[test]

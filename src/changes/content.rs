@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use super::Span;
+use super::still::of_old;
 use crate::disk::DiskFile;
 use crate::extent::delta::{Relation, Run, joined};
 use crate::range::ByteRange;
@@ -63,15 +64,12 @@ impl<'a, F: DiskFile> Reader<'a, F> {
     /// Says of the parts of a range of at most [`PIECE`] bytes whether they are equal; they begin at its start and at multiples of [`UNIT`].
     ///
     /// # Errors
-    /// What pread(2) says, of either; UnexpectedEof where one has become shorter.
+    /// What pread(2) says, of either (`of_old` tells which); UnexpectedEof where one has become shorter.
     pub fn compare(&mut self, range: ByteRange, mut say: impl FnMut(ByteRange, bool)) -> io::Result<()> {
         let length = usize::try_from(range.len()).map_or(PIECE, |length| length.min(PIECE));
-        for (file, buffer) in self.files.iter().zip(&mut self.buffers) {
-            if file.read_at(range.start(), &mut buffer[..length])? < length {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        let [old, new] = &self.buffers;
+        let [old, new] = &mut self.buffers;
+        filled(self.files[0], range, &mut old[..length]).map_err(of_old)?;
+        filled(self.files[1], range, &mut new[..length])?;
         if old[..length] == new[..length] {
             say(range, true);
             return Ok(());
@@ -86,5 +84,35 @@ impl<'a, F: DiskFile> Reader<'a, F> {
             at = end;
         }
         Ok(())
+    }
+}
+
+fn filled(file: &impl DiskFile, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
+    if file.read_at(range.start(), buffer)? < buffer.len() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::changes::still::cannot_read_one;
+    use crate::disk::sim::{IMAGE, Setup, SimDisk};
+    use crate::disk::{Access, Disk};
+
+    #[test]
+    fn the_one_that_cannot_be_read_is_named() {
+        let disk = SimDisk::new(Setup::new(1));
+        disk.add_file(IMAGE, &[1; 8192]);
+        disk.add_file("short", &[1; 4096]);
+        let open = |name: &str| disk.open(name.as_ref(), Access::Read).expect("there");
+        let (whole, short) = (open(IMAGE), open("short"));
+        let all = ByteRange::new(0, 8192).expect("a range");
+        for (old, new, expect) in [(&short, &whole, "old"), (&whole, &short, "new")] {
+            let error = Reader::new(old, new).compare(all, |_, _| {}).expect_err("too short");
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            let told = cannot_read_one(Path::new("old"), Path::new("new"), error).to_string();
+            assert!(told.starts_with(&format!("cannot read '{expect}': ")), "{told}");
+        }
     }
 }

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::io;
 
 use super::Span;
+use super::still::of_old;
 use crate::disk::DiskFile;
+use crate::disk::blocks::same_addresses;
 use crate::extent::delta::{Relation, Run, joined};
 use crate::extent::lockstep::lockstep;
 use crate::extent::segments::segments;
@@ -31,6 +33,15 @@ pub struct Sides<'a, F> {
     pub common: u64,
     /// Whether addresses of both mean the same blocks.
     pub comparable: bool,
+}
+
+/// Whether addresses of both files mean the same blocks.
+///
+/// # Errors
+/// As [`same_addresses`]; `of_old` tells of which.
+pub fn comparable<F: DiskFile>(old: &F, new: &F) -> io::Result<bool> {
+    // What cannot be told of a file cannot be told of it by itself either.
+    same_addresses(old, new).map_err(|e| if same_addresses(old, old).is_err() { of_old(e) } else { e })
 }
 
 struct Steps<'a, F> {
@@ -71,8 +82,10 @@ impl<F: DiskFile> Sides<'_, F> {
     fn walk(&self, step: ByteRange, comparable: bool, into: &mut VecDeque<Span>) -> io::Result<()> {
         let mut old = MapWalk::new(self.old, step, WALK_BATCH);
         let mut new = MapWalk::new(self.new, step, WALK_BATCH);
-        let pairs =
-            lockstep(segments(&mut old, step.start(), step.end()), segments(&mut new, step.start(), step.end()));
+        let pairs = lockstep(
+            segments(&mut old, step.start(), step.end()).map(|it| it.map_err(of_old)),
+            segments(&mut new, step.start(), step.end()),
+        );
         let runs = pairs.map(|pair| pair.map(|it| Run { range: it.range, what: Relation::of_still(&it, comparable) }));
         for run in joined(runs) {
             into.push_back(run?);

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::disk::real::RealFile;
 use crate::disk::{DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
+use crate::hold::Hold;
 use crate::hold::frozen::Frozen;
-use crate::hold::{Demand, Hold};
 use crate::record::{Record, Verdict};
 
 /// Such a file.
@@ -29,7 +30,8 @@ impl Still {
         let cannot = |e| cannot_read(path, e);
         let valid = |stat: &Stat| -> Result<Option<Record>> {
             let record = file.record().map_err(cannot)?.and_then(|bytes| Record::from_bytes(&bytes));
-            Ok(record.filter(|it| it.verdict((stat.ino, stat.subvolume), stat.size, stat.mtime_ns) == Verdict::Valid))
+            let fs = file.fs().map_err(cannot)?.uuid;
+            Ok(record.filter(|it| it.verdict((stat.id(), fs), stat.size, stat.mtime_ns) == Verdict::Valid))
         };
         let is_snapshot = valid(&file.stat().map_err(cannot)?)?.is_some();
         let mut hold = Frozen::new(Arc::clone(&file), path.to_owned());
@@ -79,10 +81,20 @@ impl Still {
     /// # Errors
     /// Failed where somebody opens it for writing, or may have changed it.
     pub fn check(&mut self) -> Result<()> {
+        self.check_within(Duration::ZERO)
+    }
+
+    /// The same; whoever opens it for writing is left waiting as long as that cannot have been for longer than `patience`, which is to be well below
+    /// the kernel's (`/proc/sys/fs/lease-break-time`).
+    ///
+    /// # Errors
+    /// As [`Still::check`].
+    pub fn check_within(&mut self, patience: Duration) -> Result<()> {
+        // Before the look at the file: nobody is let in between, unless he has waited already.
+        let waited = self.hold.as_mut().and_then(Frozen::waited);
         let now = self.file.stat().map_err(|e| cannot_read(&self.path, e))?;
         let same = (now.size, now.mtime_ns) == (self.stat.size, self.stat.mtime_ns);
-        let alone = self.hold.as_mut().is_none_or(|hold| hold.demand() == Demand::Nothing);
-        if same && alone {
+        if same && waited.is_none_or(|waited| waited < patience) {
             return Ok(());
         }
         let what = match same {
@@ -107,6 +119,24 @@ pub fn cannot_read(path: &Path, error: std::io::Error) -> Error {
     )
 }
 
+/// An error of reading the former of two files; any other one is the latter's.
+#[derive(thiserror::Error, Debug)]
+#[error(transparent)]
+struct OfOld(std::io::Error);
+
+/// Says of an error that it is the former one's of two files.
+pub(super) fn of_old(error: std::io::Error) -> std::io::Error {
+    std::io::Error::new(error.kind(), OfOld(error))
+}
+
+/// One of two files could not be read: the one that the error is of.
+pub fn cannot_read_one(old: &Path, new: &Path, error: std::io::Error) -> Error {
+    match error.downcast::<OfOld>() {
+        Ok(OfOld(error)) => cannot_read(old, error),
+        Err(error) => cannot_read(new, error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -120,7 +150,10 @@ mod tests {
         let path = dir.path().join("a.img");
         fs::write(&path, b"what it was").expect("a file");
         let open = || Still::of(Arc::new(RealFile::open_image(&path).expect("open")), &path);
-        let mut still = open().expect("nobody has it");
+        // A process that another test starts may have it for a moment.
+        let mut tried =
+            (0..1000).map(|_| open().inspect_err(|_| std::thread::sleep(std::time::Duration::from_millis(5))));
+        let mut still = tried.find_map(Result::ok).expect("nobody has it");
         still.check().expect("nobody has it");
         let path_of_writer = path.clone();
         let writer = std::thread::spawn(move || {

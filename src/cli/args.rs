@@ -43,22 +43,24 @@ Examples:
   rclone-img resume vm.snap";
 
 const RESUME_EXAMPLES: &str = "\
-Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To
-take a new one from what is there, run snapshot again. A point in time of several images, or of
-the hold guard, does not outlive its run; but where all the snapshots of several images were
-complete, resume of any one puts all into place. Of an image whose restore was interrupted it ends
-the restore.
+Goes on to the same point in time, or says that it is lost (exit 6); never takes a new one. To take \
+a new one from what is there, run snapshot again. A point in time of several images, or of the holds \
+guard and filter, does not outlive its run; but where all the snapshots of several images were \
+complete, resume of any one puts all into place. Of an image whose restore was interrupted it ends \
+the restore: it clones what is left of the snapshot, which IMG.restore-source is another name of.
 
 Examples:
   rclone-img resume vm.snap
   rclone-img resume vm.img";
 
 const STATUS_EXAMPLES: &str = "\
-Takes no lock and disturbs no job. Of a directory it shows fleeces, and restores that were interrupted, as well. Of a job that runs under the hold guard it tells, to root, how
-much is done and how the guest's accesses fare, of all the job's images together. Of a directory
-it shows the jobs. With one PATH, exits with 0 (a finished snapshot, or a job that runs), 4 (can
-be resumed), 6 (broken, or a file that is no snapshot: modified, copied, or not made by this
-program) or 3 (there is nothing); with several, with the highest.
+Takes no lock and disturbs no job. Of a directory it shows the jobs, fleeces, and restores that were
+interrupted. Of a job that runs under the hold guard or filter it tells, to root or to the job's
+user, how much is done and how the guest's accesses fare, of all the job's images together. With one
+PATH, exits with 0 (a finished snapshot, or a job, a restore or a fleece that runs), 4 (can be
+resumed, a restore that was interrupted, a fleece that no server has), 6 (broken, a fleece that is
+lost, or a file that is no snapshot: modified, copied, or not made by this program) or 3 (there is
+nothing); with several, with the highest.
 
 Examples:
   rclone-img status
@@ -83,10 +85,10 @@ Examples:
   rclone-img map --json vm.img";
 
 const CHECK_EXAMPLES: &str = "\
-Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the
-files that somebody has open for writing, who, and whether they were opened under
-'rclone-img guard': the VMs that were not are to be shut down and started again, or migrated. Exits with 3 if one of
-them cannot be snapshotted at one instant, or if not all processes could be looked into.
+Exits with 0 if a snapshot now would be of one instant, else with 3. Of a directory it shows the \
+files that somebody has open for writing, who, and whether they were opened under 'rclone-img guard': \
+the VMs that were not are to be shut down and started again, or migrated. Exits with 3 if one of \
+them cannot be snapshotted at one instant, or if not all processes could be looked into. \
 'rclone-img snapshot --dry-run' tells the same with the options of a snapshot.
 
 Examples:
@@ -179,7 +181,7 @@ pub struct JobArgs {
     /// Free space below which no job starts and a running one stops: 0% to 99%, or a size; on Btrfs the same part of what is for metadata as well
     #[arg(long, value_name = "FREE", default_value = "5%", value_parser = values::min_free)]
     pub min_free: MinFree,
-    /// How long to wait for another job on the image or on DST, 0s to 24h
+    /// How long to wait for another job on the image or on DST, or for another rotate in the directory of the snapshots, 0s to 24h
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = values::wait)]
     pub wait: Duration,
     /// Write a Prometheus text file at the end, however the job ends
@@ -196,6 +198,9 @@ pub struct ResumeArgs {
     /// The snapshot whose job was interrupted
     #[arg(value_name = "DST")]
     pub dst: PathBuf,
+    /// Of a restore: take IMG.restore-source as it is now, also where it was changed or replaced
+    #[arg(long)]
+    pub force: bool,
     /// What the job verbs share.
     #[command(flatten)]
     pub job: JobArgs,

@@ -1,6 +1,7 @@
 //! `check DIR`: which images of a directory are in use, by whom, and whether their users were started armed.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -13,10 +14,13 @@ use super::args::CheckArgs;
 use super::check::NO_INSTANT;
 use super::place::{self, Image};
 use super::{json, words};
+use crate::disk::real::RealDisk;
+use crate::disk::{Access, Disk};
 use crate::engine::job::LATENCY_ATOMIC;
 use crate::engine::names::{JOURNAL, PARTIAL};
-use crate::engine::restore::is_meanwhile;
+use crate::engine::restore::intent::{self as restore, Intent, is_meanwhile};
 use crate::error::{Error, Kind, Result};
+use crate::hold::HoldKind;
 use crate::hold::choose::{self, Candidate, Means};
 use crate::hold::guard::preflight::{self, Survey};
 use crate::hold::holders::{self, Files, Holder};
@@ -104,8 +108,9 @@ fn regular_files(dir: &Path) -> Result<Vec<Identified>> {
     for entry in std::fs::read_dir(dir).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
         let name = entry.file_name();
-        let of_job =
-            is_meanwhile(&name) || [PARTIAL, JOURNAL].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()));
+        let of_job = is_meanwhile(&name)
+            || [PARTIAL, JOURNAL].iter().any(|suffix| name.as_bytes().ends_with(suffix.as_bytes()))
+            || is_intent(dir, &name);
         // One that has just gone is no image any more.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_file() && !of_job {
@@ -118,10 +123,24 @@ fn regular_files(dir: &Path) -> Result<Vec<Identified>> {
     Ok(files)
 }
 
+/// Whether it is a restore's, which whoever works on that has open. An image may have such a name, too.
+fn is_intent(dir: &Path, name: &OsStr) -> bool {
+    restore::Names::of_intent(name).is_some()
+        && RealDisk::open_dir(dir)
+            .and_then(|disk| disk.open(name, Access::Read))
+            .and_then(|file| Intent::read(&file))
+            .is_ok_and(|intent| intent.is_some())
+}
+
 fn person(image: &Used) -> String {
     let name = words::name(&image.path);
     let mut text = String::new();
     match &image.survey {
+        _ if image.hold == Some(HoldKind::Filter.name()) => {
+            return format!(
+                "served     {name}: its writes go through 'rclone-img serve'; a snapshot now is of one instant (hold filter)\n"
+            );
+        }
         Ok(survey) => {
             let armed = survey.armed.iter().map(|holder| format!("armed      {name}: {holder}"));
             let not = survey.escapes.iter().map(|holder| format!("NOT ARMED  {name}: {}", preflight::escape(holder)));
@@ -191,4 +210,40 @@ fn object(image: &Used) -> Value {
         object["src_bytes"] = bytes.into();
     }
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::record::ImageId;
+
+    #[test]
+    fn what_a_restore_is_to_do_is_no_image_and_an_image_of_such_a_name_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let intent = Intent {
+            begun: 0,
+            v: restore::VERSION,
+            image: ImageId::default(),
+            source: ImageId::default(),
+            job: None,
+            source_was: None,
+            snapshot: "vm.snap".into(),
+            snapshot_bytes: b"vm.snap".into(),
+            kept: None,
+            kept_is: None,
+            began: Timestamp::UNIX_EPOCH,
+        };
+        let text = serde_json::to_vec(&intent).expect("JSON");
+        for (name, bytes) in
+            [("vm.img.restore", &text[..]), ("b.img.restored", &text), ("old.restored", b"a disk"), ("vm.img", &text)]
+        {
+            std::fs::write(dir.path().join(name), bytes).expect("a file");
+        }
+        let found = regular_files(dir.path()).expect("files");
+        let names: Vec<_> = found.iter().filter_map(|(_, path)| path.file_name()?.to_str()).collect();
+        // In the order of their inodes.
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>(), [&"old.restored", &"vm.img"].into());
+    }
 }

@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use super::args::SnapshotArgs;
-use super::snapshot::{choose_hold, jobs, open_images, options, places};
+use super::images::{look_at_images, places};
+use super::snapshot::{choose_hold, jobs, options};
 use super::{json, place, words};
 use crate::engine::job;
 use crate::engine::recover::Start;
@@ -17,7 +18,7 @@ use crate::error::Result;
 pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let look = || {
         let places = places(args)?;
-        let images = open_images(args, &places)?;
+        let images = look_at_images(args, &places)?;
         for (image, (src, _)) in images.iter().zip(&args.pairs) {
             super::warn(place::warning(&*image.file, src).filter(|_| !args.job.output.quiet));
         }
@@ -31,7 +32,8 @@ pub fn run(args: &SnapshotArgs) -> Result<u8> {
     let (plans, chosen) = look().map_err(|error| place::on_one_of(&dsts, error))?;
     let (kind, why) = (chosen.hold.kind(), &chosen.why);
     for (plan, (src, dst)) in plans.iter().zip(&args.pairs) {
-        let start = would(&plan.start);
+        let replaces = args.force && matches!(plan.start, Start::Fresh { .. } | Start::Renew(_)) && dst.exists();
+        let start = would(&plan.start) + if replaces { ", in the place of the file that is there" } else { "" };
         let text = if args.job.output.json {
             let object = serde_json::json!({
                 "v": 1, "event": "dry-run", "src": json::path(src).0, "dst": json::path(dst).0, "would": start,

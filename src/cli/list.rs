@@ -18,9 +18,11 @@ use crate::stream::receive::HOLD;
 
 /// What stands below the options in the help.
 pub const EXAMPLES: &str = "\
-OWN is what deleting the snapshot would free; SHARED is what it has in common with the image or with
-other snapshots. A snapshot that was written to since, or is a copy with all attributes ('cp -a'), is
-said to be: no command takes it for one any more. Other copies are ordinary files, and not listed.
+OWN is what deleting the snapshot alone would free; SHARED is what it has in common with the image or \
+with other snapshots. What only several snapshots share is OWN to none of them: deleting them all frees \
+it as well. A snapshot that was written to since, or is a copy with all attributes ('cp -a'), is \
+said to be: no command takes it for one any more. Nor is one whose file system has got another UUID \
+since (xfs_admin -U): it counts as a copy. Other copies are ordinary files, and not listed.
 
 Example:
   rclone-img list /backup";
@@ -118,6 +120,8 @@ fn person(out: &mut impl Write, first: bool, found: &Snapshot, (own, shared): (u
         writeln!(out, "{:<20}  {:>6}  {:>10}  {:>10}  {:>10}  NAME", "T0", "AGE", "SIZE", "OWN", "SHARED")?;
     }
     let t0 = found.record.t0;
+    // What is not complete shows no instant yet.
+    let none = found.verdict == Verdict::InProgress && t0 == Timestamp::UNIX_EPOCH;
     let remark = match (found.verdict, found.record.point_in_time) {
         (Verdict::Valid, true) if found.record.hold == HOLD => "  (received)",
         (Verdict::Valid, true) => "",
@@ -128,9 +132,12 @@ fn person(out: &mut impl Write, first: bool, found: &Snapshot, (own, shared): (u
     };
     let bytes = [found.stat.size, own, shared].map(words::bytes);
     let [size, own, shared] = &bytes;
-    let age = age(Timestamp::now().duration_since(t0));
+    let (t0, age) = match none {
+        true => ("-".into(), "-".into()),
+        false => (format!("{t0:.0}"), age(Timestamp::now().duration_since(t0))),
+    };
     let name = words::name(&found.name);
-    writeln!(out, "{:<20}  {age:>6}  {size:>10}  {own:>10}  {shared:>10}  {name}{remark}", format!("{t0:.0}"))
+    writeln!(out, "{t0:<20}  {age:>6}  {size:>10}  {own:>10}  {shared:>10}  {name}{remark}")
 }
 
 /// How old, in the largest unit of which there are two.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::words;
+use crate::hold::HoldKind;
 use crate::hold::guard::show;
 use crate::hold::guard::table::{Figures, Shown};
 use crate::journal::format::Header;
@@ -24,8 +25,8 @@ pub fn person(header: &Header) -> (String, String) {
         return Default::default();
     }
     match show::of(header.pid, header.pid_start) {
-        Ok(Some(shown)) => text(&shown, !header.group.is_alone()),
-        Ok(None) => (String::new(), "  it tells nothing of itself yet\n".into()),
+        Ok(Some(shown)) => text(&shown, header.hold, !header.group.is_alone()),
+        Ok(None) => (String::new(), "  before its point in time: no access waits\n".into()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Default::default(), // It has just ended.
         Err(e) => {
             let why = format!("  its process cannot be looked into ({e}): run as root to see how it stands\n");
@@ -34,7 +35,7 @@ pub fn person(header: &Header) -> (String, String) {
     }
 }
 
-fn text(shown: &Shown, several: bool) -> (String, String) {
+fn text(shown: &Shown, hold: HoldKind, several: bool) -> (String, String) {
     let f = &shown.figures;
     if shown.taken_over {
         let lost = "  its supervisor has let the guest's accesses go on: the snapshot is lost\n";
@@ -46,14 +47,18 @@ fn text(shown: &Shown, several: bool) -> (String, String) {
     let done = u128::from(f.done_bytes) * 100 / u128::from(f.bytes.max(1));
     let left = left(f).map_or_else(String::new, |left| format!(", about {} left", words::time(left)));
     let of = if several { " of all its images" } else { "" };
-    let guest = format!(
-        "  guest: {} seen, {} had to wait, {} now; the longest {}; {} cloned out of turn for it\n",
-        words::count_of(f.seen, "access", "accesses"),
-        f.waited,
-        f.waiting,
-        words::time(f.longest),
-        words::count(f.promoted, "cluster"),
-    );
+    let promoted = format!("{} cloned out of turn for it", words::count(f.promoted, "cluster"));
+    let guest = match hold.wants_a_worker() {
+        true => format!(
+            "  guest: {} seen, {} had to wait, {} now; the longest {}; {promoted}\n",
+            words::count_of(f.seen, "access", "accesses"),
+            f.waited,
+            f.waiting,
+            words::time(f.longest),
+        ),
+        // The server answers it, and says so at the end.
+        false => format!("  guest: {promoted}\n"),
+    };
     (format!("{done} % of {}{of}{left}", words::bytes(f.bytes)), guest)
 }
 
@@ -62,22 +67,27 @@ pub fn object(header: &Header) -> Value {
     let shown = header.hold.answers_accesses().then(|| show::of(header.pid, header.pid_start));
     let Some(Ok(Some(Shown { figures: f, watching, taken_over }))) = shown else { return Value::Null };
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-    json!({
-        "watching": watching, "taken_over": taken_over, "done_bytes": f.done_bytes, "bytes": f.bytes,
-        "clusters_done": f.done, "clusters": f.clusters, "promoted": f.promoted, "accesses": f.seen,
-        "waited": f.waited, "waiting": f.waiting, "longest_wait_ms": ms(f.longest), "since_t0_ms": ms(f.since_t0),
-        "left_ms": left(&f).map(ms),
-    })
+    let mut object = json!({
+        "done_bytes": f.done_bytes, "bytes": f.bytes, "clusters_done": f.done, "clusters": f.clusters,
+        "promoted": f.promoted, "since_t0_ms": ms(f.since_t0), "left_ms": left(&f).map(ms),
+    });
+    if header.hold.wants_a_worker() {
+        (object["watching"], object["taken_over"], object["accesses"]) =
+            (watching.into(), taken_over.into(), f.seen.into());
+        (object["waited"], object["waiting"]) = (f.waited.into(), f.waiting.into());
+        object["longest_wait_ms"] = ms(f.longest).into();
+    }
+    object
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Duration, Figures, Shown, text};
+    use super::{Duration, Figures, HoldKind, Shown, text};
 
     #[test]
     fn a_live_job_is_told_in_two_lines() {
         let check = |figures: Figures, taken_over: bool, expect: &str| {
-            let (done, guest) = text(&Shown { figures, watching: true, taken_over }, false);
+            let (done, guest) = text(&Shown { figures, watching: true, taken_over }, HoldKind::Guard, false);
             assert_eq!(format!("{done}{guest}"), format!("{expect}\n"));
         };
         let figures = Figures {
@@ -97,5 +107,8 @@ mod tests {
         check(figures, false, told);
         check(figures, true, "  its supervisor has let the guest's accesses go on: the snapshot is lost");
         check(Figures::default(), false, "  before its point in time: no access waits");
+        let served = text(&Shown { figures, watching: false, taken_over: false }, HoldKind::Filter, true);
+        let told = "25 % of 1000 B of all its images, about 15.0 s left  guest: 2 clusters cloned out of turn for it\n";
+        assert_eq!(served.0 + &served.1, told);
     }
 }

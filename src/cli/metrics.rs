@@ -25,13 +25,14 @@ const LARGEST: u64 = 256 << 10;
 
 const LAST_SUCCESS: &str = "last_success_timestamp_seconds";
 const LAST_T0: &str = "last_success_t0_timestamp_seconds";
+const THAW_FAILED: &str = "thaw_failed";
 
 /// A job that is over.
 #[derive(Clone, Debug)]
 pub struct Run<'a> {
     /// The image.
     pub src: PathBuf,
-    /// The snapshot.
+    /// The snapshot; of `rotate` the directory of its snapshots ([`place_of`]).
     pub dst: PathBuf,
     /// The wall clock at its end.
     pub at: Timestamp,
@@ -41,8 +42,13 @@ pub struct Run<'a> {
     pub exit: u8,
     /// What it did, if it made a snapshot.
     pub finished: Option<&'a Finished>,
-    /// Whether a guest may have been left frozen.
-    pub still_frozen: bool,
+    /// Whether a guest may have been left frozen; none where it is what the old file says.
+    pub still_frozen: Option<bool>,
+}
+
+/// What `rotate` has as the label of a snapshot: each run's has a name of its own, by which nothing could be kept.
+pub fn place_of(dst: &Path) -> PathBuf {
+    directory_of(dst).to_owned()
 }
 
 /// Refuses a file that is not ours to replace: to be asked before a job starts. One that is not there is fine, if its
@@ -111,9 +117,17 @@ fn render(runs: &[Run<'_>], old: &str) -> String {
     let seconds = |time: Timestamp| format!("{:.3}", time.as_millisecond() as f64 / 1000.0);
     let mut out = String::from(HEADER);
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Run<'_>) -> Option<String>| {
-        let lines = runs.iter().filter_map(|run| {
+        // Two lines of the same labels would be no Prometheus file.
+        let is_first = |(index, run): &(usize, &Run<'_>)| {
+            !runs[..*index].iter().any(|it| (&it.src, &it.dst) == (&run.src, &run.dst))
+        };
+        let lines = runs.iter().enumerate().filter(is_first).filter_map(|(_, run)| {
             let labels = format!("{{src=\"{}\",dst=\"{}\"}}", label(&run.src), label(&run.dst));
-            let kept = || if matches!(name, LAST_SUCCESS | LAST_T0) { kept(old, name, &labels) } else { None };
+            let kept = || match name {
+                LAST_SUCCESS | LAST_T0 => kept(old, name, &labels),
+                THAW_FAILED => kept(old, name, &labels).or_else(|| Some("0".into())),
+                _ => None,
+            };
             let value = value(run).or_else(kept)?;
             Some(format!("reflink_img_{name}{labels} {value}\n"))
         });
@@ -144,7 +158,7 @@ fn render(runs: &[Run<'_>], old: &str) -> String {
         Some(Duration::from_millis(run.finished?.quiescence?.frozen_ms).as_secs_f64().to_string())
     });
     let thaw = "1 if the guest may have been left frozen.";
-    gauge("thaw_failed", thaw, &|run| Some(u8::from(run.still_frozen).to_string()));
+    gauge(THAW_FAILED, thaw, &|run| run.still_frozen.map(|it| u8::from(it).to_string()));
     gauge("copied_bytes", "Bytes copied because they could not be shared.", &|run| {
         Some(run.finished?.copied_bytes.to_string())
     });
@@ -171,7 +185,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
-    use super::{Duration, HEADER, Path, PermissionsExt, Run, fs, label, refuse_foreign, write};
+    use super::{Duration, HEADER, Path, PermissionsExt, Run, fs, label, place_of, refuse_foreign, write};
     use crate::cli::report::samples;
 
     fn run(dst: &Path, exit: u8) -> Run<'static> {
@@ -183,7 +197,7 @@ mod tests {
             elapsed: Duration::from_millis(2500),
             exit,
             finished: None,
-            still_frozen: exit == 1,
+            still_frozen: Some(exit == 1),
         }
     }
 
@@ -240,6 +254,22 @@ mod tests {
         let mode = fs::metadata(&file).expect("stat").permissions().mode();
         let names = fs::read_dir(dir.path()).expect("list").count();
         assert_eq!((mode & 0o7777, names), (0o644, 1));
+    }
+
+    #[test]
+    fn what_is_not_known_of_a_thaw_is_what_was_and_labels_are_told_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("vm.prom");
+        let dst = place_of(Path::new("vm.snap"));
+        let thaw = |exit: u8, still_frozen| {
+            write(&file, &[Run { still_frozen, ..run(&dst, exit) }, run(&dst, 3)]).expect("written");
+            let text = fs::read_to_string(&file).expect("read");
+            let found: Vec<_> = values(&text).into_iter().filter(|it| it.starts_with("thaw_failed")).collect();
+            assert_eq!((found.len(), dst.as_path()), (1, Path::new(".")), "{text}");
+            found[0].rsplit(' ').next().map(str::to_owned)
+        };
+        let told = [None, Some(true), None, Some(false)].map(|frozen| thaw(0, frozen).expect("a value"));
+        assert_eq!(told, ["0", "1", "1", "0"]);
     }
 
     #[test]

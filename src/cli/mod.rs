@@ -13,6 +13,7 @@ pub mod dry_run;
 pub mod fleece;
 pub mod freezer;
 pub mod guard;
+pub mod images;
 pub mod json;
 pub mod list;
 pub mod live;
@@ -64,6 +65,9 @@ pub fn run(args: impl Iterator<Item = OsString>) -> u8 {
     if args.get(1).is_some_and(|verb| verb == FREEZER) {
         return freezer::run();
     }
+    // Who was started by /proc/self/exe would be called "exe". Not so those two: who ends all of this name is not to end those who thaw a guest and
+    // let its accesses go on.
+    let _ = nix::sys::prctl::set_name(c"rclone-img");
     let worker = args.get(1).is_some_and(|verb| verb == worker::WORKER);
     let args = if worker { worker::become_worker(args) } else { args };
     match args::parse(args) {
@@ -92,8 +96,12 @@ fn ended(result: Result<u8>) -> u8 {
 fn dispatch(verb: &Verb) -> Result<u8> {
     match verb {
         Verb::Snapshot(args) => snapshot::snapshot(args),
-        Verb::Resume(args) => match restore::resume(&args.dst, &args.job.output)? {
+        Verb::Resume(args) => match restore::resume(&args.dst, args.force, &args.job.output)? {
             Some(code) => Ok(code),
+            None if args.force => {
+                let what = format!("there is no interrupted restore of {}", words::name(&args.dst));
+                Err(Error::new(Kind::Usage, what, "--force is for such only: leave it out"))
+            }
             None => snapshot::resume(args),
         },
         Verb::Status(args) => status::run(args),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::cli::words;
 use crate::disk::DiskFile;
 use crate::disk::real::{RealDisk, RealFile, directory_of};
 use crate::engine::names::Names;
+use crate::engine::restore;
 use crate::error::{Error, Kind, Result};
 use crate::hold::{choose, guard};
 
@@ -109,8 +111,21 @@ pub fn open_regular(path: &Path) -> Result<(PathBuf, RealFile)> {
 }
 
 fn cannot_open(path: &Path, error: std::io::Error) -> Error {
-    let hint = "check the path and its permissions";
-    Error::io(Kind::Refused, format!("cannot open the image {}", words::name(path)), hint, error)
+    let what = format!("cannot open {}", words::name(path));
+    let hint = match error.raw_os_error() {
+        Some(libc::ENOENT) if is_being_restored(path) => {
+            format!("a restore of it was interrupted: 'rclone-img status {}' shows it", words::shell(path))
+        }
+        _ => "check the path and its permissions".into(),
+    };
+    Error::io(Kind::Refused, what, hint, error)
+}
+
+/// Whether a restore has this file aside.
+fn is_being_restored(path: &Path) -> bool {
+    let found = path.file_name().map(restore::Names::new).zip(RealDisk::open_dir(directory_of(path)).ok());
+    let found = found.and_then(|(names, disk)| restore::look(&disk, &names).ok());
+    found.is_some_and(|found| !matches!(found, restore::Found::Nothing | restore::Found::Foreign))
 }
 
 /// What to say of an image that is none of the raw ones: the program takes every file byte by byte.
@@ -123,6 +138,20 @@ pub fn warning(image: &impl DiskFile, path: &Path) -> Option<String> {
     })
 }
 
+/// Looks whether a job of ours has an image, and takes nothing: a job that begins now is not to find it taken.
+///
+/// # Errors
+/// As [`lock_image`].
+pub fn is_unlocked(image: &Image) -> Result<()> {
+    locker(image.lock.as_fd()).map_or(Ok(()), |pid| Err(taken(image, Some(pid))))
+}
+
+fn taken(image: &Image, by: Option<u32>) -> Error {
+    let who = by.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    let hint = "wait for it (--wait); 'rclone-img status DIR' shows the jobs of the directory that its snapshot is in";
+    Error::new(Kind::Busy, format!("another job{who} has the image {}", words::name(&image.path)), hint)
+}
+
 /// Takes the one job's lock on an image (flock(2), which QEMU and libvirt do not use).
 ///
 /// # Errors
@@ -131,28 +160,28 @@ pub fn lock_image(image: &Image) -> Result<()> {
     let name = words::name(&image.path);
     match image.lock.try_flock() {
         Ok(true) => Ok(()),
-        Ok(false) => {
-            let who = locker(image.lock.as_fd()).map_or_else(String::new, |pid| format!(" (pid {pid})"));
-            let hint =
-                "wait for it (--wait); 'rclone-img status DIR' shows the jobs of the directory that its snapshot is in";
-            Err(Error::new(Kind::Busy, format!("another job{who} has the image {name}"), hint))
-        }
+        Ok(false) => Err(taken(image, locker(image.lock.as_fd()))),
         Err(e) => Err(Error::io(Kind::Refused, format!("cannot lock the image {name}"), "check the file system", e)),
     }
 }
 
-/// Who has the lock that [`lock_image`] takes, if that is one of our jobs. /proc/locks has a file system's own device numbers,
-/// which on Btrfs are not those of stat(2): the inode's number and the process's name must do.
+/// Who has the lock that [`lock_image`] takes, if that is one of our jobs. /proc/locks has a file system's own device numbers, which on Btrfs are
+/// not those of stat(2), and the first file of every XFS has the same number: who has the image open is looked at as well, where that may be seen.
 fn locker(image: BorrowedFd<'_>) -> Option<u32> {
-    let inode = fstat(image).ok()?.st_ino.to_string();
+    let image = fstat(image).ok()?;
+    let inode = image.st_ino.to_string();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let ours =
-        |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "rclone-img\n");
+    let ours = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "rclone-img\n");
+    let has_it = |pid: u32| {
+        let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return true };
+        let mut open = open.flatten().filter_map(|entry| std::fs::metadata(entry.path()).ok());
+        open.any(|it| (it.dev(), it.ino()) == (image.st_dev, image.st_ino))
+    };
     locks.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [_, "FLOCK", _, _, pid, file, ..] = fields[..] else { return None };
         let same = file.rsplit(':').next() == Some(inode.as_str());
-        pid.parse().ok().filter(|_| same).filter(ours)
+        pid.parse().ok().filter(|pid| same && ours(*pid) && has_it(*pid))
     })
 }
 

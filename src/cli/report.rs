@@ -36,6 +36,8 @@ pub struct Names {
     pub src: Option<PathBuf>,
     /// The snapshot.
     pub dst: PathBuf,
+    /// Whether `rotate` keeps and removes it.
+    pub by_rules: bool,
 }
 
 /// How a job ended.
@@ -220,7 +222,7 @@ pub(super) mod samples {
     use crate::hold::HoldKind;
 
     pub fn names() -> Names {
-        Names { src: Some("vm.img".into()), dst: "vm.snap".into() }
+        Names { src: Some("vm.img".into()), dst: "vm.snap".into(), by_rules: false }
     }
 
     pub fn started() -> Started {
@@ -301,7 +303,7 @@ mod tests {
         let (hold, gate) = bounded(0);
         let seen = Arc::default();
         let watcher = Gated { gate, seen: Arc::clone(&seen) };
-        let names = Names { src: None, dst: "vm.snap".into() };
+        let names = Names { src: None, dst: "vm.snap".into(), by_rules: false };
         (Reporter::with(Box::new(watcher), vec![names], limits), hold, seen)
     }
 

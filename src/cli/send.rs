@@ -13,7 +13,8 @@ use super::diff::open;
 use super::meter::Meter;
 use super::service::log::with_path;
 use super::{json, last_words, values, words};
-use crate::disk::real::NewFile;
+use crate::disk::DiskFile;
+use crate::disk::real::{Kept, NewFile};
 use crate::error::{Error, Kind, Result};
 use crate::stream::send::{Sent, Target, Wish, send};
 
@@ -96,14 +97,15 @@ pub fn run(args: &SendArgs) -> Result<u8> {
                 let sums = sums.as_mut().map(|sums| sums as &mut dyn Write);
                 send(&mut new, from.as_mut(), Target { out: &mut out, sums }, wish, &mut progress)?
             };
-            // The checksums first: a stream that is there has them.
-            let kept = sums.map_or(Ok(()), NewFile::keep).map_err(|e| cannot(&sums_path, e));
-            kept.and_then(|()| stream.keep().map_err(|e| cannot(path, e))).inspect_err(|_| {
-                // Of no stream.
-                if args.checksum && !path.exists() {
-                    let _ = std::fs::remove_file(&sums_path);
-                }
-            })?;
+            // The checksums first: a stream that is there has them. What takes long comes before both: whoever is killed in between leaves them
+            // without a stream.
+            stream.file().sync_all().map_err(|e| cannot(path, e))?;
+            let sums = sums.map(NewFile::keep).transpose().map_err(|e| cannot(&sums_path, e))?;
+            if let Err(e) = stream.keep() {
+                // They are of no stream; what is there by now may be another send's.
+                sums.into_iter().for_each(Kept::take_back);
+                return Err(cannot(path, e));
+            }
             sent
         }
     };
@@ -155,13 +157,11 @@ fn tell(args: &SendArgs, sent: &Sent, began: Instant) -> Result<()> {
             Some(from) => format!("what has changed since {}", words::name(from)),
             None => "all of it".into(),
         };
-        let next = match (&args.output, &args.from) {
-            (None, _) => String::new(),
-            (Some(path), None) => format!("\nnext: rclone-img receive {} -o COPY", words::shell(path)),
-            (Some(path), Some(_)) => {
-                format!("\nnext: rclone-img receive {} --base COPY-OF-OLD -o COPY", words::shell(path))
-            }
-        };
+        let next = args.output.as_ref().map_or_else(String::new, |path| {
+            let checksum = if args.checksum { " --checksum" } else { "" };
+            let base = if args.from.is_some() { " --base COPY-OF-OLD" } else { "" };
+            format!("\nnext: rclone-img receive {}{checksum}{base} -o COPY", words::shell(path))
+        });
         let (data, zero) = (words::bytes(sent.data), words::bytes(sent.zero));
         let records = words::count(sent.records, "record");
         last_words(format!(

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::args::{Consistency, JobArgs, ResumeArgs, SnapshotArgs};
+use super::images::{open_images, places};
 use super::place::{self, Image, Place};
 use super::report::{Names, Reporter};
 use super::signals::Stop;
@@ -23,15 +24,17 @@ use crate::engine::inspect::{Condition, inspect};
 use crate::engine::job::{self, Job, LATENCY_ATOMIC, Options};
 use crate::engine::recover::Wish;
 use crate::engine::report::{Event, Finished, Observer};
-use crate::error::{Error, Kind, Result, each};
+use crate::error::{Error, Kind, Result};
 use crate::hold::HoldKind;
 use crate::hold::choose::{self, Chosen, Means};
+use crate::hold::holders;
 use crate::hold::quiesced::{Quiesced, Told};
 use crate::journal::file as journal_file;
 use crate::journal::format::{Header, State};
 use crate::plan::cluster::cluster;
 use crate::quiesce::order::Order;
 use crate::range::PowerOfTwo;
+use crate::rotate::promise::Promise;
 
 /// How often a job that waits for another one tries again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -68,6 +71,9 @@ pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
                 // A VM was started since this process took the job for one that nobody waits for.
                 return Err(worker::begin_anew(stop));
             }
+            if !warned && chosen.hold.kind() == HoldKind::Filter && !holders::all_are_seen("self") {
+                reporter.on(Event::Warning(holders::NOT_ALL_SEEN.into()));
+            }
             if !std::mem::replace(&mut warned, true)
                 && !args.take.qmp.is_empty()
                 && chosen.hold.kind() != HoldKind::Guard
@@ -81,6 +87,12 @@ pub fn here(args: &SnapshotArgs, process: Process) -> Result<u8> {
                 Told::StillFrozen(text) => reporter.on(Event::StillFrozen(text)),
             };
             let asked = || stop.asked();
+            if args.refresh && !args.by_rules {
+                // A name that a run of 'rotate' has promised is not for what is made by hand.
+                for Place { disk, names, .. } in &places {
+                    [&names.dst, &names.partial].into_iter().for_each(|name| Promise::forget_at(disk, name));
+                }
+            }
             run(&places, &images, &options, quiesced(args, chosen, &tell, &asked), stop, reporter)
         })
     })
@@ -107,69 +119,10 @@ fn quiesced<'a>(
 
 /// The names that reports use.
 pub fn names(args: &SnapshotArgs) -> Vec<Names> {
-    args.pairs.iter().map(|(src, dst)| Names { src: Some(src.clone()), dst: dst.clone() }).collect()
-}
-
-/// Where the snapshots are to be.
-///
-/// # Errors
-/// Refused where a directory cannot be opened, and where two snapshots would have one name.
-pub(super) fn places(args: &SnapshotArgs) -> Result<Vec<Place>> {
-    let places = each(&args.pairs, |(_, dst)| place::place(dst))?;
-    let path = |place: &Place| place.dir.join(&place.names.dst);
-    match twice(&places, path) {
-        None => Ok(places),
-        Some(path) => {
-            let what = format!("{} is named twice as a snapshot", words::name(&path));
-            Err(Error::new(Kind::Refused, what, "give each image a snapshot of its own"))
-        }
-    }
-}
-
-/// The images, each locked.
-///
-/// # Errors
-/// Refused where one cannot be opened, is named twice, or has a name that a job uses for the snapshot of another; busy where another
-/// job has one.
-pub(super) fn open_images(args: &SnapshotArgs, places: &[Place]) -> Result<Vec<Image>> {
-    let images = each(&args.pairs, |(src, _)| place::open_image(src))?;
-    if let Some(path) = twice(&images, |image| image.path.clone()) {
-        let what = format!("the image {} is named twice", words::name(&path));
-        return Err(Error::new(Kind::Refused, what, "name each image once"));
-    }
-    if let Some(image) = in_the_way(&images, places)? {
-        let what = format!(
-            "the image {} is where the job would put a snapshot, or that one's partial file or journal",
-            words::name(&image.path)
-        );
-        return Err(Error::new(Kind::Refused, what, "use another name for the snapshot"));
-    }
-    each(&images, place::lock_image)?;
-    Ok(images)
-}
-
-/// An image that a job would replace or remove, whatever it was told to replace.
-fn in_the_way<'a>(images: &'a [Image], places: &[Place]) -> Result<Option<&'a Image>> {
-    let cannot =
-        |e| Error::io(Kind::Refused, "cannot look at the image or at the snapshot's name", "check the paths", e);
-    for place in places {
-        for name in [&place.names.dst, &place.names.partial, &place.names.journal] {
-            let Some(there) = place.disk.stat(name).map_err(cannot)? else { continue };
-            for image in images {
-                let stat = image.file.stat().map_err(cannot)?;
-                if (stat.dev, stat.ino) == (there.dev, there.ino) {
-                    return Ok(Some(image));
-                }
-            }
-        }
-    }
-    Ok(None)
-}
-
-fn twice<T>(all: &[T], path: impl Fn(&T) -> PathBuf) -> Option<PathBuf> {
-    let mut paths: Vec<PathBuf> = all.iter().map(path).collect();
-    paths.sort();
-    paths.windows(2).find(|two| two[0] == two[1]).map(|two| two[0].clone())
+    args.pairs
+        .iter()
+        .map(|(src, dst)| Names { src: Some(src.clone()), dst: dst.clone(), by_rules: args.by_rules })
+        .collect()
 }
 
 /// Runs `resume`.
@@ -177,7 +130,7 @@ fn twice<T>(all: &[T], path: impl Fn(&T) -> PathBuf) -> Option<PathBuf> {
 /// # Errors
 /// What kept the job from its end; broken where its point in time is lost.
 pub fn resume(args: &ResumeArgs) -> Result<u8> {
-    let names = [Names { src: None, dst: args.dst.clone() }];
+    let names = [Names { src: None, dst: args.dst.clone(), by_rules: false }];
     under_watch(&args.job, &names, Instant::now(), |stop, reporter, found| {
         let place = place::place(&args.dst)?;
         let header = header(&place)?;
@@ -238,12 +191,12 @@ pub fn under_watch(
         let found = found.into_inner().unwrap_or_default();
         let run = |(index, names): (usize, &'_ Names)| metrics::Run {
             src: names.src.clone().unwrap_or_else(|| found.clone()),
-            dst: names.dst.clone(),
+            dst: if names.by_rules { metrics::place_of(&names.dst) } else { names.dst.clone() },
             at: Timestamp::now(),
             elapsed: began.elapsed(),
             exit: result.as_ref().map_or_else(|e| e.kind.exit_code(), |_| 0),
             finished: result.as_ref().ok().and_then(|all| all.get(index)),
-            still_frozen: still_frozen.is_some(),
+            still_frozen: Some(still_frozen.is_some()),
         };
         let runs: Vec<_> = names.iter().enumerate().map(run).collect();
         // The snapshot's own result counts for more than that of the report about it.

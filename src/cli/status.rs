@@ -123,6 +123,8 @@ fn jobs_in(dir: &Path) -> Result<Vec<PathBuf>> {
         jobs.extend(Some(dir.join(&name)).filter(|path| orphan::is_map(path) && orphan::at(path).is_some()));
     }
     jobs.sort();
+    // A restore may have two files beside the image.
+    jobs.dedup();
     Ok(jobs)
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::report::Names;
 use super::words;
+use crate::disk::real::directory_of;
 use crate::engine::report::{Finished, Progress, Started};
 use crate::hold::HoldKind;
 use crate::quiesce::freezer::Quiescence;
@@ -79,7 +80,9 @@ pub fn finished(names: &Names, end: &Finished) -> String {
 
 fn next(names: &Names, hold: HoldKind) -> String {
     let (src, dst) = (names.src.as_ref().map_or("SRC".into(), words::shell), words::shell(&names.dst));
-    if hold.point_in_time() {
+    if hold.point_in_time() && names.by_rules {
+        format!("back it up; rclone-img list {} shows what there is", words::shell(directory_of(&names.dst)))
+    } else if hold.point_in_time() {
         format!("back it up; rclone-img snapshot --refresh {src} {dst} brings it up to date")
     } else {
         format!(

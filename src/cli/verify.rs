@@ -13,10 +13,9 @@ use super::diff::{DIFFERS, open};
 use super::meter::{LOOK, Meter};
 use super::service::log::with_path;
 use super::{json, words};
-use crate::changes::maps::{Sides, spans};
+use crate::changes::maps::{Sides, comparable, spans};
 use crate::changes::still::{self, Still};
 use crate::changes::verify::{Progress, Verified, verify};
-use crate::disk::blocks::same_addresses;
 use crate::error::Result;
 
 /// What stands below the options in the help.
@@ -78,7 +77,8 @@ pub fn run(args: &VerifyArgs) -> Result<u8> {
 
 fn compare(args: &VerifyArgs, src: &Still, dst: &Still) -> Result<Verified> {
     let common = src.size().min(dst.size());
-    let comparable = same_addresses(&**src.file(), &**dst.file()).map_err(|e| still::cannot_read(&args.dst, e))?;
+    let cannot_read = |e| still::cannot_read_one(&args.src, &args.dst, e);
+    let comparable = comparable(&**src.file(), &**dst.file()).map_err(cannot_read)?;
     let sides = Sides { old: &**src.file(), new: &**dst.file(), common, comparable };
     let (progress, over) = (Progress::default(), AtomicBool::new(false));
     let verified = thread::scope(|scope| {
@@ -94,7 +94,7 @@ fn compare(args: &VerifyArgs, src: &Still, dst: &Still) -> Result<Verified> {
         shows.thread().unpark();
         verified
     });
-    verified.map_err(|e| still::cannot_read(&args.dst, e))
+    verified.map_err(cannot_read)
 }
 
 fn text(args: &VerifyArgs, verified: &Verified, sizes: [u64; 2]) -> String {

@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod process;
 pub mod real;
+pub mod shrink;
 pub mod sim;
 
 use std::ffi::OsStr;

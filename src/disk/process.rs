@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+pub use crate::sys::closing::let_go_of_all;
 use crate::sys::process;
 
 /// Sends the signal, if the process is still the one that started at `start` (clock ticks since boot). False where it has

@@ -8,7 +8,7 @@ use super::job;
 use super::members;
 use super::names::Names;
 use super::partial::unfinished;
-use super::recover;
+use super::recover::{self, Found};
 use super::report::{Event, Finished, Observer, Started};
 use super::start::{self, Locked};
 use crate::disk::{Access, Disk, DiskFile, Stat};
@@ -61,7 +61,8 @@ pub fn commit<D: Disk>(
     let mut all = jobs.iter().zip(journals.iter()).enumerate();
     let leader = all.next();
     all.chain(leader).try_for_each(|(index, (job, journal))| {
-        rename_and_clean(job, journal.header()).map_err(|error| error.of_member(index))
+        let header = journal.header();
+        rename_and_clean(job, header, header.replace || job.force).map_err(|error| error.of_member(index))
     })
 }
 
@@ -123,14 +124,15 @@ fn set_permissions<D: Disk>(job: &Ending<'_, D>, partial: &D::File, header: &Hea
 /// Ends a job that is complete but for its last steps: needs no image, which may be gone by now.
 ///
 /// # Errors
-/// Refused where there is no such job; busy where another process has it; broken where its point in time is lost; failed as [`commit`].
+/// Refused where there is no such job, or it may be another user's; busy where another process has it; broken where its point in time is lost; failed
+/// as [`commit`].
 pub fn end_complete<D: Disk>(disk: &D, names: &Names, observer: &dyn Observer) -> Result<Finished> {
     let began = Instant::now();
     if let Some(header) = members::finish_one(disk, names, observer)? {
         return Ok(rolled(&header, began));
     }
     let locked = start::lock(disk, names)?;
-    let found = match job::find(disk, names) {
+    let found = match job::find(disk, names).and_then(|found| trusted(disk, &locked, &found).map(|()| found)) {
         Ok(found) => found,
         Err(error) => return Err(locked.give_up(disk, names, error)),
     };
@@ -145,6 +147,16 @@ pub fn end_complete<D: Disk>(disk: &D, names: &Names, observer: &dyn Observer) -
         return Err(locked.give_up(disk, names, error));
     }
     roll_forward(&Ending { disk, names, observer, force: false, image_has_acl: false }, locked, began)
+}
+
+/// A journal that somebody else has put there would have any file of his renamed over the snapshot.
+fn trusted<D: Disk>(disk: &D, locked: &Locked<D::File>, found: &Found) -> Result<()> {
+    let host = disk.host();
+    match &found.journal {
+        _ if !locked.is_own(host.uid) => Err(recover::strangers()),
+        Some(Ok(loaded)) => recover::trusted_when_complete(found, &loaded.header, &host),
+        _ => Ok(()),
+    }
 }
 
 /// Goes on where a job that was complete was stopped: the rename, and the journal's end.
@@ -188,23 +200,54 @@ pub(super) fn rolled(header: &Header, began: Instant) -> Finished {
     }
 }
 
+/// Whether what has the snapshot's name came there, or was changed, since the journal of a job that is complete was written: it was not there when it
+/// was said that it may go. Both times are the kernel's, of one file system; after a power cut the journal's may be too early, and then somebody is
+/// asked.
+fn came_later<D: Disk>(disk: &D, names: &Names, written_ns: i128) -> Result<bool> {
+    let there = disk.stat(&names.dst).map_err(|e| failed("cannot look at the snapshot's name", e))?;
+    Ok(there.is_some_and(|it| it.ctime_ns > written_ns))
+}
+
+/// Whether a job that is complete may still be put into place by its name.
+///
+/// # Errors
+/// Failed where something came there since.
+pub(super) fn may_replace<D: Disk>(disk: &D, names: &Names, force: bool) -> Result<()> {
+    let stat = |name| disk.stat(name).map_err(|e| failed("cannot look at the complete snapshot", e));
+    let written_ns = stat(&names.journal)?.map_or(i128::MIN, |it| it.mtime_ns);
+    let taken = std::io::Error::from_raw_os_error(libc::EEXIST);
+    let refused = !force && came_later(disk, names, written_ns)? && stat(&names.partial)?.is_some();
+    if refused { Err(appeared(taken)) } else { Ok(()) }
+}
+
+fn appeared(error: std::io::Error) -> Error {
+    Error::io(
+        Kind::Failed,
+        "the snapshot is complete, but a file of its name appeared meanwhile, or was changed since",
+        "move that file away and run 'rclone-img resume', or use --force to replace it",
+        error,
+    )
+}
+
 /// The last steps of a job that is complete: the rename, if that is not done yet, and the journal's end.
 pub(super) fn put_into_place<D: Disk>(job: &Ending<'_, D>, locked: Locked<D::File>) -> Result<()> {
+    let committed_ns = locked.written_ns();
     let (journal, _) = locked.adopt()?;
     let header = journal.header();
     if job.disk.stat(&job.names.partial).map_err(|e| failed("cannot look at the partial file", e))?.is_some() {
         let partial = job.disk.open(&job.names.partial, Access::Read);
         let synced = partial.and_then(|p| p.sync_all());
         synced.map_err(|e| failed("cannot make the snapshot durable", e))?;
-        rename_and_clean(job, header)?;
+        // By the time that the journal had before this run wrote to it.
+        let meant = !came_later(job.disk, job.names, committed_ns)?;
+        rename_and_clean(job, header, header.replace && meant || job.force)?;
     } else {
         clean(job)?;
     }
     Ok(())
 }
 
-fn rename_and_clean<D: Disk>(job: &Ending<'_, D>, header: &Header) -> Result<()> {
-    let replace = header.replace || job.force;
+fn rename_and_clean<D: Disk>(job: &Ending<'_, D>, header: &Header, replace: bool) -> Result<()> {
     // The directory may be others' to write as well: what is renamed must be what was cloned.
     let named = job.disk.stat(&job.names.partial).map_err(|e| failed("cannot look at the partial file", e))?;
     if named.is_none_or(|n| n.ino != header.partial_ino) {
@@ -213,12 +256,7 @@ fn rename_and_clean<D: Disk>(job: &Ending<'_, D>, header: &Header) -> Result<()>
     }
     let renamed = job.disk.rename(&job.names.partial, &job.names.dst, replace).and_then(|()| job.disk.sync_names());
     renamed.map_err(|e| match e.raw_os_error() {
-        Some(libc::EEXIST) => Error::io(
-            Kind::Failed,
-            "the snapshot is complete, but a file of its name appeared meanwhile",
-            "move that file away and run 'rclone-img resume', or use --force to replace it",
-            e,
-        ),
+        Some(libc::EEXIST) => appeared(e),
         _ => failed("cannot rename the complete snapshot into place", e),
     })?;
     clean(job)

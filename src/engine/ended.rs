@@ -21,6 +21,9 @@ const UNLESS_WRITTEN: &str = ", unless the image is written to before; then the 
 /// What is to be done where a point in time is lost.
 const AGAIN: &str = "run the same command again: it takes a new point in time and keeps the finished work";
 
+/// The same where the guests need the room of that work.
+const ANEW: &str = "run the same command again; what it had cloned gives its room back to the guests";
+
 /// The end of a job.
 pub(super) struct Ended {
     error: Error,
@@ -65,6 +68,11 @@ impl Ended {
         Self { error: Error { kind: Kind::Broken, what, hint, ..error }, reason, state }
     }
 
+    /// Whether the point in time is lost.
+    pub(super) fn is_broken(&self) -> bool {
+        self.state == State::Broken
+    }
+
     /// Writes it into the journals. A state that cannot be written is no loss: a job without a live process counts as
     /// interrupted, and a broken one is told by its image or its boot.
     pub(super) fn written_down<F: DiskFile>(self, journals: &mut [Journal<F>]) -> Error {
@@ -86,6 +94,17 @@ impl Ended {
         }
         error
     }
+}
+
+/// The guests have the room of what was cloned, or of a part of it.
+pub(super) fn with_less(error: Error) -> Error {
+    let hint = match error.hint.strip_suffix(AGAIN) {
+        Some(first) => format!("{first}{ANEW}"),
+        // It is said to be taken away already.
+        None if error.hint.is_empty() => error.hint,
+        None => format!("{}; what was cloned gives its room back to the guests", error.hint),
+    };
+    Error { hint, ..error }
 }
 
 #[cfg(test)]
@@ -126,5 +145,9 @@ mod tests {
         assert_eq!(hint("", HoldKind::None), RESUME);
         assert_eq!(hint("free space; then ", HoldKind::None), format!("free space; then {RESUME}"));
         assert_eq!(hint("free space; then ", HoldKind::Guard), format!("free space; then {AGAIN}"));
+        let full =
+            Ended::of_window(Error::new(Kind::Interrupted, "full", "free space; then "), HoldKind::Filter, false);
+        assert!(full.is_broken());
+        assert_eq!(with_less(full.error).hint, format!("free space; then {ANEW}"));
     }
 }

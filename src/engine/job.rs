@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::claims::{MakeClaims, Recorder, Unclaimed};
 use super::commit::Ending;
-use super::ended::Ended;
+use super::ended::{self, Ended};
 use super::flusher::MakeFlusher;
 use super::names::Names;
 use super::recover::{self, Existing, Found, Here, Start, Wish};
@@ -14,7 +14,7 @@ use super::start::{self, Locked};
 use super::window::{Target, Window, Work};
 use super::{commit, group, inspect, members, room};
 use crate::cbw::{Clusters, STATES_MAX};
-use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat};
+use crate::disk::{Access, Disk, DiskFile, FsFacts, HostFacts, Stat, shrink};
 use crate::error::{Error, Kind, Result, each};
 use crate::hold::Hold;
 use crate::journal::file as journal_file;
@@ -241,6 +241,14 @@ fn clone_and_commit<D: Disk>(
     });
     // A sync that failed is the cause of whatever the window says then.
     if let Err(ended) = synced.and(ended) {
+        // T0 is lost, and the guests go on: each block that the unfinished files share is one that their next write allocates anew.
+        if ended.is_broken() && kind.answers_accesses() && jobs.iter().any(|job| room::enough_space(job).is_err()) {
+            let error = ended.written_down(&mut journals);
+            let all = jobs.iter().zip(&partials).zip(&journals);
+            let given =
+                all.filter(|((job, partial), journal)| give_back(job, partial, journal.header().refreshes)).count();
+            return Err(if given > 0 { ended::with_less(error) } else { error });
+        }
         return Err(ended.written_down(&mut journals));
     }
     jobs[0].observer.on(Event::Syncing);
@@ -250,6 +258,15 @@ fn clone_and_commit<D: Disk>(
     commit::commit(&endings, &mut journals, &partials, &instants, quiesced)?;
     let finished = |(work, started): (Work, Started)| work.finished(started, quiescence, window_took, began);
     Ok(works.into_iter().zip(all_started).map(finished).collect())
+}
+
+/// Gives the room of an unfinished file back, where it is a new one: what was a snapshot before took it then. Whatever is left of it, the next
+/// run compares. Whether it is shorter now.
+fn give_back<D: Disk>(job: &Job<'_, D>, partial: &D::File, refreshes: bool) -> bool {
+    let Some(stat) = partial.stat().ok().filter(|_| !refreshes) else { return false };
+    // One that cannot be made shorter is left to `abort`.
+    let _ = shrink::to_nothing(job.disk, partial, stat.size, &|| !(job.stop)());
+    partial.stat().is_ok_and(|left| left.size < stat.size)
 }
 
 /// The first look, without a lock: refuses early, before anything is touched.
@@ -362,8 +379,9 @@ fn existing<D: Disk>(disk: &D, name: &std::ffi::OsStr) -> Result<Option<Existing
     let file = if stat.regular { disk.open(name, Access::Read).ok() } else { None };
     // The open file tells more of itself than its name does: the subvolume, say.
     let stat = file.as_ref().and_then(|f| f.stat().ok()).filter(|s| s.ino == stat.ino).unwrap_or(stat);
-    let bytes = file.and_then(|f| f.record().ok().flatten());
-    Ok(Some(Existing { stat, record: bytes.and_then(|b| Record::from_bytes(&b)) }))
+    let fs = file.as_ref().and_then(|f| f.fs().ok()).map(|fs| fs.uuid);
+    let bytes = file.filter(|_| fs.is_some()).and_then(|f| f.record().ok().flatten());
+    Ok(Some(Existing { stat, fs: fs.unwrap_or_default(), record: bytes.and_then(|b| Record::from_bytes(&b)) }))
 }
 
 pub(super) fn cannot_look(what: &str, error: std::io::Error) -> Error {

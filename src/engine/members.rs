@@ -83,7 +83,7 @@ fn read<D: Disk>(disk: &D, names: &Names) -> Result<Option<Header>> {
     };
     // By its name, which opens nothing: whose it is decides whether it counts.
     let stat = disk.stat(&names.journal).map_err(cannot)?;
-    if stat.is_some_and(|s| s.uid != disk.host().uid || s.mode & 0o022 != 0) {
+    if stat.is_some_and(|s| !recover::is_own(&s, disk.host().uid)) {
         let what = "the journal belongs to another user, or others may write to it";
         return Err(Error::new(Kind::Refused, what, "run as the user who began the job"));
     }
@@ -178,6 +178,13 @@ fn roll_forward<D: Disk>(disk: &D, group: &Group, force: bool, observer: &dyn Ob
         Ok(Some(header)) if header.state == State::Committing => {}
         Ok(_) => return Err(locked.give_up(leader_disk, leader_names, job::changed_meanwhile())),
         Err(error) => return Err(locked.give_up(leader_disk, leader_names, error)),
+    }
+    // Also before the leader's journal is written once more, whose time says what was there when the job was complete.
+    commit::may_replace(leader_disk, leader_names, force)?;
+    for (member, (disk, names)) in group.0.iter().skip(1).zip(followers) {
+        if of_group(disk, names, member, group)?.is_some_and(|h| h.state == State::Complete) {
+            commit::may_replace(disk, names, force)?;
+        }
     }
     // The process that wrote the commit record may have been killed before it was durable.
     let locked = locked.made_durable()?;

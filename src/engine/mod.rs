@@ -2,7 +2,7 @@
 //!
 //! [`job::run`] is the whole of it. It is generic over the disk and the hold, so that the same code runs over the kernel and
 //! over the simulated disk with a crash at every step. [`recover`] decides what an existing journal means (pure), [`room`]
-//! whether there is room for it, [`start`] prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`turns`] when; `ended` says why it did not
+//! whether there is room for it, `locked` is the lock that it has, [`start`] prepares the files, [`window`] clones, [`compare`] tells it what a refresh need not, [`turns`] when; `ended` says why it did not
 //! come to its end, [`restore`] rolls an image back; [`commit`] puts the snapshot into place, [`group`] and [`members`] keep those of several images together, [`abort`] takes a job back, [`inspect`] looks at one without taking its lock.
 
 pub mod abort;
@@ -15,6 +15,7 @@ pub mod flusher;
 pub mod group;
 pub mod inspect;
 pub mod job;
+mod locked;
 pub mod members;
 pub mod names;
 pub mod partial;

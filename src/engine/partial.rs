@@ -1,38 +1,59 @@
 //! The partial file: made, opened, or taken from a snapshot that is to be refreshed; never left open to others, and never
 //! taken for a finished snapshot.
 
+use std::io;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::job::Job;
 use super::recover::Existing;
+use super::restore::owned;
 use super::start::failed;
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::journal::file::Journal;
-use crate::journal::format::Header;
+use crate::journal::format::{Header, State};
 use crate::record::{self, Record, Verdict};
 
 /// Opens the snapshot that is to be refreshed, and makes sure that nobody else has it.
 pub(super) fn own_snapshot<D: Disk>(job: &Job<'_, D>, header: &mut Header) -> Result<D::File> {
-    let refused =
-        |e| Error::io(Kind::Refused, "cannot open the snapshot that is to be refreshed", "check its permissions", e);
     // Opening may change the mode, so it is looked at before.
     let old_mode = job.disk.stat(&job.names.dst).map_err(refused)?.map_or(0o444, |s| s.mode);
-    let file = job.disk.open(&job.names.dst, Access::Write).map_err(refused)?;
-    if !file.try_own().map_err(refused)? {
-        let _ = file.set_mode(old_mode);
-        let hint = "close it first: a refresh changes the file under its readers (fuser -v names them)";
-        return Err(Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint));
-    }
-    still_ours(&file, job.options.wish.force)
+    // Whoever reads it has a lease (`send`, `diff`), which opening it for writing would break; asking for a lease by a descriptor that only reads
+    // does not.
+    own(&open_snapshot(job, Access::Read)?)?;
+    let file = open_snapshot(job, Access::Write)?;
+    let looked = own(&file)
+        .and_then(|()| still_ours(&file, job.options.wish.force))
         .and_then(|()| same_kind(job, &file))
-        .inspect_err(|_| drop(file.set_mode(old_mode)))?;
+        .and_then(|()| Ok((file.record().map_err(refused)?, file.stat().map_err(refused)?.ino)));
+    let (record, ino) = looked.inspect_err(|_| drop(file.set_mode(old_mode)))?;
     header.refreshes = true;
     header.old_mode = old_mode;
-    header.old_record = file.record().map_err(refused)?.unwrap_or_default();
-    header.partial_ino = file.stat().map_err(refused)?.ino;
+    header.old_record = record.unwrap_or_default();
+    header.partial_ino = ino;
     Ok(file)
+}
+
+fn refused(error: io::Error) -> Error {
+    Error::io(Kind::Refused, "cannot open the snapshot that is to be refreshed", "check its permissions", error)
+}
+
+fn open_snapshot<D: Disk>(job: &Job<'_, D>, access: Access) -> Result<D::File> {
+    job.disk.open(&job.names.dst, access).map_err(|e| match e.raw_os_error() {
+        Some(libc::EAGAIN) => somebody_has_it(),
+        _ => refused(e),
+    })
+}
+
+fn own<F: DiskFile>(file: &F) -> Result<()> {
+    if file.try_own().map_err(refused)? { Ok(()) } else { Err(somebody_has_it()) }
+}
+
+fn somebody_has_it() -> Error {
+    let hint = "close it first: a refresh changes the file under its readers (fuser -v names them)";
+    Error::new(Kind::Refused, "somebody has the snapshot open that is to be refreshed", hint)
 }
 
 /// The file was looked at before it was opened. Now that nobody else has it, it must still be what was looked at: not one
@@ -41,7 +62,8 @@ fn still_ours<F: DiskFile>(file: &F, force: bool) -> Result<()> {
     let cannot = |e| failed("cannot look at the snapshot that is to be refreshed", e);
     let stat = file.stat().map_err(cannot)?;
     let record = file.record().map_err(cannot)?.and_then(|bytes| Record::from_bytes(&bytes));
-    let valid = Existing { stat, record }.verdict() == Some(Verdict::Valid);
+    let fs = file.fs().map_err(cannot)?.uuid;
+    let valid = Existing { stat, fs, record }.verdict() == Some(Verdict::Valid);
     if stat.nlink == 1 && (valid || force) {
         return Ok(());
     }
@@ -56,8 +78,38 @@ pub(super) fn take_snapshot<D: Disk>(job: &Job<'_, D>, journal: &Journal<D::File
     invalidate::<D>(journal.header(), &file)?;
     // Whoever may read the old snapshot need not be let in on what comes.
     close_to_others::<D>(&file)?;
+    nobody_found_it(&file)?;
     file.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))?;
     Ok(file)
+}
+
+/// Whoever has found it by its name before it was renamed waits for the lease, and would be let in on what is to be overwritten. He is let in
+/// on the snapshot, which is put back. One who would not wait is gone, and no concern.
+fn nobody_found_it<F: DiskFile>(file: &F) -> Result<()> {
+    if owned(file).map_err(|e| failed("cannot look at the lease on the snapshot", e))? {
+        return Ok(());
+    }
+    let what = "somebody has opened the snapshot in the moment in which it was to be refreshed";
+    Err(Error::new(
+        Kind::Refused,
+        what,
+        "it is as it was; wait for him ('fuser -v' names him), then run the same command again",
+    ))
+}
+
+/// The partial file of a refresh that has not come to its T0: whoever was let in when the job before was killed reads the snapshot, which is whole
+/// still.
+pub(super) fn alone_again<F: DiskFile>(header: &Header, partial: &F) -> Result<()> {
+    if !(header.refreshes && header.state == State::Preparing) {
+        return Ok(());
+    }
+    nobody_found_it(partial).map_err(|e| Error {
+        what: "somebody reads the snapshot that is to be refreshed, which a killed job has left as its partial file"
+            .into(),
+        hint: "wait for him ('fuser -v' names him), or 'rclone-img abort' puts it back".into(),
+        ..e
+    })?;
+    partial.disown().map_err(|e| failed("cannot give the lease on the snapshot back", e))
 }
 
 pub(super) fn make_partial<D: Disk>(job: &Job<'_, D>, journal: &mut Journal<D::File>) -> Result<D::File> {
@@ -99,6 +151,7 @@ pub(super) fn unfinished(header: &Header, file: &Stat) -> Record {
         fs: Uuid::from_bytes(header.fs),
         ino: file.ino,
         subvolume: file.subvolume,
+        generation: file.id().known_generation(),
         size: 0,
         mtime_ns: String::new(),
     }
@@ -180,6 +233,7 @@ mod tests {
             fs: Uuid::nil(),
             ino: stat.ino,
             subvolume: stat.subvolume,
+            generation: stat.id().known_generation(),
             size: stat.size,
             mtime_ns: stat.mtime_ns.to_string(),
         };

@@ -41,6 +41,8 @@ pub struct Wish {
 pub struct Existing {
     /// What it is.
     pub stat: Stat,
+    /// The UUID of its file system; zero where that is not known.
+    pub fs: [u8; 16],
     /// The record it carries, if any.
     pub record: Option<Record>,
 }
@@ -48,7 +50,7 @@ pub struct Existing {
 impl Existing {
     /// What the record says; `None` where there is none.
     pub fn verdict(&self) -> Option<Verdict> {
-        Some(self.record.as_ref()?.verdict((self.stat.ino, self.stat.subvolume), self.stat.size, self.stat.mtime_ns))
+        Some(self.record.as_ref()?.verdict((self.stat.id(), self.fs), self.stat.size, self.stat.mtime_ns))
     }
 
     /// Whether a job has put its record on this very file.
@@ -174,21 +176,38 @@ pub fn decide(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
 /// In a directory that others may write to as well, a journal or a partial file may be theirs: what it says, or who has it
 /// open, is not to be relied on, and nothing of the image is to be put into it.
 fn trusted(found: &Found, here: &Here<'_>) -> Result<()> {
-    let mine = |uid: u32| uid == here.host.uid || uid == here.image.uid;
-    let journal = found.journal_stat.is_none_or(|s| s.uid == here.host.uid && s.mode & 0o022 == 0);
-    let partial = found.partial.as_ref().is_none_or(|p| {
-        let open_to_others = p.record.is_some() && (p.stat.mode & 0o022 != 0 || p.stat.nlink != 1);
-        mine(p.stat.uid) && !open_to_others
-    });
-    if journal && partial {
-        return Ok(());
-    }
-    let what = "the journal or the partial file belongs to another user, or others may write to it";
-    Err(Error::new(
+    let uid = here.host.uid;
+    let journal = found.journal_stat.is_none_or(|s| is_own(&s, uid));
+    let mine = |it: &Existing| it.stat.uid == uid || it.stat.uid == here.image.uid;
+    let partial = found.partial.as_ref().is_none_or(|p| mine(p) && !is_open_to_others(p));
+    if journal && partial { Ok(()) } else { Err(strangers()) }
+}
+
+/// The same of a job that is complete, by a journal of one's own, without the image: root may have given the partial file to
+/// its owner, whoever that was, and what was to stay writable may be so to others.
+pub(super) fn trusted_when_complete(found: &Found, header: &Header, host: &HostFacts) -> Result<()> {
+    const ROOT: u32 = 0;
+    let mine = |it: &Existing| it.stat.uid == host.uid || host.uid == ROOT;
+    let closed = |it: &Existing| !is_open_to_others(it) || header.writable && it.stat.nlink == 1;
+    if found.partial.as_ref().is_none_or(|p| mine(p) && closed(p)) { Ok(()) } else { Err(strangers()) }
+}
+
+/// Whether a journal is this user's alone.
+pub fn is_own(journal: &Stat, uid: u32) -> bool {
+    journal.uid == uid && journal.mode & 0o022 == 0
+}
+
+fn is_open_to_others(partial: &Existing) -> bool {
+    partial.record.is_some() && (partial.stat.mode & 0o022 != 0 || partial.stat.nlink != 1)
+}
+
+/// Nothing of a job is acted on that somebody else may have made up.
+pub(super) fn strangers() -> Error {
+    Error::new(
         Kind::Refused,
-        what,
+        "the journal or the partial file belongs to another user, or others may write to it",
         "run as the user who began the job; where that was nobody of yours, move DST.partial and DST.journal away",
-    ))
+    )
 }
 
 fn without_journal(found: &Found, wish: Wish, here: &Here<'_>) -> Result<Start> {
@@ -232,7 +251,9 @@ fn may_be_refreshed(dst: &Existing, force: bool, here: &Here<'_>) -> Result<()> 
         Some(Verdict::Valid) => "it is a snapshot of another image, or of a file that the image has replaced",
         None => "it has no record of a finished snapshot",
         Some(Verdict::InProgress) => "its record says that it was never finished",
-        Some(Verdict::Copy) => "it is a copy of a snapshot, not the snapshot",
+        Some(Verdict::Copy) => {
+            "it is a copy of a snapshot, not the snapshot, or its file system has got another UUID since"
+        }
         Some(Verdict::Modified) => "it was modified since it was made",
     };
     let what = format!("what is to be refreshed may not be ours to overwrite: {why}");

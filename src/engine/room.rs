@@ -67,20 +67,26 @@ fn leaves(space: Space, min_free: MinFree, needed: u64) -> Result<u64> {
 
 /// Clones the first block into a file without a name: what the file system refuses it refuses here, with nothing left.
 pub(super) fn try_cloning<D: Disk>(job: &Job<'_, D>, now: &Now) -> Result<()> {
+    can_clone(job.disk, &*job.image, Geometry { size: now.image.size, block: now.fs.block })
+}
+
+/// The same of an image, of which a snapshot in this directory may be asked for some time.
+///
+/// # Errors
+/// Refused, with what to do about it.
+pub fn can_clone<D: Disk>(disk: &D, image: &D::File, geometry: Geometry) -> Result<()> {
     let refuse = |what: &str, hint: &str, e| Err(Error::io(Kind::Refused, what.to_owned(), hint, e));
-    let probe = match job.disk.create_unnamed() {
+    let probe = match disk.create_unnamed() {
         Ok(probe) => probe,
         Err(e) => return refuse("cannot make a file in the snapshot's directory", hint_for(&e), e),
     };
-    let geometry = Geometry { size: now.image.size, block: now.fs.block };
-    let first = ByteRange::new(0, now.fs.block.get()).and_then(|block| geometry.cover(block));
+    let first = ByteRange::new(0, geometry.block.get()).and_then(|block| geometry.cover(block));
     let Some(first) = first else { return Ok(()) };
-    let tried = job
-        .image
+    let tried = image
         .no_cow()
         .and_then(|on| probe.set_no_cow(on))
-        .and_then(|()| probe.set_len(now.image.size))
-        .and_then(|()| probe.clone_range(&job.image, first).map(|_| ()));
+        .and_then(|()| probe.set_len(geometry.size))
+        .and_then(|()| probe.clone_range(image, first).map(|_| ()));
     match tried {
         Err(e) if e.raw_os_error() == Some(libc::EFBIG) => {
             refuse("the image is larger than a file may be here (ulimit -f)", "raise the limit", e)

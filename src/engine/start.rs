@@ -11,113 +11,17 @@ use jiff::Timestamp;
 
 use super::group;
 use super::job::{self, Job};
-use super::names::Names;
-use super::partial::{discard_partial, make_partial, open_partial, own_snapshot, resize, take_snapshot};
+pub use super::locked::{Locked, busy, lock};
+use super::partial::{alone_again, discard_partial, make_partial, open_partial, own_snapshot, resize, take_snapshot};
 use super::recover::{Start, is_untouched};
-use super::undo::put_back;
+use super::undo::{put_back, taken_back};
 use crate::cbw::Clusters;
-use crate::disk::{Access, Disk, DiskFile};
+use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Kind, Result};
 use crate::hold::{Hold, HoldKind, T0};
-use crate::journal::file::{self as journal_file, Journal};
-use crate::journal::format::{FormatError, Header, Image, State};
+use crate::journal::file::Journal;
+use crate::journal::format::{Header, Image, State};
 use crate::journal::group::Group;
-use crate::range::ByteRange;
-
-/// The journal's file, with the job's lock.
-pub struct Locked<F> {
-    file: F,
-    created: bool,
-}
-
-impl<F: DiskFile> Locked<F> {
-    /// Gives the lock back, and takes away the file that was made for it.
-    pub fn give_up<D: Disk<File = F>>(self, disk: &D, names: &Names, error: Error) -> Error {
-        if self.created {
-            let _ = disk.unlink(&names.journal);
-        }
-        error
-    }
-
-    /// What the journal that is there says.
-    ///
-    /// # Errors
-    /// Failed where it cannot be read.
-    pub fn header(&self) -> Result<Header> {
-        let loaded = journal_file::read(&self.file).map_err(|e| failed("cannot read the journal", e))?;
-        loaded.map(|l| l.header).map_err(unusable)
-    }
-
-    /// Writes the journal that is there once more, and syncs it: what it says may not be durable yet.
-    ///
-    /// # Errors
-    /// Failed where it cannot be read or written.
-    pub fn made_durable(self) -> Result<Self> {
-        let created = self.created;
-        let (mut journal, _) = self.adopt()?;
-        journal.update(|_| {}).map_err(|e| failed("cannot write the journal", e))?;
-        Ok(Self { file: journal.into_file(), created })
-    }
-
-    /// Goes on with the journal that is there: itself, which keeps the lock, and its claims.
-    ///
-    /// # Errors
-    /// Failed where it cannot be read.
-    pub fn adopt(self) -> Result<(Journal<F>, Vec<ByteRange>)> {
-        let loaded = journal_file::read(&self.file).map_err(|e| failed("cannot read the journal", e))?;
-        let loaded = loaded.map_err(unusable)?;
-        Ok((Journal::adopt(self.file, &loaded), loaded.claims))
-    }
-}
-
-fn unusable(error: FormatError) -> Error {
-    Error::new(Kind::Failed, format!("the journal cannot be used: {error}"), error.hint())
-}
-
-/// Takes the lock of the snapshot's job; makes the journal's file where there is none.
-///
-/// # Errors
-/// Busy where another job has it; refused where the file cannot be made.
-pub fn lock<D: Disk>(disk: &D, names: &Names) -> Result<Locked<D::File>> {
-    const TRIES: u32 = 100;
-    let name = &names.journal;
-    let refused =
-        |e| Error::io(Kind::Refused, "cannot make the journal", "check the directory's permissions and space", e);
-    for _ in 0..TRIES {
-        let (file, created) = match disk.open(name, Access::Write) {
-            Ok(file) => (file, false),
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => match disk.create_new(name) {
-                Ok(file) => (file, true),
-                Err(e) if e.raw_os_error() == Some(libc::EEXIST) => continue,
-                Err(e) => return Err(refused(e)),
-            },
-            Err(e) => return Err(refused(e)),
-        };
-        if !file.try_lock().map_err(refused)? {
-            return Err(busy());
-        }
-        if !file.stat().map_err(refused)?.regular {
-            let what = "the journal's name is taken by something that is not a regular file";
-            return Err(Error::new(Kind::Refused, what, "move it away, or use another name for the snapshot"));
-        }
-        // The job that had the lock may have ended and removed the file between the opening and the lock.
-        let named = disk.stat(name).map_err(refused)?;
-        let ours = file.stat().map_err(refused)?;
-        if named.is_some_and(|n| n.ino == ours.ino) {
-            return Ok(Locked { file, created });
-        }
-    }
-    Err(busy())
-}
-
-/// Somebody else has the job's lock.
-pub fn busy() -> Error {
-    Error::new(
-        Kind::Busy,
-        "another job is making this snapshot",
-        "wait for it (--wait), or look at it with 'rclone-img status'",
-    )
-}
 
 /// The files of an image whose T0 is not set yet.
 pub struct Ready<F> {
@@ -191,9 +95,12 @@ fn begin<D: Disk>(job: &Job<'_, D>, kind: HoldKind, locked: Locked<D::File>, ori
             Err(error) => return Err(locked.give_up(job.disk, job.names, error)),
         },
     };
+    let old_mode = header.old_mode;
     let mut journal = match Journal::create(locked.file, header).and_then(|j| job.disk.sync_names().map(|()| j)) {
         Ok(journal) => journal,
         Err(error) => {
+            // To open it for writing its owner may have been given the permission; without a journal nobody knows that later.
+            let _ = snapshot.map(|file| file.set_mode(old_mode));
             let _ = job.disk.unlink(&job.names.journal);
             return Err(failed("cannot write the journal", error));
         }
@@ -207,10 +114,7 @@ fn begin<D: Disk>(job: &Job<'_, D>, kind: HoldKind, locked: Locked<D::File>, ori
             let compare = origin == Origin::Snapshot && !kind.one_call();
             Ok(Ready { journal, partial: Arc::new(partial), clusters, compare, undo: true, keeps: None })
         }
-        Err(error) => {
-            let _ = put_back(job.disk, job.names, journal.header());
-            Err(error)
-        }
+        Err(error) => Err(taken_back(job.disk, job.names, journal.header(), error)),
     }
 }
 
@@ -233,6 +137,7 @@ fn renew<D: Disk>(job: &Job<'_, D>, kind: HoldKind, locked: Locked<D::File>) -> 
     let (journal, _) = locked.adopt()?;
     names_are_durable(job)?;
     let partial = Arc::new(open_partial(job, journal.header())?);
+    alone_again(journal.header(), &*partial)?;
     let clusters = pending(job)?;
     Ok(Ready { journal, partial, clusters, compare: !kind.one_call(), undo: false, keeps: None })
 }

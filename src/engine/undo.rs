@@ -5,6 +5,7 @@ use std::io;
 
 use super::names::Names;
 use crate::disk::{Access, Disk, DiskFile};
+use crate::error::Error;
 use crate::journal::format::Header;
 
 /// Undoes a job that has cloned nothing: a new partial file goes, a snapshot to be refreshed comes back as it was, and the
@@ -24,6 +25,19 @@ pub fn put_back<D: Disk>(disk: &D, names: &Names, header: &Header) -> io::Result
     disk.sync_names()?;
     disk.unlink(&names.journal)?;
     disk.sync_names()
+}
+
+/// What has not begun for this reason is undone; the reason, and where the snapshot is if that fails.
+pub(super) fn taken_back<D: Disk>(disk: &D, names: &Names, header: &Header, error: Error) -> Error {
+    match put_back(disk, names, header) {
+        Err(e) if header.refreshes => Error {
+            what: format!("{}; and the snapshot cannot be given its name back: {e}", error.what),
+            hint: "it is whole, and called DST.partial: mend the cause, then 'rclone-img abort DST' puts it back"
+                .into(),
+            ..error
+        },
+        _ => error,
+    }
 }
 
 fn restore_snapshot<D: Disk>(disk: &D, partial: &OsStr, dst: &OsStr, header: &Header) -> io::Result<()> {

@@ -67,6 +67,11 @@ impl Frozen {
         }
     }
 
+    /// For how long at most somebody who opens it for writing has been waiting; none where nobody does.
+    pub fn waited(&mut self) -> Option<Duration> {
+        self.waiting().err()
+    }
+
     /// Whether an opener may have been let in by the kernel: the lease was last known to stand so long ago.
     fn may_be_broken(&self, waited: Duration) -> bool {
         // Nine tenths: the kernel counts from the opening, in its own ticks.

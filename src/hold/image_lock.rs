@@ -17,6 +17,9 @@ const READING: u64 = 0;
 const WRITING: u64 = 1;
 const RESIZING: u64 = 3;
 
+/// What an image is shared with nobody for.
+const ALONE: &[u64] = &[WRITING, RESIZING];
+
 /// Locked while somebody may write.
 pub const WRITES: u64 = USED + WRITING;
 
@@ -29,20 +32,33 @@ pub const WRITES_NOT_SHARED: u64 = NOT_SHARED + WRITING;
 /// # Errors
 /// What fcntl(2) says.
 pub fn take(image: BorrowedFd<'_>, writes: bool) -> io::Result<bool> {
-    let uses = if writes { &[READING, WRITING][..] } else { &[READING] };
-    let alone = &[WRITING, RESIZING];
-    let of = |base: u64, all: &[u64]| all.iter().map(|n| base + n).collect::<Vec<_>>();
-    for at in of(USED, uses).into_iter().chain(of(NOT_SHARED, alone)) {
+    for at in both((USED, uses(writes)), (NOT_SHARED, ALONE)) {
         if !ofd::try_lock(image, byte(at), Lock::Read)? {
             return Ok(false);
         }
     }
-    for at in of(NOT_SHARED, uses).into_iter().chain(of(USED, alone)) {
+    is_free(image, writes)
+}
+
+/// Whether [`take`] would find nobody in the way now. It takes nothing, and a descriptor that is open for reading will do.
+///
+/// # Errors
+/// What fcntl(2) says.
+pub fn is_free(image: BorrowedFd<'_>, writes: bool) -> io::Result<bool> {
+    for at in both((NOT_SHARED, uses(writes)), (USED, ALONE)) {
         if ofd::conflict(image, byte(at), Lock::Write)?.is_some() {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+fn uses(writes: bool) -> &'static [u64] {
+    if writes { &[READING, WRITING] } else { &[READING] }
+}
+
+fn both(one: (u64, &'static [u64]), other: (u64, &'static [u64])) -> impl Iterator<Item = u64> {
+    [one, other].into_iter().flat_map(|(base, all)| all.iter().map(move |n| base + n))
 }
 
 /// One byte of a file.
@@ -65,10 +81,13 @@ mod tests {
         let (one, two) = (open(), open());
         assert!(take(&one, false) && take(&two, false), "two readers");
         let writer = open();
+        let reader = File::open(file.path()).expect("the file");
+        let is_free = |writes| is_free(reader.as_fd(), writes).expect("looked");
+        assert!(!is_free(true) && is_free(false));
         assert!(!take(&writer, true));
         drop((one, two, writer));
         let (writer, late) = (open(), open());
-        assert!(take(&writer, true));
+        assert!(is_free(true) && take(&writer, true) && !is_free(false));
         assert!(!take(&late, true) && !take(&late, false));
         drop((writer, late));
         assert!(take(&open(), true));

@@ -162,7 +162,10 @@ fn the_specification_has_the_offsets_of_the_code() {
     check(offset_of!(Fixed, job), 16, "job id");
     check(offset_of!(Fixed, epoch), 8, "epoch");
     check(offset_of!(Fixed, state), 1, "state");
-    check(offset_of!(Fixed, hold), 1, "hold");
+    let mut holds: Vec<_> = HoldKind::ALL.map(|kind| (kind.code(), kind.name())).into();
+    holds.sort_unstable();
+    let holds: Vec<_> = holds.iter().map(|(code, name)| format!("{code} {name}")).collect();
+    check(offset_of!(Fixed, hold), 1, &format!("hold: {} |", holds.join(", ")));
     check(offset_of!(Fixed, flags), 1, "flags");
     check(offset_of!(Fixed, t0_seconds), 8, "T0, seconds");
     check(offset_of!(Fixed, t0_nanos), 4, "T0, nanoseconds");

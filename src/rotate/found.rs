@@ -36,7 +36,7 @@ impl Snapshot {
         let file = disk.open(name, Access::Read).ok()?;
         let record = Record::from_bytes(&file.record().ok()??)?;
         let stat = file.stat().ok()?;
-        let verdict = record.verdict((stat.ino, stat.subvolume), stat.size, stat.mtime_ns);
+        let verdict = record.verdict((stat.id(), file.fs().ok()?.uuid), stat.size, stat.mtime_ns);
         Some((Self { name: name.to_owned(), stat, record, verdict }, file))
     }
 

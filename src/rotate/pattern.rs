@@ -48,9 +48,18 @@ impl Pattern {
         Ok(name)
     }
 
-    /// Whether a name may have been made by it.
+    /// Whether a name may have been made by it: the time that it has, if it has one, makes the same name again. Reading is more lenient, and
+    /// takes a sign, or spaces for zeros.
     pub fn matches(&self, name: &str) -> bool {
-        BrokenDownTime::parse(&self.name, name).is_ok()
+        let Ok(time) = BrokenDownTime::parse(&self.name, name) else { return false };
+        let years = [time.year(), time.iso_week_year()];
+        // Before there were any snapshots, whose names have no sign.
+        if years.into_iter().flatten().any(|it| it < 0) || time.timestamp().is_some_and(|it| it.as_second() < 0) {
+            return false;
+        }
+        let mut again = String::new();
+        // Some times that can be read do not have all that they are written with.
+        time.format(&self.name, &mut again).is_err() || again == name
     }
 }
 
@@ -79,5 +88,27 @@ mod tests {
                 .map(|name| pattern.matches(name)),
             [true, false, false, false, false]
         );
+        for other in ["vm-2026 1 1.snap", "vm-+20260101.snap", "vm--20260101.snap", "vm-002026101.snap"] {
+            assert!(!pattern.matches(other), "{other}");
+        }
+        assert!(!Pattern::new(Path::new("x-%s"), &now).expect("a pattern").matches("x--5"));
+        // What is read back is not all that was written.
+        let known = [
+            "x-%-d-%-H",
+            "x-%e-%H",
+            "x-%A-%F",
+            "x-%y%j",
+            "x-%G-W%V-%u",
+            "x-%I%p-%F",
+            "x-%s",
+            "x-%F-%::z",
+            "x-%b %d %Y",
+            "x-%T%.f-%F",
+        ];
+        for path in known {
+            let pattern = Pattern::new(Path::new(path), &now).expect(path);
+            let made = pattern.name_at(&now).expect(path);
+            assert!(pattern.matches(&made), "{path}: {made}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Which snapshots are kept: the most recent of each of so many hours, days, weeks, months and years that have one, as restic's `forget`
-//! has it. A period that has none counts for nothing. Periods are those of the clock on the wall that the times are of. Pure.
+//! has it since its version 0.16. A period that has none counts for nothing; as long as a rule has found fewer than it may keep it keeps the
+//! oldest snapshot as well, so that what there is goes back as far as it can. Periods are those of the clock on the wall that the times are of. Pure.
 
 use jiff::civil::DateTime;
 
@@ -24,8 +25,7 @@ impl Reason {
     /// All of them, from the shortest period to the longest.
     pub const ALL: [Self; 6] = [Self::Last, Self::Hourly, Self::Daily, Self::Weekly, Self::Monthly, Self::Yearly];
 
-    /// Its name.
-    pub fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Last => "last",
             Self::Hourly => "hourly",
@@ -53,6 +53,22 @@ impl Reason {
     }
 }
 
+/// Why a snapshot is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Why {
+    /// By this rule.
+    pub reason: Reason,
+    /// Only because it is the oldest, and the rule has found fewer than it may keep.
+    pub oldest: bool,
+}
+
+impl Why {
+    /// Its name: the rule's, or `oldest-` and the rule's.
+    pub fn name(self) -> String {
+        format!("{}{}", if self.oldest { "oldest-" } else { "" }, self.reason.name())
+    }
+}
+
 /// How many are kept for each reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Policy {
@@ -67,7 +83,7 @@ impl Policy {
 
     /// The same where some are not of one instant: none of these takes the place of one that is, so those that are one are kept for whatever
     /// reason they would have without the others, too. The newest is always kept, and the newest that is of one instant.
-    pub fn reasons_of(&self, newest_first: &[(DateTime, bool)]) -> Vec<Vec<Reason>> {
+    pub fn reasons_of(&self, newest_first: &[(DateTime, bool)]) -> Vec<Vec<Why>> {
         let times = |all: &mut dyn Iterator<Item = &(DateTime, bool)>| all.map(|it| it.0).collect::<Vec<_>>();
         let whole = |it: &&(DateTime, bool)| it.1;
         let mut alone = self.reasons(&times(&mut newest_first.iter().filter(whole))).into_iter();
@@ -80,20 +96,21 @@ impl Policy {
     }
 
     /// Why each is kept, the newest first; for no reason where it is not.
-    pub fn reasons(&self, newest_first: &[DateTime]) -> Vec<Vec<Reason>> {
+    pub fn reasons(&self, newest_first: &[DateTime]) -> Vec<Vec<Why>> {
         let mut left = self.counts;
         let mut seen = [None; Reason::ALL.len()];
         let reasons = newest_first.iter().enumerate().map(|(nth, at)| {
-            let wanted = Reason::ALL.iter().enumerate().filter(|(index, reason)| {
+            let wanted = Reason::ALL.into_iter().enumerate().filter_map(|(index, reason)| {
                 let period = reason.period(*at, nth);
-                let first = left[*index] > 0 && seen[*index] != Some(period);
-                if first {
-                    left[*index] -= 1;
-                    seen[*index] = Some(period);
+                let oldest = seen[index] == Some(period);
+                let wanted = left[index] > 0 && (!oldest || nth + 1 == newest_first.len());
+                if wanted {
+                    left[index] -= 1;
+                    seen[index] = Some(period);
                 }
-                first
+                wanted.then_some(Why { reason, oldest })
             });
-            wanted.map(|(_, reason)| *reason).collect()
+            wanted.collect()
         });
         reasons.collect()
     }
@@ -142,6 +159,16 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_is_kept_by_a_rule_that_has_found_too_few() {
+        let times =
+            ["2026-01-05T23:00", "2026-01-05T01:00", "2026-01-03T10:00", "2026-01-03T09:00", "2026-01-03T08:00"];
+        check([0, 0, 3, 0, 0, 0], &times, &["daily", "", "daily", "", "oldest-daily"]);
+        check([0, 0, 2, 0, 0, 0], &times, &["daily", "", "daily", "", ""]);
+        check([0, 0, 3, 0, 0, 2], &times, &["daily yearly", "", "daily", "", "oldest-daily oldest-yearly"]);
+        check([0, 0, 0, 0, 0, 2], &times[..1], &["yearly"]);
+    }
+
+    #[test]
     fn what_is_torn_costs_nothing_that_is_whole() {
         let policy = Policy::new([1, 0, 0, 0, 0, 0]).expect("not empty");
         let times = ["2026-01-04T00:00", "2026-01-03T00:00", "2026-01-02T00:00", "2026-01-01T00:00"].map(at);
@@ -155,7 +182,7 @@ mod tests {
         assert_eq!(kept([false; 4]), [true, false, false, false]);
     }
 
-    /// The rules once more, period by period: the most recent of each of the newest periods.
+    /// The rules once more, period by period: the most recent of each of the newest periods, and the oldest where these are too few.
     fn model(counts: [u32; 6], times: &[DateTime]) -> Vec<bool> {
         let kept = |nth: usize| {
             Reason::ALL.iter().zip(counts).any(|(reason, count)| {
@@ -163,7 +190,7 @@ mod tests {
                 let newest_of_its = (0..nth).all(|other| period(other) != period(nth));
                 let mut newer: Vec<i64> = (0..nth).map(period).collect();
                 newer.dedup();
-                newest_of_its && newer.len() < count as usize
+                (newest_of_its || nth + 1 == times.len()) && newer.len() < count as usize
             })
         };
         (0..times.len()).map(kept).collect()

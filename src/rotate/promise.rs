@@ -3,14 +3,16 @@
 //! It is durable before that is begun, so that whoever comes after a run that was killed can give the snapshot the name that the run would have
 //! given it; and it says which snapshot it was, so that nothing else is ever renamed.
 
+use std::ffi::OsStr;
 use std::io;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::found::Snapshot;
 use crate::disk::DiskFile;
-use crate::disk::real::RealFile;
+use crate::disk::real::{RealDisk, RealFile};
 use crate::record::Record;
 
 /// The attribute's name.
@@ -72,6 +74,15 @@ impl Promise {
         write(file, Some(&serde_json::to_vec(self)?)).and_then(|()| file.sync_all())
     }
 
+    /// There is none any more for the one of this name, which somebody else is about to bring up to date.
+    pub fn forget_at(disk: &RealDisk, name: &OsStr) {
+        let found = Snapshot::at(disk, name).map(|(_, file)| file);
+        if let Some(file) = found.filter(|file| Self::of(file).is_some()) {
+            // Where this fails the refresh does.
+            let _ = Self::forget(&file);
+        }
+    }
+
     /// There is none any more.
     ///
     /// # Errors
@@ -115,6 +126,7 @@ mod tests {
             fs: Uuid::nil(),
             ino: 1,
             subvolume: 0,
+            generation: None,
             size: 0,
             mtime_ns: String::new(),
         };

@@ -2,8 +2,9 @@
 //! for fresh pages cost more than a copy.
 //!
 //! There are small ones, which a request of a few blocks touches a page or two of, and large ones, of which each connection has at most as
-//! many as the sum of its requests allows ([`super::session`]).
+//! many as the sum of its requests allows ([`super::session`]): two at any time, and 16 more for all of them together.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Where data begins: at a block that direct I/O takes.
@@ -23,6 +24,9 @@ const KEPT_SMALL: usize = 64;
 
 /// How many of the large ones.
 const KEPT_LARGE: usize = 32;
+
+/// How many bytes of requests there may be at a time beyond what is their connections' own.
+const LENT: usize = 16 * LARGE;
 
 /// A piece of memory.
 pub struct Buffer {
@@ -67,6 +71,8 @@ impl Buffer {
 pub struct Buffers {
     small: Mutex<Vec<Buffer>>,
     large: Mutex<Vec<Buffer>>,
+    /// Bytes of requests that wait, beyond what is their connections' own.
+    lent: AtomicUsize,
 }
 
 impl Buffers {
@@ -75,6 +81,17 @@ impl Buffers {
         let (class, size) = if data <= SMALL { (&self.small, SMALL) } else { (&self.large, LARGE) };
         let kept = class.lock().unwrap_or_else(PoisonError::into_inner).pop();
         kept.unwrap_or_else(|| Buffer::new(size))
+    }
+
+    /// Counts so many bytes of requests beyond what is their connection's own; false where all have as many as there may be.
+    pub fn lend(&self, bytes: usize) -> bool {
+        let more = |lent: usize| Some(lent + bytes).filter(|lent| *lent <= LENT);
+        self.lent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// They wait no more.
+    pub fn take_back(&self, bytes: usize) {
+        self.lent.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// It is not used any more.

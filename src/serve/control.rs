@@ -161,7 +161,8 @@ impl Job<'_> {
             ToServer::EndFleece { name } => {
                 self.served.fleeces.look(&name);
                 let last = self.told_of(|it| it == name);
-                Some(match self.fleeces().and_then(|fleeces| fleeces.stop(&name)) {
+                // Also of what is served read-only: an earlier server may have left it.
+                Some(match self.served.fleeces.stop(&name) {
                     Ok(()) => last,
                     Err(why) => ToJob::Refused { why },
                 })
@@ -215,8 +216,7 @@ impl Job<'_> {
 
     /// How the fleeces of these names stand.
     fn told_of(&self, which: impl Fn(&str) -> bool) -> ToJob {
-        let all = self.served.fleeces.states().into_iter().filter(|it| which(&it.name)).collect();
-        ToJob::Fleeces { socket: self.served.socket.clone(), all }
+        ToJob::Fleeces { socket: self.served.socket.clone(), all: self.served.fleeces.states(which) }
     }
 
     /// A job whose server is gone: this one has had the writes wait for it from its first moment on.

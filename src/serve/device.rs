@@ -19,7 +19,8 @@ pub trait Device: Send + Sync {
     /// Fills `bytes` from `offset` if that takes no waiting, and says whether it did; if not, they are anything.
     fn read_now(&self, bytes: &mut [u8], offset: u64) -> bool;
 
-    /// Writes `bytes` at `offset` if that takes no waiting, and says whether it did; if not, any part of them may be written.
+    /// Writes `bytes` at `offset` if that takes no waiting, as far as can be told, and says whether it did; if not, any part of them may be
+    /// written.
     fn write_now(&self, bytes: &[u8], offset: u64) -> bool;
 
     /// Fills `bytes` from `offset`.

@@ -15,7 +15,7 @@ use nix::sys::stat::fstat;
 use super::blocks::{Blocks, Held};
 use super::buffers::{self, BLOCK, Buffers};
 use super::device::{Device, Extents};
-use super::disk::Disk;
+use super::disk::{Disk, leave_no_trace};
 
 /// The most that goes through memory of ours at once.
 const PIECE: usize = buffers::LARGE;
@@ -42,6 +42,7 @@ impl Direct {
         if identity(&file)? != identity(&disk)? {
             return Err(nix::errno::Errno::ESTALE.into());
         }
+        leave_no_trace(&file);
         let direct = Self { disk, file, blocks: Blocks::default(), memory: Buffers::default() };
         direct.with_memory(BLOCK, |memory| direct.file.read_at(memory, 0))?;
         Ok(direct)

@@ -7,9 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, PosixFadviseAdvice, fallocate, fcntl, posix_fadvise};
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Whence, lseek};
 
+use super::buffers;
 use super::device::{Device, Extents};
 use crate::disk::nowait;
 
@@ -26,17 +28,28 @@ pub type Alarm = Box<dyn Fn(&io::Error) + Send + Sync>;
 pub struct Disk {
     file: File,
     size: u64,
+    /// Btrfs refuses what may not wait to every file that it copies on write, before it looks whether there is anything to wait for
+    /// (`btrfs_write_check`).
+    refuses_now: bool,
     /// Why a flush has failed once. The kernel tells of data that it has lost once for each open file, which all clients have in common; so
     /// every flush from then on fails, as QEMU's own server has it.
     failed: Mutex<Option<i32>>,
     alarm: Alarm,
 }
 
+/// Has reads of this file set no access time: that would be a transaction after each write of the guest (relatime), for which the kernel locks
+/// the inode, and on XFS waits for room in the log, which clone calls fill. Only its owner and root may ask for it; without it nothing is wrong.
+pub fn leave_no_trace(file: &impl AsFd) {
+    if let Ok(flags) = fcntl(file, FcntlArg::F_GETFL) {
+        let _ = fcntl(file, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags) | OFlag::O_NOATIME));
+    }
+}
+
 impl Disk {
     /// An image that is open.
     ///
     /// # Errors
-    /// stat(2)'s.
+    /// stat(2)'s and statfs(2)'s.
     pub fn new(file: File) -> io::Result<Self> {
         Self::with(file, Box::new(|_| ()))
     }
@@ -44,10 +57,12 @@ impl Disk {
     /// The same, with somebody who is told once when a flush fails.
     ///
     /// # Errors
-    /// stat(2)'s.
+    /// stat(2)'s and statfs(2)'s.
     pub fn with(file: File, alarm: Alarm) -> io::Result<Self> {
         let size = file.metadata()?.len();
-        Ok(Self { file, size, failed: Mutex::default(), alarm })
+        leave_no_trace(&file);
+        let refuses_now = fstatfs(&file)?.filesystem_type() == BTRFS_SUPER_MAGIC;
+        Ok(Self { file, size, refuses_now, failed: Mutex::default(), alarm })
     }
 
     /// Changes which blocks a range has. False where the file system cannot.
@@ -67,7 +82,8 @@ impl Disk {
     fn seek(&self, offset: u64, whence: Whence) -> io::Result<u64> {
         match lseek(&self.file, position(offset)?, whence) {
             Ok(at) => Ok(at.cast_unsigned().min(self.size)),
-            // None is left.
+            // None is left; but what was cut off is no hole.
+            Err(Errno::ENXIO) if self.file.metadata()?.len() < self.size => Err(Errno::EIO.into()),
             Err(Errno::ENXIO) => Ok(self.size),
             Err(e) => Err(e.into()),
         }
@@ -95,7 +111,13 @@ impl Device for Disk {
     }
 
     fn write_now(&self, bytes: &[u8], offset: u64) -> bool {
-        nowait::write(self.file.as_fd(), bytes, offset).is_ok_and(|put| put == bytes.len())
+        if !self.refuses_now {
+            return nowait::write(self.file.as_fd(), bytes, offset).is_ok_and(|put| put == bytes.len());
+        }
+        // Whole blocks need nothing from the disk, and go to memory as quickly as elsewhere, but for a flush that holds the file. Whoever is
+        // kept waiting all the same notices, and does not try for a while.
+        let is_whole = [bytes.len() as u64, offset].iter().all(|it| it.is_multiple_of(buffers::BLOCK as u64));
+        is_whole && self.failed.try_lock().is_ok() && self.write(bytes, offset).is_ok()
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {

@@ -79,7 +79,7 @@ impl Finder {
         let stat = looked.stat().ok().filter(|stat| stat.regular)?;
         let record = Record::from_bytes(&looked.record().ok()??)?;
         let ours = (record.image, record.fs) == (self.image, self.fs);
-        let valid = record.verdict((stat.ino, stat.subvolume), stat.size, stat.mtime_ns) == Verdict::Valid;
+        let valid = record.verdict((stat.id(), looked.fs().ok()?.uuid), stat.size, stat.mtime_ns) == Verdict::Valid;
         (ours && valid).then_some(Finished { file, record, identity: (stat.dev, stat.ino) })
     }
 

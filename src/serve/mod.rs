@@ -34,3 +34,4 @@ pub mod points;
 pub mod server;
 pub mod session;
 pub mod view;
+pub mod wait;

@@ -15,7 +15,7 @@ use crate::range::PowerOfTwo;
 pub struct Orphans {
     /// By the jobs' names. Writes wait for them.
     watches: Mutex<BTreeMap<String, Watch>>,
-    leaving: AtomicBool,
+    leaving: Arc<AtomicBool>,
 }
 
 impl Orphans {
@@ -25,7 +25,8 @@ impl Orphans {
         let adopted = Self::default();
         // Where nothing can be found out nothing was kept either: it is in the directory of the socket, which is about to be made there.
         for (path, left) in handover::all(dev, ino).unwrap_or_default() {
-            let watch = left.filter(|it| it.size == size).and_then(|it| Some((watch(gate, &it, &path)?, it.job)));
+            let watch =
+                left.filter(|it| it.size == size).and_then(|it| Some((adopted.watch(gate, &it, &path)?, it.job)));
             match watch {
                 Some((watch, job)) => drop(adopted.watches().insert(job, watch)),
                 None => drop(handover::take(&path)),
@@ -52,21 +53,21 @@ impl Orphans {
     fn watches(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Watch>> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Writes wait from now on for a job that is still there.
-fn watch(gate: &Arc<Gate>, left: &Handover, path: &std::path::Path) -> Option<Watch> {
-    let cluster = PowerOfTwo::new(left.cluster).filter(|unit| Clusters::memory(left.size, *unit) <= STATES_MAX)?;
-    if !process::is_alive(left.pid, left.pid_start).unwrap_or(true) {
-        return None;
-    }
-    let path = path.to_owned();
-    // Of a write that waits for too long: the job is to find that it has gone on.
-    let tell = Box::new(move |news| {
-        if matches!(news, News::Broken(_)) {
-            handover::take(&path);
+    /// Writes wait from now on for a job that is still there.
+    fn watch(&self, gate: &Arc<Gate>, left: &Handover, path: &std::path::Path) -> Option<Watch> {
+        let cluster = PowerOfTwo::new(left.cluster).filter(|unit| Clusters::memory(left.size, *unit) <= STATES_MAX)?;
+        if !process::is_alive(left.pid, left.pid_start).unwrap_or(true) {
+            return None;
         }
-    });
-    let watch = gate.watch(left.deadline(), OnError::BreakSnapshot, tell).ok()?;
-    watch.gather(left.size, cluster).ok().map(|()| watch)
+        let (path, leaving) = (path.to_owned(), Arc::clone(&self.leaving));
+        // Of a write that waits for too long: the job is to find that it has gone on. The end of a server to which nobody writes is no such thing.
+        let tell = Box::new(move |news| {
+            if matches!(news, News::Broken(_)) && !leaving.load(Ordering::Acquire) {
+                handover::take(&path);
+            }
+        });
+        let watch = gate.watch(left.deadline(), OnError::BreakSnapshot, tell).ok()?;
+        watch.gather(left.size, cluster).ok().map(|()| watch)
+    }
 }

@@ -5,7 +5,7 @@
 //! waits for a guest's write, and no write for a reader; a reader reads twice at most.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};

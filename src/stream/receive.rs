@@ -246,6 +246,7 @@ fn finish(target: &RealFile, name: &Name, image: ImageId) -> io::Result<()> {
         fs: Uuid::from_bytes(target.fs()?.uuid),
         ino: stat.ino,
         subvolume: stat.subvolume,
+        generation: stat.id().known_generation(),
         size: stat.size,
         mtime_ns: stat.mtime_ns.to_string(),
     };

@@ -13,10 +13,9 @@ use super::format::{BEGINNING, LONGEST, Record};
 use super::pace::Pace;
 use crate::changes::Span;
 use crate::changes::content::compared;
-use crate::changes::maps::{Sides, rest, spans};
+use crate::changes::maps::{Sides, comparable, rest, spans};
 use crate::changes::still::{self, Still};
 use crate::disk::DiskFile;
-use crate::disk::blocks::same_addresses;
 use crate::disk::real::RealFile;
 use crate::error::{Error, Kind, Result};
 use crate::range::ByteRange;
@@ -77,8 +76,11 @@ pub fn send(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Sent> {
     let names = (base.as_deref().map(name_of).transpose()?, name_of(new)?);
-    let comparable = base.as_deref().map_or(Ok(false), |base| same_addresses(&**base.file(), &**new.file()));
-    let comparable = comparable.map_err(|e| still::cannot_read(new.path(), e))?;
+    let comparable = base.as_deref().map_or(Ok(false), |base| comparable(&**base.file(), &**new.file()));
+    let path = new.path().to_owned();
+    let base_path = base.as_deref().map_or_else(|| path.clone(), |base| base.path().to_owned());
+    let cannot_read = |e| still::cannot_read_one(&base_path, &path, e);
+    let comparable = comparable.map_err(cannot_read)?;
     let source = Source {
         new: new.file().clone(),
         old: base.as_deref().map(|base| base.file().clone()),
@@ -88,7 +90,6 @@ pub fn send(
         comparable,
         content: wish.content,
     };
-    let path = new.path().to_owned();
     let (give, take) = bounded::<Part>(AHEAD);
     let (give_back, used) = bounded::<Buffer>(AHEAD + 2);
     let Target { out, sums } = target;
@@ -108,7 +109,7 @@ pub fn send(
         drop(take);
         let read = reads.join().unwrap_or_else(|_| Err(io::Error::other("a thread has died")));
         written.map_err(cannot_write)?;
-        let Some(sent) = read.map_err(|e| still::cannot_read(&path, e))? else { return Err(Error::told_to_stop()) };
+        let Some(sent) = read.map_err(cannot_read)? else { return Err(Error::told_to_stop()) };
         // Only what was of one state to the last byte gets an end.
         new.check()?;
         base.map_or(Ok(()), Still::check)?;

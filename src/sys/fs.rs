@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::mem::{offset_of, size_of};
+use std::mem::{MaybeUninit, offset_of, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -27,6 +27,20 @@ pub struct FsFacts {
     /// A number that another mount of the same file system does not have; 0 where unknown. An unmounted file system may
     /// have lost what was not synced, so a T0 is never kept across mounts.
     pub mount_instance: u64,
+    /// Where that is unknown, the number of the mount itself, which no other one of this boot has (STATX_MNT_ID_UNIQUE, Linux 6.8+): also
+    /// where the file system stays, and only the namespace is another. 0 where unknown.
+    pub mount_id: u64,
+}
+
+impl FsFacts {
+    /// What another mount of the file system does not have, as text; none where that is unknown.
+    pub fn mount(&self) -> Option<String> {
+        match (self.mount_instance, self.mount_id) {
+            (0, 0) => None,
+            (0, mount) => Some(format!("mount-{mount}")),
+            (instance, _) => Some(instance.to_string()),
+        }
+    }
 }
 
 /// File systems with known costs (KERNEL.md, FICLONERANGE).
@@ -123,7 +137,8 @@ pub fn facts(fd: BorrowedFd<'_>) -> io::Result<FsFacts> {
     let block = PowerOfTwo::new(block)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("a file system block of {block} bytes")))?;
     let mount_instance = instance_directory(fd, kind, uuid).and_then(|d| fs::metadata(d).ok()).map_or(0, |m| m.ino());
-    Ok(FsFacts { kind, uuid, block, mount_instance })
+    let mount_id = if mount_instance == 0 { mount_id(fd) } else { 0 };
+    Ok(FsFacts { kind, uuid, block, mount_instance, mount_id })
 }
 
 /// What Btrfs does exclusively that leaves logical addresses alone (`btrfs_exclop_sprintf` in fs/btrfs/sysfs.c names all).
@@ -227,19 +242,42 @@ fn generic_uuid(fd: BorrowedFd<'_>) -> [u8; 16] {
     if told.is_ok() && answer.len == 16 { answer.uuid } else { [0; 16] }
 }
 
+/// The mount that a descriptor was opened in; 0 where the kernel does not tell.
+fn mount_id(fd: BorrowedFd<'_>) -> u64 {
+    let mut answer = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: statx with AT_EMPTY_PATH reads the empty string, writes one struct, and keeps no pointer; zeros are a valid one.
+    let answer = unsafe {
+        let told = libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_MNT_ID_UNIQUE,
+            answer.as_mut_ptr(),
+        );
+        if told == 0 { answer.assume_init() } else { return 0 }
+    };
+    if answer.stx_mask & libc::STATX_MNT_ID_UNIQUE == 0 { 0 } else { answer.stx_mnt_id }
+}
+
 /// The directory that the file system has in sysfs for as long as it is mounted. Its inode number names this mount: sysfs
 /// gives numbers out in sequence and not again before the 32-bit counter has gone round, so an unmount and a mount give
 /// another, as measured on both. Mounting a second time beside the first (a bind mount) is the same instance, rightly.
 fn instance_directory(fd: BorrowedFd<'_>, kind: FsKind, uuid: [u8; 16]) -> Option<PathBuf> {
     match kind {
         FsKind::Btrfs => Some(PathBuf::from(format!("/sys/fs/btrfs/{}", Uuid::from_bytes(uuid)))),
-        FsKind::Xfs => {
-            let dev = fstat(fd).ok()?.st_dev;
-            let device = fs::read_link(format!("/sys/dev/block/{}:{}", major(dev), minor(dev))).ok()?;
-            Some(PathBuf::from("/sys/fs/xfs").join(device.file_name()?))
+        FsKind::Xfs => of_device(fd, "/sys/fs/xfs"),
+        // Those that have such a directory.
+        FsKind::Other => {
+            ["/sys/fs/ext4", "/sys/fs/f2fs"].iter().find_map(|all| of_device(fd, all).filter(|it| it.is_dir()))
         }
-        FsKind::Other => None,
     }
+}
+
+/// What is called there as the file system's device is.
+fn of_device(fd: BorrowedFd<'_>, all: &str) -> Option<PathBuf> {
+    let dev = fstat(fd).ok()?.st_dev;
+    let device = fs::read_link(format!("/sys/dev/block/{}:{}", major(dev), minor(dev))).ok()?;
+    Some(Path::new(all).join(device.file_name()?))
 }
 
 /// Two directories that stand for the file system while it is mounted, to be locked by whoever takes turns there; `None`
@@ -277,5 +315,7 @@ mod tests {
         let proc = File::open("/proc").expect("Linux has it");
         let facts = facts(proc.as_fd()).expect("facts");
         assert_eq!((facts.kind, facts.mount_instance), (FsKind::Other, 0));
+        // Linux 6.8 and newer tell the mount.
+        assert!(facts.mount().is_none_or(|it| it == format!("mount-{}", facts.mount_id)));
     }
 }

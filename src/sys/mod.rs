@@ -6,6 +6,7 @@
 
 pub mod btrfs;
 pub mod clone;
+pub mod closing;
 pub mod cpu;
 pub mod fanotify;
 pub mod fiemap;

@@ -339,7 +339,7 @@ impl GroupWorld {
         let file = self.disk.open(OsStr::new(&name), Access::Read).ok()?;
         let record = Record::from_bytes(&file.record().ok()??)?;
         let stat = file.stat().ok()?;
-        let valid = record.verdict((stat.ino, record.subvolume), stat.size, stat.mtime_ns) == Verdict::Valid;
+        let valid = record.verdict((stat.id(), file.fs().ok()?.uuid), stat.size, stat.mtime_ns) == Verdict::Valid;
         valid.then(|| (record.t0, self.disk.content(&name).expect("it is there")))
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rclone_img::cbw::Clusters;
 use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
-use rclone_img::disk::{Access, Disk, DiskFile, FsKind};
+use rclone_img::disk::{Access, Disk, DiskFile, FsKind, Stat};
 use rclone_img::engine::abort::{Aborted, Done, abort};
 use rclone_img::engine::claims::Inline;
 use rclone_img::engine::flusher;
@@ -94,9 +94,13 @@ struct SimHold {
     instants: Instants,
     chance: Chance,
     clusters: Vec<Arc<Clusters>>,
+    /// What a server that has clusters of its own knows to be done: what it was told.
+    told: Option<Clusters>,
     writes: u64,
     leaves_after: u64,
     waiting: Option<(ByteRange, Vec<u8>)>,
+    /// It was asked for what is done, and nobody was told.
+    in_vain: bool,
 }
 
 impl Hold for SimHold {
@@ -110,6 +114,14 @@ impl Hold for SimHold {
 
     fn begin(&mut self, clusters: &[Arc<Clusters>]) -> Result<Vec<T0>> {
         self.clusters = clusters.to_vec();
+        let told = Clusters::new(clusters[0].size(), clusters[0].cluster());
+        (0..told.size()).step_by(told.cluster().get() as usize).for_each(|at| {
+            let range = ByteRange::at(at, told.cluster().get().min(told.size() - at)).expect("not empty");
+            if clusters[0].open_part(range).is_none() {
+                told.finish(range);
+            }
+        });
+        self.told = Some(told);
         let failed = |e| Error::io(Kind::Failed, "cannot flush the image", "check the kernel's log", e);
         self.image.sync_data().map_err(failed)?;
         let image = self.image.stat().map_err(failed)?;
@@ -145,11 +157,24 @@ impl Hold for SimHold {
         Demand::Promote(0, range)
     }
 
+    fn done(&mut self, _: usize, range: ByteRange) {
+        self.told.iter().for_each(|told| told.finish(range));
+    }
+
     fn promoted(&mut self, _: usize, range: ByteRange) {
         // The first part may be all that there is of it yet.
         if self.clusters[0].open_part(range).is_some() {
             return;
         }
+        // Whoever asks is let go by what is told; what was done without a word (a refresh found it equal) is told when it is asked for.
+        if self.told.as_ref().is_some_and(|told| told.open_part(range).is_some()) {
+            assert!(
+                !std::mem::replace(&mut self.in_vain, true),
+                "{range:?} is done, and nobody is told however often he asks"
+            );
+            return;
+        }
+        self.in_vain = false;
         let (wanted, bytes) = self.waiting.take().expect("somebody waited");
         assert_eq!(wanted, range);
         self.disk.guest_write(IMAGE, range.start(), &bytes);
@@ -293,9 +318,11 @@ impl World {
                 instants,
                 chance,
                 clusters: Vec::new(),
+                told: None,
                 writes: self.writes,
                 leaves_after: self.leaves_after,
                 waiting: None,
+                in_vain: false,
             })
         };
         let every = self.every;
@@ -366,7 +393,7 @@ impl World {
         let Some(record) = self.record() else { return };
         let content = self.disk.content("snap").expect("it has a record");
         let stat = self.disk.stat(OsStr::new("snap")).expect("no faults in looking").expect("it is there");
-        if record.verdict((stat.ino, record.subvolume), stat.size, stat.mtime_ns) != Verdict::Valid {
+        if !self.stands(&record, stat) {
             return;
         }
         if self.hold == HoldKind::None {
@@ -426,7 +453,14 @@ impl World {
     fn is_valid(&self) -> bool {
         let stat = self.disk.stat(OsStr::new("snap")).ok().flatten();
         let record = self.record();
-        matches!((stat, record), (Some(s), Some(r)) if r.verdict((s.ino, r.subvolume), s.size, s.mtime_ns) == Verdict::Valid)
+        matches!((stat, record), (Some(s), Some(r)) if self.stands(&r, s))
+    }
+
+    /// What is looked at by its name does not tell its subvolume.
+    fn stands(&self, record: &Record, stat: Stat) -> bool {
+        let fs = self.disk.fs_uuid().expect("no faults in looking");
+        let id = Stat { subvolume: record.subvolume, ..stat }.id();
+        record.verdict((id, fs), stat.size, stat.mtime_ns) == Verdict::Valid
     }
 
     /// Aborts the job; `old` is what DST had before it.

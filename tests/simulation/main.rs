@@ -87,6 +87,9 @@ fn nobody_is_let_in_on_a_mixture() {
     for_seeds("nobody_is_let_in", |seed| {
         restore::who_opens_it_in_the_last_moment_is_found(seed);
         restore::who_opens_it_later_waits(seed);
+        restore::a_map_that_cannot_be_read_is_no_broken_job(seed);
+        restore::what_is_not_what_was_looked_at_is_left_alone(seed);
+        restore::what_is_put_in_the_sources_place_stays(seed);
     });
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
-use rclone_img::disk::{Access, Disk, DiskFile};
+use rclone_img::disk::{Access, Disk, DiskFile, Stat};
 use rclone_img::engine::restore::intent::VERSION;
-use rclone_img::engine::restore::{Found, Intent, Names, Owned, Restore, look, own};
+use rclone_img::engine::restore::{Found, Intent, Names, Restore, look, own};
 use rclone_img::error::{Error, Kind, Result};
 use rclone_img::range::{ByteRange, Geometry};
 
@@ -65,9 +65,11 @@ fn intent(disk: &SimDisk, image: &SimFile) -> Intent {
         image: image.stat().expect("its number").id(),
         source,
         job: None,
+        source_was: None,
         snapshot: SNAPSHOT.into(),
         snapshot_bytes: SNAPSHOT.into(),
         kept: None,
+        kept_is: None,
         began: Timestamp::UNIX_EPOCH,
     }
 }
@@ -80,29 +82,30 @@ fn restore(disk: &SimDisk) -> Result<()> {
     disk.unlink(OsStr::new(SOURCE)).map_err(failed)?;
     disk.link(OsStr::new(SNAPSHOT), OsStr::new(SOURCE)).map_err(failed)?;
     own(&image, OsStr::new(IMAGE))?;
-    let restore = Restore::begin(disk, &names(), &intent, &image)?;
+    let restore = Restore::begin(disk, &names(), &intent, &image, &image.stat().expect("the image"))?;
     roll(disk, restore, &image)
 }
 
 fn go_on(disk: &SimDisk) -> Result<()> {
-    let restore = Restore::take(disk, &names())?;
+    let restore = Restore::take(disk, &names(), &look(disk, &names())?)?;
     let image = restore.own()?;
     roll(disk, restore, &image)
 }
 
 fn roll(disk: &SimDisk, restore: Restore<'_, SimDisk>, image: &SimFile) -> Result<()> {
     let snapshot = disk.open(OsStr::new(SOURCE), Access::Read).expect("there");
-    let owned = Owned::new(image, PATIENCE, disk.clock());
+    let owned = restore.owned(image, PATIENCE);
     restore.roll(&owned, &snapshot, |_| Ok(()))?;
     restore.complete(&owned)
 }
 
 /// As `resume` does.
 fn resume(disk: &SimDisk) -> Result<()> {
-    match look(disk, &names())? {
+    let found = look(disk, &names())?;
+    match &found {
         Found::Nothing => restore(disk),
-        Found::Intended(_) => {
-            Restore::take(disk, &names())?.forget_intent()?;
+        Found::Empty | Found::Intended(_) => {
+            Restore::take(disk, &names(), &found)?.forget()?;
             restore(disk)
         }
         Found::Begun(_) => {
@@ -110,8 +113,8 @@ fn resume(disk: &SimDisk) -> Result<()> {
             disk.unlink(OsStr::new(SNAPSHOT)).expect("removed");
             go_on(disk)
         }
-        Found::Done(_) => Restore::take(disk, &names())?.put_back(),
-        Found::Astray(_) => panic!("nobody has renamed it"),
+        Found::Done(_) => Restore::take(disk, &names(), &found)?.put_back(),
+        Found::Astray(_) | Found::Anothers => panic!("nobody has touched it"),
         Found::Foreign => {
             // Cut off before anything was done; a person removes it.
             disk.unlink(OsStr::new("image.restore")).expect("removed");
@@ -168,30 +171,78 @@ pub fn who_opens_it_in_the_last_moment_is_found(seed: u64) {
     let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
     own(&image, OsStr::new(IMAGE)).expect("nobody has it");
     disk.count_opener(OsStr::new(IMAGE));
-    let begun = Restore::begin(&disk, &names(), &intent(&disk, &image), &image);
+    let begun = Restore::begin(&disk, &names(), &intent(&disk, &image), &image, &image.stat().expect("the image"));
     assert_eq!(begun.err().map(|e| e.kind), Some(Kind::Refused));
     assert_eq!((look(&disk, &names()).expect("looked"), disk.content(IMAGE)), (Found::Nothing, Some(was)));
 }
 
+/// Whoever has written to it since it was looked at, or has given its name to another file, loses nothing: neither is kept anywhere.
+pub fn what_is_not_what_was_looked_at_is_left_alone(seed: u64) {
+    let (disk, was, _) = begin(seed);
+    let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
+    own(&image, OsStr::new(IMAGE)).expect("nobody has it");
+    disk.link(OsStr::new(SNAPSHOT), OsStr::new(SOURCE)).expect("a link");
+    let looked = image.stat().expect("the image");
+    let earlier = Stat { mtime_ns: looked.mtime_ns - 1, ..looked };
+    let begun = Restore::begin(&disk, &names(), &intent(&disk, &image), &image, &earlier);
+    assert_eq!(begun.err().map(|e| e.kind), Some(Kind::Refused));
+    assert_eq!((look(&disk, &names()).expect("looked"), disk.content(IMAGE)), (Found::Nothing, Some(was)));
+    disk.unlink(OsStr::new(SOURCE)).expect("its own");
+    // Another file has the image's name by then.
+    let intent = intent(&disk, &image);
+    disk.unlink(OsStr::new(IMAGE)).expect("gone");
+    disk.link(OsStr::new(SNAPSHOT), OsStr::new(IMAGE)).expect("another");
+    let other = disk.content(IMAGE);
+    let begun = Restore::begin(&disk, &names(), &intent, &image, &looked);
+    assert_eq!(begun.err().map(|e| e.kind), Some(Kind::Refused));
+    assert_eq!((look(&disk, &names()).expect("looked"), disk.content(IMAGE)), (Found::Nothing, other));
+}
+
+/// What somebody has put in the source's place, and has no other name, is his.
+pub fn what_is_put_in_the_sources_place_stays(seed: u64) {
+    let (disk, ..) = begin(seed);
+    let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
+    own(&image, OsStr::new(IMAGE)).expect("nobody has it");
+    disk.link(OsStr::new(SNAPSHOT), OsStr::new(SOURCE)).expect("a link");
+    let restore = Restore::begin(&disk, &names(), &intent(&disk, &image), &image, &image.stat().expect("the image"))
+        .expect("begun");
+    let snapshot = disk.open(OsStr::new(SOURCE), Access::Read).expect("there");
+    let owned = restore.owned(&image, PATIENCE);
+    restore.roll(&owned, &snapshot, |_| Ok(())).expect("nothing fails");
+    disk.unlink(OsStr::new(SOURCE)).expect("gone");
+    disk.create_new(OsStr::new(SOURCE)).expect("somebody's own");
+    restore.complete(&owned).expect("nothing fails");
+    assert!(disk.content(SOURCE).is_some());
+}
+
 /// Who opens it later waits, and is let in on what the snapshot is; only where that takes too long it ends, and so it does where nobody has looked
-/// for so long that he may have been let in. One who would not wait is of no concern.
+/// for so long that he may have been let in. One who would not wait is of no concern before there is a mixture; afterwards the lease cannot be made whole
+/// without a moment in which everybody is let in.
 pub fn who_opens_it_later_waits(seed: u64) {
     let aside = OsStr::new("image.restoring");
-    for (waits, late, time, ends_well) in [
-        (true, false, Duration::ZERO, true),
-        (true, false, PATIENCE, false),
-        (false, false, PATIENCE, true),
-        (true, true, PATIENCE, false),
+    for (waits, when, time, ends_well) in [
+        (true, 1, Duration::ZERO, true),
+        (true, 1, PATIENCE, false),
+        (false, 0, PATIENCE, true),
+        (false, 1, Duration::ZERO, true),
+        (false, 1, PATIENCE, false),
+        (true, 2, PATIENCE, false),
     ] {
         let (disk, _, becomes) = begin(seed);
         let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
         own(&image, OsStr::new(IMAGE)).expect("nobody has it");
-        let restore = Restore::begin(&disk, &names(), &intent(&disk, &image), &image).expect("begun");
+        if when == 0 {
+            disk.break_lease(OsStr::new(IMAGE), waits);
+        }
+        let restore =
+            Restore::begin(&disk, &names(), &intent(&disk, &image), &image, &image.stat().expect("the image"))
+                .expect("begun");
         let snapshot = disk.open(OsStr::new(SNAPSHOT), Access::Read).expect("there");
-        let owned = Owned::new(&image, PATIENCE, disk.clock());
-        if !late {
+        let owned = restore.owned(&image, PATIENCE);
+        if when == 1 {
             disk.break_lease(aside, waits);
         }
+        let late = when == 2;
         let wait = |_| {
             if late {
                 disk.break_lease(aside, waits);
@@ -200,7 +251,25 @@ pub fn who_opens_it_later_waits(seed: u64) {
             Ok(())
         };
         let ended = restore.roll(&owned, &snapshot, wait).and_then(|_| restore.complete(&owned));
-        assert_eq!(ended.is_ok(), ends_well, "{waits} {late}");
+        assert_eq!(ended.is_ok(), ends_well, "{waits} {when}");
         assert_eq!(disk.content(IMAGE).is_some_and(|is| is == becomes), ends_well);
     }
+}
+
+/// A map that cannot be read ends a restore as every other call does that fails: it can be gone on with, and is not broken.
+pub fn a_map_that_cannot_be_read_is_no_broken_job(seed: u64) {
+    let (disk, _, becomes) = begin(seed);
+    let image = disk.open(OsStr::new(IMAGE), Access::Write).expect("there");
+    disk.link(OsStr::new(SNAPSHOT), OsStr::new(SOURCE)).expect("a link");
+    let restore = Restore::begin(&disk, &names(), &intent(&disk, &image), &image, &image.stat().expect("the image"))
+        .expect("begun");
+    disk.set_faults(Faults { map_eio: 300, ..Faults::default() });
+    let ended = roll(&disk, restore, &image);
+    disk.set_faults(Faults::default());
+    if let Err(error) = ended {
+        assert!(error.kind == Kind::Failed && error.hint.contains("resume"), "{error}");
+        drop(image);
+        resume(&disk).expect("nothing fails");
+    }
+    assert!(disk.content(IMAGE).is_some_and(|is| is == becomes));
 }

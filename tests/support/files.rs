@@ -146,6 +146,12 @@ pub fn addresses(path: &Path) -> Vec<(u64, u64, u64)> {
     list
 }
 
+/// Whether FIEMAP says this of some extent of a file.
+pub fn has_extent(path: &Path, flag: FiemapExtentFlags) -> bool {
+    let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    Fiemap::with_flags(file, FiemapFlags::SYNC).any(|extent| extent.expect("FIEMAP").fe_flags.contains(flag))
+}
+
 /// Where a file's image is on disk, as `struct stat` tells of what must not change: inode, size, mode, kind.
 pub fn identity(path: &Path) -> (u64, u64, u32, bool) {
     let m = fs::symlink_metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -48,10 +48,20 @@ pub fn elsewhere(s: &Sandbox) -> String {
     dir.display().to_string()
 }
 
-/// What is said of the one fleece.
+/// What is said of the one fleece that a server has.
 pub fn listed(s: &Sandbox) -> serde_json::Value {
     let out = s.run(&["fleece", "list", "a.img", "--json"]);
-    let state: serde_json::Value = serde_json::from_slice(&out.stdout).expect("one fleece");
-    assert_eq!(out.status.code(), Some(if state["lost"].is_null() { 0 } else { 6 }), "{state}");
-    state
+    let all: Vec<serde_json::Value> =
+        serde_json::Deserializer::from_slice(&out.stdout).into_iter().collect::<Result<_, _>>().expect("objects");
+    let lost = all.iter().any(|it| !it["lost"].is_null());
+    assert_eq!(out.status.code(), Some(if lost { 6 } else { 0 }), "{all:?}");
+    all.into_iter().find(|it| it["name"] == "f").expect("a fleece")
+}
+
+/// Its mark in the runtime directory, there or not.
+pub fn mark(s: &Sandbox) -> PathBuf {
+    let map = fs::read(s.path("a.img.f.fleece")).expect("its map");
+    let map = String::from_utf8_lossy(&map);
+    let (_, id) = map.split_once("\"id\":\"").expect("its id");
+    Path::new("/run/rclone-img").join(["fleece-", &id[..36]].concat())
 }

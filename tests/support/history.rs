@@ -1,6 +1,6 @@
 //! Images that change as images do, and what is then where.
 
-use std::fs::OpenOptions;
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -20,6 +20,14 @@ pub fn on_every(test: impl Fn(&Sandbox, &str)) {
             test(&sandbox, kind);
         }
     }
+}
+
+/// An image to begin with: noise and what can be compressed by turns, on the disk. Btrfs compresses nothing that is written to a file after
+/// a part of it was preallocated, so what shall be compressed comes first.
+pub fn image(path: &Path, len: u64) {
+    let mut bytes = Random::new(len ^ 7).bytes(len as usize);
+    bytes.chunks_mut(256 << 10).step_by(2).for_each(|plain| plain.fill(b'a'));
+    fs::write(path, bytes).and_then(|()| File::open(path)?.sync_all()).expect("an image");
 }
 
 /// Changes a few things in an image, in the ways that images change; what, in words.
@@ -56,8 +64,14 @@ pub fn change(path: &Path, random: &Random) -> String {
                 said += &format!("preallocate {at}+{bytes}, ");
             }
             _ => {
-                image.write_all_at(&random.bytes(bytes as usize), at).expect("written");
-                said += &format!("write {at}+{bytes}, ");
+                // Noise cannot be compressed, and a file system that would compress leaves it as it is.
+                let (mut data, noise) = (random.bytes(bytes as usize), random.below(2) == 0);
+                if !noise {
+                    data.chunks_mut(BLOCK as usize).for_each(|block| block.fill(random.next() as u8));
+                }
+                let what = if noise { "noise" } else { "one byte a block" };
+                image.write_all_at(&data, at).expect("written");
+                said += &format!("write {what} {at}+{bytes}, ");
             }
         }
     }
@@ -76,4 +90,16 @@ pub fn change(path: &Path, random: &Random) -> String {
         _ => {}
     }
     said
+}
+
+/// Clones some blocks of one file into another, half the time to the same place; which, in words.
+pub fn copied(from: &Path, to: &Path, random: &Random) -> String {
+    const BLOCKS: u64 = 16;
+    let blocks = |path: &Path| fs::metadata(path).expect("metadata").len() / BLOCK;
+    let places = blocks(from).min(blocks(to)) - BLOCKS;
+    let (here, elsewhere) = (random.below(places) * BLOCK, random.below(places) * BLOCK);
+    let there = if random.below(2) == 0 { here } else { elsewhere };
+    let clone = format!("reflink {} {here} {there} {}", from.display(), BLOCKS * BLOCK);
+    must("xfs_io", &[&"-c", &clone, &to]);
+    format!("clone {here} of {} to {there} of {}", from.display(), to.display())
 }

@@ -38,7 +38,8 @@ use serde_json::Value;
 pub use armed::armed;
 pub use family::Family;
 pub use files::{
-    Random, SLOW, addresses, assert_same, difference, fragmented, identity, noise, roomy, rounds, runs, slowly, writer,
+    Random, SLOW, addresses, assert_same, difference, fragmented, has_extent, identity, noise, roomy, rounds, runs,
+    slowly, writer,
 };
 pub use guest::{Armed, Felt, Guest};
 pub use job::{Ended, Job};

@@ -41,8 +41,12 @@ pub fn record(s: &Sandbox, name: &str) -> Record {
 
 /// The record's T0, moved to another day.
 pub fn age(s: &Sandbox, name: &str, days: i64) {
-    let mut record = record(s, name);
-    record.t0 = Timestamp::now().checked_sub((days * 24).hours()).expect("in range");
+    set_t0(s, name, Timestamp::now().checked_sub((days * 24).hours()).expect("in range"));
+}
+
+/// The record's T0, moved to this instant.
+pub fn set_t0(s: &Sandbox, name: &str, t0: Timestamp) {
+    let record = Record { t0, ..record(s, name) };
     xattr::set(s.path("snaps").join(name), "user.reflink-img", &record.to_bytes()).expect("root may");
 }
 

@@ -1,7 +1,9 @@
 //! `rclone-img serve` of an image `a.img` in a sandbox, those that write to it, and what its clients read.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
@@ -50,6 +52,28 @@ pub fn serve_at(s: &Sandbox, socket: &str, cache: &str) -> Job {
     let mut job = s.start(&["serve", "vm.img", "--socket", socket, "--cache", cache]);
     assert!(job.wait_for("started"), "{:?}", job.events);
     job
+}
+
+/// A client that has chosen the default export, by EXPORT_NAME and without the zeroes behind its answer.
+pub fn client(socket: &Path) -> UnixStream {
+    let mut client = UnixStream::connect(socket).expect("a connection");
+    let choose = [&3_u32.to_be_bytes()[..], b"IHAVEOPT", &1_u32.to_be_bytes(), &0_u32.to_be_bytes()].concat();
+    client.write_all(&choose).expect("sent");
+    client.read_exact(&mut [0; 28]).expect("the greeting, and the export");
+    client
+}
+
+/// A request for the beginning of the export.
+pub fn request(command: u16, length: u32) -> Vec<u8> {
+    let numbers = [&0x2560_9513_u32.to_be_bytes()[..], &[0, 0], &command.to_be_bytes(), &9_u64.to_be_bytes()];
+    [&numbers.concat()[..], &0_u64.to_be_bytes(), &length.to_be_bytes()].concat()
+}
+
+/// Who asks for much and reads none of it.
+pub fn stalled(socket: &Path) -> UnixStream {
+    let mut client = client(socket);
+    client.write_all(&request(0, 1 << 20).repeat(64)).expect("sent");
+    client
 }
 
 /// Ends it.

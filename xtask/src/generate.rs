@@ -65,12 +65,19 @@ fn files(command: &Command) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     command.build();
     let name = command.get_name().to_owned();
     let program = format!("{name} {}", command.get_version().unwrap_or_default());
-    page(&command, &name, &program, &mut files)?;
+    let shown = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    let with_parts = |verb: &Command| {
+        let own = verb.get_name().to_owned();
+        let parts: Vec<_> = verb.get_subcommands().map(|part| format!("{own}-{}", part.get_name())).collect();
+        std::iter::once(own).chain(parts)
+    };
+    let verbs: Vec<_> = shown.flat_map(with_parts).collect();
+    page(&command, &name, &program, &verbs, &mut files)?;
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
         let name = format!("{name}-{}", verb.get_name());
-        page(verb, &name, &program, &mut files)?;
+        page(verb, &name, &program, &verbs, &mut files)?;
         for part in verb.get_subcommands() {
-            page(part, &format!("{name}-{}", part.get_name()), &program, &mut files)?;
+            page(part, &format!("{name}-{}", part.get_name()), &program, &verbs, &mut files)?;
         }
     }
     for (shell, file) in
@@ -83,7 +90,13 @@ fn files(command: &Command) -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     Ok(files)
 }
 
-fn page(command: &Command, title: &str, program: &str, files: &mut BTreeMap<PathBuf, Vec<u8>>) -> Result<()> {
+fn page(
+    command: &Command,
+    title: &str,
+    program: &str,
+    verbs: &[String],
+    files: &mut BTreeMap<PathBuf, Vec<u8>>,
+) -> Result<()> {
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone())
         .title(title)
@@ -93,7 +106,7 @@ fn page(command: &Command, title: &str, program: &str, files: &mut BTreeMap<Path
         .with_context(|| format!("write the page of {title}"))?;
     let page = headings(&synopsis(&String::from_utf8(page)?, command))
         .replace("rclone\\-img\\-guard(1)", &format!("rclone\\-img\\-guard({})", section("guard")))
-        + &ending(title, command.get_name());
+        + &ending(title, command.get_name(), verbs);
     files.insert(PathBuf::from("man").join(format!("{title}.{}", section(command.get_name()))), page.into_bytes());
     Ok(())
 }
@@ -102,7 +115,8 @@ fn page(command: &Command, title: &str, program: &str, files: &mut BTreeMap<Path
 fn synopsis(page: &str, command: &Command) -> String {
     let usage = command.clone().render_usage().to_string();
     let Some((before, rest)) = page.split_once(".SH SYNOPSIS\n") else { return page.to_owned() };
-    let after = rest.split_once('\n').map_or("", |(_, after)| after);
+    // Its own has as many lines as the help's, and another heading follows.
+    let after = rest.find(".SH ").map_or("", |at| &rest[at..]);
     let lines = usage.trim_start_matches("Usage:").lines().map(|line| line.trim().replace('-', "\\-"));
     format!("{before}.SH SYNOPSIS\n{}\n{after}", lines.collect::<Vec<_>>().join("\n.br\n"))
 }
@@ -133,8 +147,8 @@ fn headings(page: &str) -> String {
     format!("{options}{}\n", lines.join("\n"))
 }
 
-/// What no help has room for.
-fn ending(title: &str, verb: &str) -> String {
+/// What no help has room for: `verbs` are all there are.
+fn ending(title: &str, verb: &str, verbs: &[String]) -> String {
     let file = |path: &str, what: &str| format!(".TP\n\\fI{path}\\fR\n{what}\n");
     let (partial, journal) = (
         file("DST.partial", "The work in progress."),
@@ -144,19 +158,36 @@ fn ending(title: &str, verb: &str) -> String {
     let files = match verb {
         "snapshot" | "resume" | "status" | "abort" => partial + &journal,
         "guard" => conf,
+        "restore" => {
+            file(
+                "IMG.restoring",
+                "The image, from the first change until all of it is rolled back: until then there is no IMG.",
+            ) + &file(
+                "IMG.restore, IMG.restored",
+                "What is being done: rclone\\-img resume IMG, or abort IMG, reads it. See docs/FORMAT.md.",
+            ) + &file("IMG.restore\\-source", "The snapshot by another name, until the end.")
+        }
+        "rotate" => {
+            partial + &journal + &file("X.removing", "A snapshot that was about to be removed; the next run does it.")
+        }
+        "start" | "stop" => {
+            file(
+                "*.fleece",
+                "The map of a fleece: which clusters it has kept. rclone\\-img status shows it, rclone\\-img abort removes one that no server has.",
+            ) + &file("*.fleece\\-data", "What it has kept, in its place; a sparse file.")
+        }
         _ if verb == title => partial + &journal + &conf,
         _ => String::new(),
     };
     let files = if files.is_empty() { files } else { format!(".SH FILES\n{files}") };
-    let verbs = ["check", "snapshot", "resume", "status", "abort", "map", "guard", "serve", "fleece"];
     let others = verbs
         .iter()
-        .filter(|other| **other != verb)
-        .map(|other| format!("\\fBrclone\\-img\\-{other}\\fR({})", section(other)));
+        .filter(|other| title != format!("rclone-img-{other}"))
+        .map(|other| format!("\\fBrclone\\-img\\-{}\\fR({})", other.replace('-', "\\-"), section(other)));
     let (status, whole) = match verb == title {
         true => ("", None),
         false => (
-            ".SH \"EXIT STATUS\"\n0 done, 1 failed, 2 usage, 3 refused, 4 interrupted, 5 busy, 6 broken: see \\fBrclone\\-img\\fR(1).\n",
+            ".SH \"EXIT STATUS\"\n0 done, 1 failed, 2 usage, 3 refused, 4 interrupted, 5 busy, 6 broken, 7 differs: see \\fBrclone\\-img\\fR(1).\n",
             Some("\\fBrclone\\-img\\fR(1)".to_owned()),
         ),
     };

@@ -25,14 +25,14 @@ Holds, the ways to keep the point in time:
   none    Not of one instant, and marked so wherever it is shown.
   auto    frozen, else filter, else guard, else atomic if it is short, else refused.
 
-What a job puts at DST is complete and synced, and of one instant unless --consistency none was
-asked for. Until then the work is in DST.partial and DST.journal, and with --refresh there is no
-DST; the same command, or resume, goes on from them. SIGINT, SIGTERM and SIGHUP end the job after
-the clone call that is running, with a checkpoint (exit 4). Under the holds guard and filter, and of several
-images, the point in time is lost with it (exit 6): the same command takes a new one and keeps
-the finished work.
+What a job puts at DST is complete and synced, and of one instant unless --consistency none was \
+asked for. Until then the work is in DST.partial and DST.journal, and with --refresh there is no \
+DST; the same command, or resume, goes on from them. SIGINT, SIGTERM and SIGHUP end the job after \
+the clone call that is running, with a checkpoint (exit 4). Under the holds guard and filter, and of \
+several images, the point in time is lost with it (exit 6): the same command takes a new one and \
+keeps the finished work.
 
-A thaw that failed changes no exit code, since the snapshot is as good as any: it is told on
+A thaw that failed changes no exit code, since the snapshot is as good as any: it is told on \
 standard error at the end, whatever was asked for, in 'finished' (--json) and by --metrics.
 
 Examples:
@@ -73,6 +73,9 @@ pub struct SnapshotArgs {
     /// Start over even if a partial file could be used
     #[arg(long, conflicts_with = "refresh")]
     pub restart: bool,
+    /// The snapshot is one of those that `rotate` keeps by its rules
+    #[arg(long, hide = true)]
+    pub by_rules: bool,
     /// Replace an existing DST, and what stands in the way of the job at DST.partial and DST.journal
     #[arg(long)]
     pub force: bool,
@@ -96,7 +99,7 @@ pub struct TakeArgs {
     /// The unit in which finished work is recorded, and the least that is cloned for a guest that waits; a power of two from 4K to 64M, at most --chunk [default: 64K; 8K under guard and filter, more where the image is larger than 512 GiB]
     #[arg(long, value_name = "SIZE", value_parser = values::cluster)]
     pub cluster: Option<u64>,
-    /// How the point in time is kept: by one of the holds below
+    /// How the point in time is kept: by one of the holds that 'snapshot --help' tells of
     #[arg(long, value_name = "HOLD", default_value = "auto", value_parser = consistency())]
     pub consistency: Consistency,
     /// How long an access of the guest may wait for the holds guard and filter before the snapshot breaks, 100ms to 30s; the job lets it go after four fifths of that

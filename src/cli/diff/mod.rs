@@ -16,9 +16,8 @@ use super::service::log::with_path;
 use super::{json, place, words};
 use crate::changes::Span;
 use crate::changes::content::compared;
-use crate::changes::maps::{Sides, rest, spans};
+use crate::changes::maps::{Sides, comparable, rest, spans};
 use crate::changes::still::{self, Still};
-use crate::disk::blocks::same_addresses;
 use crate::error::Result;
 
 /// The exit code of an answer that is "differs".
@@ -34,7 +33,8 @@ const CHECK: u64 = 1024;
 pub fn run(args: &DiffArgs) -> Result<u8> {
     let mut old = open(&args.old)?;
     let mut new = open(&args.new)?;
-    let comparable = same_addresses(&**old.file(), &**new.file()).map_err(|e| still::cannot_read(&args.new, e))?;
+    let cannot_read = |e| still::cannot_read_one(&args.old, &args.new, e);
+    let comparable = comparable(&**old.file(), &**new.file()).map_err(cannot_read)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let mut teller: Box<dyn Teller> = match args.format {
         _ if args.quiet => Box::new(Silent),
@@ -50,7 +50,7 @@ pub fn run(args: &DiffArgs) -> Result<u8> {
     let mut sums = Sums { sizes: [old.size(), new.size()], comparable, content: args.content, ..Sums::default() };
     let told = tell(args, (&mut old, &mut new), &mut *teller, &mut sums, &mut out);
     let heard = told.map_err(|e| match e {
-        Trouble::Reading(e) => still::cannot_read(&args.new, e),
+        Trouble::Reading(e) => cannot_read(e),
         Trouble::Writing(e) => super::written(Err(e)).err().unwrap_or_else(crate::error::Error::told_to_stop),
         Trouble::Changed(e) => e,
     })?;

@@ -26,9 +26,9 @@ Examples:
 pub const START_EXAMPLES: &str = "\
 Beside the image lies its map, vm.img.NAME.fleece, and in --sidecar what is kept,
 vm.img.NAME.fleece-data (a sparse file: du shows what it takes). A server that is killed or stopped
-leaves both, and the next one takes them up; after the host was started again only those of
---durable, any other is known to be lost: 'rclone-img status' shows it, and
-'rclone-img abort vm.img.NAME.fleece' removes it.
+leaves both, and the next one takes them up; after the host was started again, or the file system
+mounted anew, only those of --durable whose server was not told to stop before. Any other is known
+to be lost: 'rclone-img status' shows it, and 'rclone-img abort vm.img.NAME.fleece' removes it.
 
 With --base only what has changed since that snapshot is kept. Reading anything else is refused
 (EPERM), and the context qemu:dirty-bitmap:SNAP says where that is.
@@ -98,7 +98,7 @@ pub struct StartArgs {
     /// Free space, on the image's file system and on the sidecar's, below which the fleece is given up
     #[arg(long, value_name = "FREE", default_value = "5%", value_parser = values::min_free)]
     pub min_free: MinFree,
-    /// What is kept is on the disk before the guest overwrites it, so that the fleece outlives a power cut; each first write to a cluster takes as long as two syncs
+    /// What is kept is on the disk before the guest overwrites it, so that the fleece outlives a power cut while a server has it; each first write to a cluster takes as long as two syncs
     #[arg(long)]
     pub durable: bool,
     /// Where reports go.

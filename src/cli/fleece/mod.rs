@@ -3,8 +3,10 @@
 pub mod args;
 pub mod orphan;
 
+use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,11 +16,11 @@ use self::args::{FleeceArgs, ListArgs, OnCbwError, StartArgs, StopArgs, What};
 use super::serve::socket;
 use super::service::log::with_path;
 use super::values::MinFree;
-use super::{json, last_words, place, words};
-use crate::disk::DiskFile;
+use super::{json, last_words, words};
 use crate::error::{Error, Kind, Result};
 use crate::hold::filter::link::Link;
 use crate::hold::filter::wire::{FleeceOrder, FleeceState, FleeceTerms, ToJob, ToServer};
+use crate::hold::holders;
 
 /// How long the server may take: what is dirty of the image is put on the disk first, and the maps of image and base are read.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -81,28 +83,37 @@ fn start(args: &StartArgs) -> Result<u8> {
 }
 
 fn stop(args: &StopArgs) -> Result<u8> {
-    let (_, all) = fleeces(ask(&args.src, &ToServer::EndFleece { name: args.name.clone() })?)?;
-    let lost = all.first().and_then(|it| it.lost.as_deref());
     let name = words::name(&args.src);
+    // One that is lost, and that no server has taken up, has its name all the same.
+    let left = lost(&args.src)?.into_iter().find(|it| it.name == args.name);
+    let why = match left {
+        Some(left) => left.found.remove().map(|_| Some(left.why))?,
+        None => {
+            let (_, all) = fleeces(ask(&args.src, &ToServer::EndFleece { name: args.name.clone() })?)?;
+            all.into_iter().next().and_then(|it| it.lost)
+        }
+    };
     if args.output.json {
         let mut object = object("fleece-stopped", &args.src, &args.name);
-        object["lost"] = lost.into();
+        object["lost"] = why.clone().into();
         say(&object)?;
-    } else if lost.is_none() && !args.output.quiet {
+    } else if why.is_none() && !args.output.quiet {
         last_words(format!("{name}: fleece {} is ended, and what it had kept is gone\n", args.name));
     }
-    match lost {
+    match why {
         None => Ok(0),
         Some(why) => {
-            let what = format!("{name}: fleece {} is ended; it was lost: {why}", args.name);
-            Err(Error::new(Kind::Broken, what, "a backup that read it is not complete: begin another one"))
+            let what = format!("{name}: fleece {} is ended; it was lost: {}", args.name, words::line(&why));
+            let hint = "a backup that had not read all of it by then is not complete: begin another one";
+            Err(Error::new(Kind::Broken, what, hint))
         }
     }
 }
 
 fn list(args: &ListArgs) -> Result<u8> {
     let (at, all) = fleeces(ask(&args.src, &ToServer::Fleeces)?)?;
-    if all.is_empty() && !args.json {
+    let left = lost(&args.src)?;
+    if all.is_empty() && left.is_empty() && !args.json {
         super::written(std::io::stdout().write_all(b"no fleeces; 'rclone-img fleece start' begins one\n"))?;
     }
     for fleece in &all {
@@ -119,21 +130,44 @@ fn list(args: &ListArgs) -> Result<u8> {
             object["uri"] = uri.into();
             say(&object)?;
         } else {
-            super::written(std::io::stdout().write_all(person(fleece, uri.as_deref()).as_bytes()))?;
+            super::written(std::io::stdout().write_all(person(fleece, uri.as_deref(), &args.src).as_bytes()))?;
         }
     }
-    Ok(if all.iter().any(|it| it.lost.is_some()) { Kind::Broken.exit_code() } else { 0 })
+    for fleece in &left {
+        if args.json {
+            let mut object = object("fleece", &args.src, &fleece.name);
+            object["t0"] = fleece.t0.map(|it| it.to_string()).into();
+            object["lost"] = fleece.why.clone().into();
+            say(&object)?;
+        } else {
+            let t0 = fleece.t0.map(|it| format!("T0 {it:.0}; ")).unwrap_or_default();
+            let line = format!("{}: {t0}{}", fleece.name, is_lost(&fleece.why, &args.src, &fleece.name));
+            super::written(std::io::stdout().write_all(line.as_bytes()))?;
+        }
+    }
+    let any = !left.is_empty() || all.iter().any(|it| it.lost.is_some());
+    Ok(if any { Kind::Broken.exit_code() } else { 0 })
 }
 
-fn person(fleece: &FleeceState, uri: Option<&str>) -> String {
+/// Those that are lost, and that no server has.
+fn lost(src: &Path) -> Result<Vec<orphan::Lost>> {
+    let cannot = |e| {
+        let what = format!("cannot look for fleeces beside {}", words::name(src));
+        Error::io(Kind::Refused, what, "check the directory's permissions", e)
+    };
+    orphan::lost(src).map_err(cannot)
+}
+
+fn is_lost(why: &str, src: &Path, name: &str) -> String {
+    let end = format!("rclone-img fleece stop {} --name {name}", words::shell(src));
+    format!("LOST: {}; '{end}' removes it\n", words::line(why))
+}
+
+fn person(fleece: &FleeceState, uri: Option<&str>, src: &Path) -> String {
     let longest = words::time(Duration::from_micros(fleece.longest_us));
     let how = match &fleece.lost {
         Some(why) => {
-            let why = words::line(why);
-            return format!(
-                "{}: T0 {:.19}Z; LOST: {why}; 'rclone-img fleece stop' removes it\n",
-                fleece.name, fleece.t0
-            );
+            return format!("{}: T0 {:.19}Z; {}", fleece.name, fleece.t0, is_lost(why, src, &fleece.name));
         }
         None => format!(
             "{} kept ({} copied); {} of the guest waited, {longest} at most",
@@ -167,10 +201,10 @@ fn absolute(path: &Path) -> Result<Vec<u8>> {
 
 /// Asks the server of an image.
 fn ask(src: &Path, message: &ToServer) -> Result<ToJob> {
-    let image = place::open_image(src)?;
     let name = words::name(src);
     let cannot = |e| Error::io(Kind::Refused, format!("cannot look at {name}"), "check the path", e);
-    let stat = image.file.stat().map_err(cannot)?;
+    // Not opened: its server would look at all processes for who that was.
+    let stat = fs::metadata(src).map_err(cannot)?;
     let again = "see whether the server runs ('rclone-img serve'), and what it says";
     let silent = |e| Error::io(Kind::Failed, format!("the server of {name} does not answer"), again, e);
     let none = || {
@@ -181,7 +215,11 @@ fn ask(src: &Path, message: &ToServer) -> Result<ToJob> {
         );
         Error::new(Kind::Refused, format!("no server of this user has {name}"), hint)
     };
-    let mut link = Link::find(stat.dev, stat.ino).map_err(silent)?.ok_or_else(none)?;
+    let mut link = Link::find(stat.dev(), stat.ino()).map_err(silent)?.ok_or_else(none)?;
+    // It looks who else writes, with its rights.
+    if matches!(message, ToServer::Fleece(_)) && !holders::all_are_seen(&link.pid.to_string()) {
+        super::warn(Some(format!("{name}: its server (pid {}): {}", link.pid, holders::NOT_ALL_SEEN)));
+    }
     match link.ask(message, PATIENCE).map_err(silent)? {
         ToJob::Refused { why } => Err(Error::new(
             Kind::Refused,

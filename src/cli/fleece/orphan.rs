@@ -1,12 +1,12 @@
-//! Fleeces that no server has: what `status` says of them, and how `abort` removes them.
+//! Fleeces that no server has: what `status` says of them, and how `abort` removes them; `fleece list` and `fleece stop` those that are lost.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::service::log::with_path;
@@ -14,6 +14,8 @@ use crate::cli::{json, words};
 use crate::disk::DiskFile;
 use crate::disk::real::{RealFile, open_itself};
 use crate::error::{Error, Kind, Result};
+use crate::record::ImageId;
+use crate::serve::fleece::all::is_name;
 use crate::serve::fleece::files::{self, DATA, MAP};
 use crate::serve::fleece::format::Header;
 use crate::serve::fleece::map::{Content, Map, read};
@@ -63,7 +65,55 @@ fn beside(path: &Path, ending: &str) -> Option<PathBuf> {
     Some(path.with_file_name(OsStr::from_bytes(&[stem, ending.as_bytes()].concat())))
 }
 
+/// A fleece that is lost, and that no server has taken up.
+pub struct Lost {
+    /// Its name.
+    pub name: String,
+    /// Its T0, where its map tells.
+    pub t0: Option<Timestamp>,
+    /// Why.
+    pub why: String,
+    /// Its files.
+    pub found: Found,
+}
+
+/// Those of an image, by their names.
+///
+/// # Errors
+/// Where its directory cannot be read.
+pub fn lost(image: &Path) -> io::Result<Vec<Lost>> {
+    let path = image.canonicalize()?;
+    let (dir, file) = path.parent().zip(path.file_name()).ok_or(io::ErrorKind::InvalidInput)?;
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?.file_name();
+        let name = entry.as_bytes().strip_prefix(file.as_bytes()).and_then(|it| it.strip_prefix(b"."));
+        let name = name.and_then(|it| it.strip_suffix(MAP.as_bytes())).and_then(|it| str::from_utf8(it).ok());
+        let Some(name) = name.filter(|it| is_name(it)) else { continue };
+        let Some(found) = at(&dir.join(&entry)).filter(|found| !found.live) else { continue };
+        // An image whose name begins with this one's may be beside it, or another one have had its name. It is opened where it must be.
+        let is = RealFile::open_image(&path)?.stat()?.id();
+        all.extend(Some(found).filter(|found| found.is_of(is)).and_then(|found| found.lost(name)));
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
 impl Found {
+    /// Whether its map says that it is of this image; of one that cannot be read nobody knows.
+    fn is_of(&self, image: ImageId) -> bool {
+        matches!(&self.what, What::Map(header) | What::Copy(header) if header.image == image)
+    }
+
+    fn lost(self, name: &str) -> Option<Lost> {
+        let (t0, why) = match &self.what {
+            What::Map(header) => (Some(header.t0), header.broken.clone()?),
+            What::Copy(header) => (None, format!("it is a copy of the map of the fleece {}", header.name)),
+            What::Damaged => return None,
+        };
+        Some(Lost { name: name.into(), t0, why, found: self })
+    }
+
     /// 0 where a server has it, 4 where the next one may take it up, 6 where it is lost.
     pub fn exit_code(&self) -> u8 {
         match &self.what {
@@ -147,9 +197,7 @@ impl Found {
             }
             What::Damaged => return self.remove_damaged(),
         };
-        let image = fs::metadata(header.image_path().unwrap_or_default()).ok();
-        let mark = |header: &Header| files::mark(image.as_ref()?.dev(), image.as_ref()?.ino(), &header.name);
-        let map = match Map::open(&self.path, mark) {
+        let map = match Map::open(&self.path) {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
                 let image = words::shell(header.image_path().unwrap_or_default());
                 return Err(self.busy(format!("rclone-img fleece stop {image} --name {}", header.name)));
@@ -157,8 +205,17 @@ impl Found {
             other => other.map_err(|e| self.cannot(e))?,
         };
         if let Some(map) = map {
-            let header = map.header().clone();
-            files::remove_data(&header).map_err(|e| self.cannot(e))?;
+            let now = map.header().clone();
+            // Another one may have been begun since, and its server killed.
+            if now.id != header.id {
+                return Err(self.busy("rclone-img status".into()));
+            }
+            let header = now;
+            files::remove_data(&header, None).map_err(|e| match e.raw_os_error() {
+                // The map stays: nothing else tells where that is.
+                Some(libc::EBUSY) => self.unanswered(&header),
+                _ => self.cannot(e),
+            })?;
             map.remove();
         }
         Ok("the fleece and what it had kept are gone; 'rclone-img fleece start' begins a new one".into())
@@ -181,6 +238,14 @@ impl Found {
     fn cannot(&self, e: io::Error) -> Error {
         let what = format!("cannot remove {}", words::name(&self.path));
         Error::io(Kind::Failed, what, "check the directory's permissions", e)
+    }
+
+    fn unanswered(&self, header: &Header) -> Error {
+        let data = words::name(header.data_path().unwrap_or_default());
+        let what = format!("{}: a server still waits for the disk of {data}", words::name(&self.path));
+        let hint =
+            "run the same command again when that disk answers, or when that server has ended; nothing was removed";
+        Error::new(Kind::Busy, what, hint)
     }
 
     fn busy(&self, hint: String) -> Error {

@@ -43,7 +43,7 @@ impl DiskFile for Mapped {
     }
     fn fs(&self) -> io::Result<FsFacts> {
         let block = PowerOfTwo::new(BLOCK).expect("a power of two");
-        Ok(FsFacts { kind: FsKind::Xfs, uuid: [0; 16], block, mount_instance: 0 })
+        Ok(FsFacts { kind: FsKind::Xfs, uuid: [0; 16], block, mount_instance: 0, mount_id: 0 })
     }
     fn map(&self, range: ByteRange, max: usize, flush: bool, into: &mut Vec<Extent>) -> io::Result<()> {
         assert!(!flush && into.is_empty());

@@ -3,11 +3,12 @@
 pub mod args;
 mod names;
 mod resume;
+mod roll;
 mod source;
 mod status;
 mod told;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -17,26 +18,24 @@ use jiff::Timestamp;
 
 use self::args::RestoreArgs;
 pub use self::resume::{abort, resume};
+use self::roll::roll;
 pub use self::status::{status, unfinished};
 use self::told::told;
 use super::args::{Output, Verb, parse};
 use super::diff::open;
-use super::meter::Meter;
 use super::signals::Stop;
 use super::{snapshot, words};
 use crate::changes::still::Still;
 use crate::disk::real::{RealDisk, RealFile, directory_of, share_a_device};
 use crate::disk::{Access, Disk, DiskFile, Stat};
-use crate::engine::restore::intent::VERSION;
-use crate::engine::restore::{Found, Intent, Names, Owned, Restore, Restored, is_live, look, own};
+use crate::engine::restore::intent::{VERSION, source_was};
+use crate::engine::restore::{Found, Intent, Names, Restore, is_live, look, open_image, own, refused};
 use crate::error::{Error, Kind, Result};
+use crate::hold::filter::link::Link;
 use crate::range::{ByteRange, Geometry};
 use crate::record::Verdict;
 use crate::rotate::found::Snapshot;
 use crate::stream::receive::HOLD;
-
-/// What the kernel's patience is where it does not tell, in seconds: its default (Documentation/admin-guide/sysctl/fs.rst).
-const LEASE_BREAK_TIME: u64 = 45;
 
 /// How often it is tried to have the image alone, and how long after one another.
 const ATTEMPTS: u32 = 10;
@@ -60,34 +59,7 @@ struct Place {
 pub fn run(args: &RestoreArgs) -> Result<u8> {
     let began = Instant::now();
     let place = place(&args.image)?;
-    let name = words::name(&args.image);
-    match look(&place.disk, &place.names)? {
-        Found::Nothing => {}
-        Found::Foreign => {
-            let what = format!(
-                "a file of the name {name}.restore or {name}.restored is in the way, and is none of this program's"
-            );
-            let hint = match place.disk.stat(place.names.aside()) {
-                Ok(None) => "move it away; an empty one a crash may have left",
-                _ => {
-                    "a restore of another version of this program may have left it: end it with that one, and move nothing away"
-                }
-            };
-            return Err(Error::new(Kind::Refused, what, hint));
-        }
-        Found::Astray(_) => return Err(names::astray(&place)),
-        _ if is_live(&place.disk, &place.names)? => {
-            return Err(Error::new(
-                Kind::Busy,
-                format!("{name} is being restored"),
-                "wait for it; 'rclone-img status' shows it",
-            ));
-        }
-        _ => {
-            let hint = format!("'rclone-img resume {}' goes on with it", words::shell(&args.image));
-            return Err(Error::new(Kind::Refused, format!("an earlier restore of {name} was interrupted"), hint));
-        }
-    }
+    free(&place, &args.image)?;
     let mut source = open(&args.snapshot)?;
     let before = image(&place, args, &source)?;
     if let Some(kept) = &args.keep_current {
@@ -100,12 +72,31 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
                 "choose another name for --keep-current, or remove that snapshot",
             ));
         }
+        // Before it is made: the same command would be refused for it alone.
+        source::may_be_kept(&place, &source)?;
         keep(&place, kept, &args.output)?;
     }
     let stop = Stop::on_signals()?;
-    let file = open_image(&place, &name)?;
+    let undo = args.keep_current.as_deref();
+    let (restore, file) =
+        begin(&place, args, &mut source, &before, &stop).map_err(|e| names::beside(&place, undo, e))?;
+    let restored = roll(restore, &file, &mut source, &stop, &args.image, &args.output)?;
+    told(&args.image, (Some(&args.snapshot), undo), &args.output, "restored", Some((restored, began)))?;
+    Ok(0)
+}
+
+/// Says what is to be done, and takes the image aside, which is what it was `before`.
+fn begin<'a>(
+    place: &'a Place,
+    args: &RestoreArgs,
+    source: &mut Still,
+    before: &Stat,
+    stop: &Stop,
+) -> Result<(Restore<'a, RealDisk>, RealFile)> {
+    let name = words::name(&args.image);
+    let reader = open_named(place, &args.image, Access::Read)?;
     // Nobody has written to it since it was kept, and nobody can now.
-    soon(&place, || own(&file, &place.names.image))?;
+    let file = open_alone(place, &args.image, reader)?;
     let now = file.stat().map_err(|e| cannot(&name, e))?;
     if (now.id(), now.size, now.mtime_ns) != (before.id(), before.size, before.mtime_ns) {
         return Err(Error::new(
@@ -115,29 +106,59 @@ pub fn run(args: &RestoreArgs) -> Result<u8> {
         ));
     }
     let kept = args.keep_current.as_deref().map(absolute).transpose()?;
-    let kept_source = source::keep(&place, &source, &stop)?;
-    let job = source.record().map(|record| record.job).filter(|_| kept_source == source.stat().id());
+    let kept_is = kept.as_ref().map(|path| source::kept_is(Path::new(OsStr::from_bytes(path)))).transpose()?;
+    let kept_source = source::keep(place, source, stop)?;
+    let job = source.record().map(|record| record.job).filter(|_| kept_source.id() == source.stat().id());
     let intent = Intent {
         begun: 0,
         v: VERSION,
         image: now.id(),
-        source: kept_source,
+        source: kept_source.id(),
         job,
+        source_was: Some(source_was(&kept_source)),
         snapshot: source.path().to_string_lossy().into_owned(),
         snapshot_bytes: source.path().as_os_str().as_bytes().to_owned(),
         kept,
+        kept_is,
         began: Timestamp::now(),
     };
-    if stop.asked() {
-        source::let_go(&place);
-        return Err(Error::told_to_stop());
+    // From here on whoever opens the snapshot for writing is left waiting; who has been until now is not.
+    let go_on = if stop.asked() { Err(Error::told_to_stop()) } else { source.check() };
+    go_on.inspect_err(|_| source::let_go(place, kept_source.id()))?;
+    let begun = Restore::begin(&place.disk, &place.names, &intent, &file, before);
+    Ok((begun.inspect_err(|_| source::let_go(place, kept_source.id()))?, file))
+}
+
+/// Makes sure that no restore of the image has been begun, as far as that is known.
+fn free(place: &Place, image: &Path) -> Result<()> {
+    let name = words::name(image);
+    match look(&place.disk, &place.names)? {
+        Found::Nothing => Ok(()),
+        Found::Foreign => {
+            let what = format!(
+                "a file of the name {name}.restore or {name}.restored is in the way, and is none of this program's"
+            );
+            let hint = match place.disk.stat(place.names.aside()) {
+                Ok(None) => "move it away; an empty one a crash may have left",
+                _ => {
+                    "a restore of another version of this program may have left it: end it with that one, and move nothing away"
+                }
+            };
+            Err(Error::new(Kind::Refused, what, hint))
+        }
+        Found::Anothers => Err(refused(&place.disk, &place.names)?),
+        Found::Astray(intent) => Err(names::astray(place, &intent)),
+        _ if is_live(&place.disk, &place.names)? => Err(Error::new(
+            Kind::Busy,
+            format!("{name} is being restored"),
+            "wait for it; 'rclone-img status' shows it",
+        )),
+        found @ Found::Empty => Restore::take(&place.disk, &place.names, &found)?.forget(),
+        _ => {
+            let hint = format!("'rclone-img resume {}' goes on with it", words::shell(image));
+            Err(Error::new(Kind::Refused, format!("an earlier restore of {name} was interrupted"), hint))
+        }
     }
-    let begun = Restore::begin(&place.disk, &place.names, &intent, &file);
-    let restore = begun.inspect_err(|_| source::let_go(&place))?;
-    let restored = roll(restore, &file, &mut source, &stop, &args.image, &args.output)?;
-    let undo = args.keep_current.as_deref();
-    told(&args.image, (Some(&args.snapshot), undo), &args.output, "restored", Some((restored, began)))?;
-    Ok(0)
 }
 
 /// Looks at the image and whether the snapshot is one of it; takes nothing.
@@ -149,6 +170,10 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
     if named.is_some_and(|it| (it.dev, it.ino) == (source.stat().dev, source.stat().ino)) {
         return refuse(format!("{name} is the snapshot itself"), "name the image that is to be rolled back");
     }
+    // Nor is it opened for writing where a server has it: to that one somebody would have come past it.
+    if let Some(error) = named.and_then(|it| served((it.dev, it.ino), &name)) {
+        return Err(error);
+    }
     // A snapshot is nothing to be overwritten, whatever else is to be forced: the two were exchanged.
     let itself = Snapshot::at(&place.disk, &place.names.image).map(|(found, _)| found.verdict);
     if itself == Some(Verdict::Valid) {
@@ -158,8 +183,8 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
         );
         return refuse(format!("{name} is a finished snapshot and no image"), &hint);
     }
-    let file = open_image(place, &name)?;
-    let stat = file.stat().map_err(|e| cannot(&name, e))?;
+    let reader = open_named(place, &args.image, Access::Read)?;
+    let stat = reader.stat().map_err(|e| cannot(&name, e))?;
     if let (Some(at), false) = (names::mounted_at(place, &stat), args.force) {
         return refuse(
             format!("{name} is mounted at {}, where it would be a mixture meanwhile", words::name(&at)),
@@ -200,7 +225,10 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
         }
         Some(_) => {}
     }
-    soon(place, || own(&file, &place.names.image))?;
+    let file = open_alone(place, &args.image, reader).map_err(|error| match error.kind {
+        Kind::Refused => served((stat.dev, stat.ino), &name).unwrap_or(error),
+        _ => error,
+    })?;
     // Tried before anything is renamed.
     let tried = trial(place, source).map_err(|e| cannot(&name, e));
     let same_flags = file.no_cow().and_then(|on| Ok(on == source.file().no_cow()?)).map_err(|e| cannot(&name, e))?;
@@ -213,6 +241,15 @@ fn image(place: &Place, args: &RestoreArgs, source: &Still) -> Result<Stat> {
     }
     tried?;
     Ok(stat)
+}
+
+/// The server that has it open: the VM behind it is nobody who has.
+fn served((dev, ino): (u64, u64), name: &str) -> Option<Error> {
+    let link = Link::find(dev, ino).ok().flatten()?;
+    let what = format!("somebody has {name} open: 'rclone-img serve' (pid {})", link.pid);
+    let hint = "shut the VM down first, and then stop the server: a VM that runs on keeps in memory what is there no more; then run the command \
+                again";
+    Some(Error::new(Kind::Refused, what, hint))
 }
 
 /// What is refused because somebody has the image open is tried again for a moment: who only looks at a file has it open no longer.
@@ -255,43 +292,6 @@ fn keep(place: &Place, kept: &Path, output: &Output) -> Result<()> {
     }
 }
 
-fn roll(
-    restore: Restore<'_, RealDisk>,
-    file: &RealFile,
-    source: &mut Still,
-    stop: &Stop,
-    image: &Path,
-    output: &Output,
-) -> Result<Restored> {
-    let mut meter =
-        Meter::new(format!("restoring {}", words::name(image)), Some(source.size()), output.json || output.quiet);
-    let snapshot = std::sync::Arc::clone(source.file());
-    let told = |e: Error| Error { what: format!("{}: {}", words::name(image), e.what), ..e };
-    let owned = Owned::new(file, patience(), restore.now());
-    let restored = restore.roll(&owned, &snapshot, |done| {
-        meter.at(done);
-        source.check()?;
-        match stop.asked() {
-            false => Ok(()),
-            true => {
-                let hint =
-                    format!("'rclone-img resume {}' goes on; until then there is no such image", words::shell(image));
-                Err(Error::new(Kind::Interrupted, "the restore was told to stop", hint))
-            }
-        }
-    });
-    let restored = restored.map_err(told)?;
-    source.check().and_then(|()| restore.complete(&owned)).map_err(told)?;
-    Ok(restored)
-}
-
-/// For how long somebody who opens the image is left waiting: two thirds of what the kernel allows, which 0 means without a limit.
-fn patience() -> Duration {
-    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").ok();
-    let seconds = text.and_then(|text| text.trim().parse().ok()).unwrap_or(LEASE_BREAK_TIME);
-    if seconds == 0 { Duration::MAX } else { Duration::from_secs(seconds) * 2 / 3 }
-}
-
 /// The place of an image that may be aside; links are followed.
 fn place(image: &Path) -> Result<Place> {
     let cannot = |e| Error::io(Kind::Refused, format!("cannot find {}", words::name(image)), "check the path", e);
@@ -306,19 +306,35 @@ fn place(image: &Path) -> Result<Place> {
     Ok(Place { disk: RealDisk::open_dir(&dir).map_err(cannot)?, names: Names::new(name), dir })
 }
 
-fn open_image(place: &Place, name: &str) -> Result<RealFile> {
+/// Opens for writing what `reader` has open, where nobody else has: that would break the lease of whoever reads it, a job of the hold `frozen` say,
+/// which asking for one's own by a descriptor that only reads does not.
+fn open_alone(place: &Place, image: &Path, reader: RealFile) -> Result<RealFile> {
+    let alone = |file: &RealFile| soon(place, || own(file, &place.names.image));
+    alone(&reader)?;
+    drop(reader);
+    let file = open_named(place, image, Access::Write)?;
+    alone(&file).map(|()| file)
+}
+
+fn open_named(place: &Place, image: &Path, access: Access) -> Result<RealFile> {
+    let name = words::name(image);
     // A pipe, or a device, is not opened to find out what it is.
-    let regular = place.disk.stat(&place.names.image).map_err(|e| cannot(name, e))?.is_none_or(|stat| stat.regular);
+    let regular = place.disk.stat(&place.names.image).map_err(|e| cannot(&name, e))?.is_none_or(|stat| stat.regular);
     if !regular {
         return Err(Error::new(Kind::Refused, format!("{name} is not a regular file"), "name the image itself"));
     }
-    place.disk.open(&place.names.image, Access::Write).map_err(|e| match e.raw_os_error() {
+    let opened = match access {
+        Access::Read => place.disk.open(&place.names.image, access),
+        Access::Write => open_image(&place.disk, &place.names.image),
+    };
+    opened.map_err(|e| match e.raw_os_error() {
         Some(libc::EAGAIN) => Error::io(Kind::Refused, format!("somebody has {name} for himself"), "wait for it", e),
-        Some(libc::ENOENT) => {
+        // Another restore may have taken it aside in this moment.
+        Some(libc::ENOENT) => free(place, image).err().unwrap_or_else(|| {
             let hint = "name an image that is there; where it is lost: 'cp --reflink=always SNAP IMG', then give it its owner and mode";
             Error::io(Kind::Refused, format!("there is no {name}"), hint, e)
-        }
-        _ => cannot(name, e),
+        }),
+        _ => cannot(&name, e),
     })
 }
 

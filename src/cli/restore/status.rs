@@ -8,16 +8,22 @@ use serde_json::json;
 use super::{names, place};
 use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
-use crate::disk::real::{RealFile, open_itself};
-use crate::engine::restore::{Found, Intent, Names, is_live, look};
+use crate::disk::real::RealDisk;
+use crate::engine::restore::{Found, Names, is_live, look, refused};
 use crate::error::{Kind, Result};
 
 /// The restores in a directory that have not come to their end: for `status`.
 pub fn unfinished(dir: &Path, entry: &OsStr) -> Option<PathBuf> {
     let names = Names::of_intent(entry)?;
-    let path = Some(dir.join(entry)).filter(|path| path.is_file())?;
-    let file = RealFile::from(open_itself(&path, false).ok()?);
-    Intent::read(&file).ok()?.map(|_| dir.join(names.image))
+    let image = dir.join(&names.image);
+    let found = look(&RealDisk::open_dir(dir).ok()?, &names);
+    // What somebody else says of an image that is there is none of one's own troubles.
+    let nothing = match found {
+        Ok(Found::Nothing | Found::Foreign) => true,
+        Ok(Found::Anothers) => image.symlink_metadata().is_ok(),
+        _ => false,
+    };
+    (!nothing).then_some(image)
 }
 
 /// How the restore of an image stands, in words, and the exit code; none where there is none.
@@ -29,14 +35,17 @@ pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
     let live = is_live(&place.disk, &place.names)?;
     let (state, text) = match look(&place.disk, &place.names)? {
         Found::Nothing | Found::Foreign => return Ok(None),
+        Found::Anothers => return Err(refused(&place.disk, &place.names)?),
         _ if live => ("restoring", "is being restored; wait for it".to_owned()),
-        Found::Intended(_) => ("restore-intended", "a restore was about to begin, and the image is as it was".into()),
+        Found::Empty | Found::Intended(_) => {
+            ("restore-intended", "a restore was about to begin, and the image is as it was".into())
+        }
         Found::Begun(intent) => {
             let back = if intent.kept.is_some() { ", and 'rclone-img abort' goes back" } else { "" };
             ("restore-interrupted", format!("a restore was interrupted, and there is no image until it is ended{back}"))
         }
-        Found::Astray(_) => {
-            let error = names::astray(&place);
+        Found::Astray(intent) => {
+            let error = names::astray(&place, &intent);
             return Ok(Some(told(image, as_json, "restore-astray", &format!("{}; {}", error.what, error.hint), false)));
         }
         Found::Done(_) => ("restore-complete", "a restore is complete but for its last steps".into()),

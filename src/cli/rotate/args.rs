@@ -16,12 +16,14 @@ use crate::rotate::policy::Policy;
 pub const EXAMPLES: &str = "\
 For cron: takes a snapshot of each image, all of one instant, and then removes those that no
 --keep option wants. What is kept is the most recent snapshot of each of the last N hours, days,
-weeks, months or years that have one, by the clock on the wall, as 'restic forget' does it. Only
-finished snapshots of the same image, with names of the same pattern, that nobody has changed since
-or has open, are ever removed; none before the new one is complete, and none where that fails. What
-an interrupted run has left is ended, or taken back; what can still be resumed not before the new
-one is complete. It knows nothing of who needs a snapshot as the base of his next increment: 'send'
-before it, and keep more than one.
+weeks, months or years that have one, by the clock on the wall, as 'restic forget' does it since its
+version 0.16: as long as there are fewer than N the oldest snapshot is kept as well. Only finished
+snapshots of the same image, with names of the same pattern, that nobody has changed since or has
+open, are ever removed; none before the new one is complete, and none where that fails. What an
+interrupted run has left is ended, or taken back; what can still be resumed not before the new one
+is complete; --prune-only leaves it. It knows nothing of who needs a snapshot as the base of his next
+increment: what is kept must cover the longest time that 'send' may not reach the other host.
+--recycle costs the space of one snapshot more of each image.
 
 The last component of PATTERN has conversions of strftime(3). In a crontab write each % as \\%.
 
@@ -50,7 +52,7 @@ pub struct RotateArgs {
     /// Take no snapshot: works on a full file system as well
     #[arg(long)]
     pub prune_only: bool,
-    /// Where one is to be removed even without a new one, make that the new one, cloning only what differs
+    /// Leave the newest snapshot that no rule keeps for the next run, which makes it the new one, cloning only what differs
     #[arg(long, conflicts_with = "prune_only")]
     pub recycle: bool,
     /// Say what would be taken, kept and removed; touch nothing

@@ -1,11 +1,15 @@
 //! Which snapshots there are of an image.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use jiff::Timestamp;
 
 use super::{Error, Kind, Result, Rotated, Snapshot, Verdict, shown, words};
+use crate::disk::Disk;
 use crate::rotate::found::snapshots;
 
 /// So many images are named in an error.
@@ -20,6 +24,8 @@ pub(super) struct Found {
     pub future: Vec<Snapshot>,
     /// How many there are of other images.
     pub others: usize,
+    /// How many there are of the image that users have put there who have no say in what is kept.
+    pub strangers: usize,
 }
 
 impl Rotated {
@@ -29,11 +35,23 @@ impl Rotated {
         let all = snapshots(&self.pattern.dir, &self.disk, wanted).map_err(|e| self.cannot_look(e))?;
         let (all, now) = (all.into_iter().filter(|it| it.verdict == Verdict::Valid), Timestamp::now());
         let (own, others): (Vec<_>, Vec<_>) = all.partition(|it| self.image.is_none_or(|image| it.is_of(image)));
+        let trusted = self.trusted().map_err(|e| self.cannot_look(e))?;
+        let (own, strangers): (Vec<_>, Vec<_>) = own.into_iter().partition(|it| trusted(it.stat.uid));
         let (future, own): (Vec<_>, Vec<_>) = own.into_iter().partition(|it| it.record.t0 > now);
         if self.image.is_none() {
             self.of_one_image(&own)?;
         }
-        Ok(Found { own, future, others: others.len() })
+        Ok(Found { own, future, others: others.len(), strangers: strangers.len() })
+    }
+
+    /// Whose snapshots count. In a directory like /tmp anybody may put files, and nobody may remove another one's: a record that somebody has made up
+    /// would push real ones out of what is kept. Elsewhere whoever may put files there may also remove all of them, and the snapshots have whatever
+    /// owners the image had.
+    fn trusted(&self) -> io::Result<impl Fn(u32) -> bool + use<>> {
+        let dir = fs::metadata(&self.pattern.dir)?;
+        let of_all = dir.mode() & libc::S_ISVTX != 0 && dir.mode() & 0o022 != 0;
+        let owners = [Some(self.disk.host().uid), Some(dir.uid()), self.owner];
+        Ok(move |uid| !of_all || owners.contains(&Some(uid)))
     }
 
     /// Where no image is named the snapshots say themselves of which one they are.

@@ -19,24 +19,34 @@ struct Tally {
     kept: usize,
     failed: usize,
     others: usize,
+    strangers: usize,
     /// By their names, as the next ones.
     removed: Vec<String>,
     in_use: Vec<String>,
+    to_recycle: Vec<String>,
     future: Vec<String>,
 }
 
 impl Rotated {
     /// Removes what nobody wants. `in_use`: what an earlier run was about to remove, and could not.
     pub(super) fn prune(&self, args: &RotateArgs, in_use: &[OsString], stop: &Stop) -> Result<()> {
-        let Found { own: found, future, others } = self.found()?;
+        let Found { own: found, future, others, strangers } = self.found()?;
         let reasons = self.reasons(args, found.iter().map(when));
         let named = |name: &OsString| shown(Path::new("."), name);
-        let mut tally = Tally { others, in_use: in_use.iter().map(named).collect(), ..Tally::default() };
+        let in_use = in_use.iter().map(named).collect();
+        let mut tally = Tally { others, strangers, in_use, ..Tally::default() };
         tally.future = future.iter().map(|it| named(&it.name)).collect();
+        // What is left for the next run: without it there would be none that is surplus before a new one is complete.
+        let next = if args.recycle { self.to_recycle(found.iter().zip(&reasons)) } else { None };
         for (index, (snapshot, reasons)) in found.iter().zip(&reasons).enumerate() {
             // The newest is kept whatever the rules say.
             if !reasons.is_empty() || index == 0 {
                 tally.kept += 1;
+                continue;
+            }
+            if next.as_ref() == Some(&snapshot.name) {
+                self.say(args, "kept-to-recycle", snapshot)?;
+                tally.to_recycle.push(named(&snapshot.name));
                 continue;
             }
             if stop.asked() {
@@ -87,13 +97,15 @@ impl Rotated {
             object["kept"] = tally.kept.into();
             object["removed"] = tally.removed.len().into();
             object["in_use"] = tally.in_use.len().into();
+            object["to_recycle"] = tally.to_recycle.len().into();
             object["of_the_future"] = tally.future.len().into();
             object["failed"] = tally.failed.into();
             object["of_other_images"] = tally.others.into();
+            object["of_other_users"] = tally.strangers.into();
             return crate::cli::written(json::write_line(&mut io::stdout(), &object));
         }
         // What is left although no rule keeps it fills the disk, and a cron job with --quiet is to say so.
-        if !args.job.output.quiet || !tally.in_use.is_empty() || !tally.future.is_empty() {
+        if !args.job.output.quiet || !tally.in_use.is_empty() || !tally.future.is_empty() || tally.strangers > 0 {
             last_words(format!("{}: {}\n", self.name(), tally.text()));
         }
         Ok(())
@@ -110,13 +122,19 @@ impl Tally {
         if !self.in_use.is_empty() {
             text += &format!("; in use, and left for the next run: {}", self.in_use.join(", "));
         }
+        if !self.to_recycle.is_empty() {
+            text += &format!("; left for the next run to make it the new one: {}", self.to_recycle.join(", "));
+        }
         if self.others > 0 {
             text += &format!("; {} of other images left alone", words::count(self.others as u64, "snapshot"));
+        }
+        if self.strangers > 0 {
+            text += &format!("; {} of other users left alone", words::count(self.strangers as u64, "snapshot"));
         }
         if !self.future.is_empty() {
             text += &format!("; with a time in the future, and left alone: {} ({CLOCK})", self.future.join(", "));
         }
-        if self.kept + self.future.len() + self.in_use.len() == 0 {
+        if self.kept + self.future.len() + self.in_use.len() + self.strangers == 0 {
             text += "; no snapshot there has a name of the pattern";
         }
         text

@@ -6,8 +6,9 @@ use std::io;
 use jiff::{SignedDuration, Timestamp};
 
 use super::args::{RotateArgs, shown};
-use super::{Error, Kind, Result, Rotated, Snapshot, Verdict, when};
+use super::{Error, Kind, Result, Rotated, Snapshot, Verdict, Why, when};
 use crate::disk::Disk;
+use crate::engine::inspect::{Condition, inspect};
 use crate::engine::names::Names;
 use crate::rotate::promise::{Due, Promise};
 use crate::rotate::remove;
@@ -35,14 +36,60 @@ pub(super) fn chosen(args: &RotateArgs, all: &[Rotated]) -> Result<Option<Vec<Os
     Ok(Some(chosen))
 }
 
+/// Whether new snapshots are to be made after the old ones could not be made new ones, which ended with this exit code: it may be they alone that are
+/// in the way, because somebody has opened one in this moment, or one is damaged, and would be so in each run that comes.
+pub(super) fn may_be_made_anew(args: &RotateArgs, all: &[Rotated], recycled: &[OsString], code: u8) -> bool {
+    if code == Kind::Refused.exit_code() {
+        return true;
+    }
+    let failed = [Kind::Failed, Kind::Broken].map(Kind::exit_code).contains(&code);
+    // A guest that could not be thawed is not to be frozen again, nor is the alarm of it to be lost with the metrics of a second run.
+    let unfrozen = args.take.quiesce().is_empty();
+    let tried = || all.iter().zip(recycled);
+    if !failed || !unfrozen || !tried().all(|(it, old)| it.is_given_up(old)) {
+        return false;
+    }
+    // What could still be resumed is not to have the name that another one has by then.
+    for (rotated, old) in tried() {
+        if let Ok(names) = Names::new(old) {
+            Promise::forget_at(&rotated.disk, &names.partial);
+        }
+    }
+    true
+}
+
 impl Rotated {
-    /// The newest that would be removed even if none were taken, and could be: of all that are, it shares most with the image.
+    /// Whether this one has not been made a new one, and will not be by whoever ends what was begun: that would be one too many.
+    fn is_given_up(&self, old: &OsStr) -> bool {
+        let promised = || Snapshot::at(&self.disk, old).is_some_and(|(_, file)| Promise::of(&file).is_some());
+        match Names::new(old).and_then(|names| inspect(&self.disk, &names)) {
+            Ok(Condition::Running(_) | Condition::Complete(_)) | Err(_) => false,
+            Ok(Condition::Snapshot(..)) => !promised(),
+            Ok(_) => true,
+        }
+    }
+
+    /// The newest that is surplus even if none is taken, and could be removed: of all such ones it shares most with the image. The run before has
+    /// left it: what is surplus only because of the new one is not to be overwritten before that is complete.
     pub(super) fn surplus(&self, args: &RotateArgs) -> Result<Option<OsString>> {
         let found = self.found()?.own;
         let reasons = self.reasons(args, found.iter().map(when));
-        let is_free = |it: &Snapshot| it.stat.nlink == 1 && remove::is_in_use(&self.disk, &it.name).is_ok_and(|it| !it);
-        let surplus = found.iter().zip(reasons).find(|(it, reasons)| reasons.is_empty() && is_free(it));
-        Ok(surplus.map(|(it, _)| it.name.clone()))
+        Ok(self.to_recycle(found.iter().zip(&reasons)))
+    }
+
+    /// The newest of these that no rule keeps, and that can be made another one.
+    pub(super) fn to_recycle<'a>(
+        &self,
+        mut newest_first: impl Iterator<Item = (&'a Snapshot, &'a Vec<Why>)>,
+    ) -> Option<OsString> {
+        // Another user's is not refreshed: the image had another owner when it was made.
+        let owners = [Some(self.disk.host().uid), self.owner];
+        let is_free = |it: &Snapshot| {
+            let own = it.stat.nlink == 1 && owners.contains(&Some(it.stat.uid));
+            own && remove::is_in_use(&self.disk, &it.name).is_ok_and(|it| !it)
+        };
+        let found = newest_first.find(|(it, reasons)| reasons.is_empty() && is_free(it));
+        found.map(|(it, _)| it.name.clone())
     }
 
     /// Writes down, durably, what it will be called; no later T0 than `until` can be that of this run.

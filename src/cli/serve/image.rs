@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
 use crate::disk::{FsKind, Stat};
 use crate::error::{Error, Kind, Result};
-use crate::hold::filter::link;
+use crate::hold::filter::link::{self, Link};
 use crate::hold::{holders, image_lock};
 use crate::serve::control::Served;
 use crate::serve::device::Device;
@@ -21,6 +22,7 @@ use crate::serve::disk::{Alarm, Disk};
 use crate::serve::filtered::Filtered;
 use crate::serve::finished::Finder;
 use crate::serve::fleece::all::{self, Fleeces, Tell};
+use crate::serve::fleece::takeup::NotTaken;
 use crate::serve::gate::Gate;
 use crate::serve::orphans::Orphans;
 use crate::serve::points::{Open, Points};
@@ -44,50 +46,99 @@ pub struct Image {
     pub served: Served,
 }
 
-/// Opens an image; follows links.
+/// An image that nobody was in the way of when it was looked at, open for reading: whom it is served to by another server takes whoever has it
+/// open for writing for one who writes.
+pub struct Free(File);
+
+impl Free {
+    /// Looks at an image; follows links.
+    ///
+    /// # Errors
+    /// Refused where it cannot be opened, is no regular file, is somebody else's already, or is a snapshot that would be written to.
+    pub fn look(args: &ServeArgs) -> Result<Self> {
+        let (path, writes) = (&args.src, !args.read_only);
+        let (name, refused) = (words::name(path), refused(path));
+        // Looked at before it is opened: opening a FIFO or a device has effects of its own.
+        if !std::fs::metadata(path).map_err(&refused)?.is_file() {
+            let what = format!("{name} is not a regular file");
+            let hint = "name a raw disk image; qemu-nbd and nbdkit serve block devices";
+            return Err(Error::new(Kind::Refused, what, hint));
+        }
+        let file = File::open(path).map_err(&refused)?;
+        let real = RealFile::from(file.try_clone().map_err(&refused)?);
+        crate::cli::warn(place::warning(&real, path));
+        if writes && real.record().map_err(&refused)?.is_some() {
+            let what = format!("{name} is a snapshot, and one that is written to is none any more");
+            let hint = "serve it with --read-only, or a copy of it (cp --reflink=always)";
+            return Err(Error::new(Kind::Refused, what, hint));
+        }
+        match image_lock::is_free(file.as_fd(), writes).map_err(unlocked(path))? {
+            true => Ok(Self(file)),
+            false => Err(in_use(&file, path)),
+        }
+    }
+
+    /// The same, with QEMU's locks.
+    fn taken(self, args: &ServeArgs) -> Result<File> {
+        let (path, writes) = (&args.src, !args.read_only);
+        // Another one may have been started in the same moment, and be faster.
+        if !image_lock::is_free(self.0.as_fd(), writes).map_err(unlocked(path))? {
+            return Err(in_use(&self.0, path));
+        }
+        // The file itself, whatever its name is by now.
+        let again = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let file = File::options().read(true).write(writes).open(again).map_err(refused(path))?;
+        if !image_lock::take(file.as_fd(), writes).map_err(unlocked(path))? {
+            return Err(in_use(&file, path));
+        }
+        if let Some(who) = others(&file) {
+            let name = words::name(path);
+            let harm = "a guest whose disk others write to is lost, and no snapshot can be made through this server";
+            crate::cli::warn(Some(format!("others may write to {name} as well: {who}; {harm}")));
+        }
+        Ok(file)
+    }
+}
+
+fn refused(path: &Path) -> impl Fn(io::Error) -> Error {
+    let what = format!("cannot open the image {}", words::name(path));
+    move |e| Error::io(Kind::Refused, what.clone(), "check the path and its permissions", e)
+}
+
+fn unlocked(path: &Path) -> impl Fn(io::Error) -> Error {
+    let what = format!("cannot lock {} as QEMU does", words::name(path));
+    move |e| Error::io(Kind::Refused, what.clone(), "the file system must support locks", e)
+}
+
+fn in_use(file: &File, path: &Path) -> Error {
+    let who = others(file).unwrap_or_else(|| "somebody has QEMU's lock on it".into());
+    let what = format!("the image {} is in use: {who}", words::name(path));
+    let link = file.metadata().ok().and_then(|it| Link::find(it.dev(), it.ino()).ok().flatten());
+    let hint = link.map_or("shut the VM down, or end the server that has it".into(), |link| {
+        format!("'rclone-img serve' has it already (pid {}): use that one, or stop it first", link.pid)
+    });
+    Error::new(Kind::Refused, what, hint)
+}
+
+/// Opens an image that is free.
 ///
 /// # Errors
-/// Refused where it cannot be opened, is no regular file, is somebody else's already, or is a snapshot that would be written to.
-pub fn open(args: &ServeArgs, alarm: Alarm, tell: Tell) -> Result<Image> {
+/// Refused where it cannot be opened, or somebody was faster.
+pub fn open(args: &ServeArgs, free: Free, alarm: Alarm, tell: Tell) -> Result<Image> {
     let (path, writes) = (&args.src, !args.read_only);
-    let name = words::name(path);
-    let refused =
-        |e| Error::io(Kind::Refused, format!("cannot open the image {name}"), "check the path and its permissions", e);
-    // Looked at before it is opened: opening a FIFO or a device has effects of its own.
-    if !std::fs::metadata(path).map_err(refused)?.is_file() {
-        let what = format!("{name} is not a regular file");
-        return Err(Error::new(Kind::Refused, what, "name a raw disk image; qemu-nbd and nbdkit serve block devices"));
-    }
-    let file = File::options().read(true).write(writes).open(path).map_err(refused)?;
-    let real = RealFile::from(file.try_clone().map_err(refused)?);
-    crate::cli::warn(place::warning(&real, path));
-    if writes && real.record().map_err(refused)?.is_some() {
-        let what = format!("{name} is a snapshot, and one that is written to is none any more");
-        let hint = "serve it with --read-only, or a copy of it (cp --reflink=always)";
-        return Err(Error::new(Kind::Refused, what, hint));
-    }
-    let unlocked = |e| {
-        Error::io(Kind::Refused, format!("cannot lock {name} as QEMU does"), "the file system must support locks", e)
-    };
-    if !image_lock::take(file.as_fd(), writes).map_err(unlocked)? {
-        let who = others(&file).unwrap_or_else(|| "somebody has QEMU's lock on it".into());
-        let what = format!("the image {name} is in use: {who}");
-        return Err(Error::new(Kind::Refused, what, "shut the VM down, or end the server that has it"));
-    }
-    if let Some(who) = others(&file) {
-        let harm = "a guest whose disk others write to is lost, and no snapshot can be made through this server";
-        crate::cli::warn(Some(format!("others may write to {name} as well: {who}; {harm}")));
-    }
-    let stat = real.stat().map_err(refused)?;
+    let (name, refused) = (words::name(path), refused(path));
+    let file = free.taken(args)?;
+    let real = RealFile::from(file.try_clone().map_err(&refused)?);
+    let stat = real.stat().map_err(&refused)?;
     let facts = Facts { bytes: stat.size, block: block(&real) };
     let gate = Arc::new(Gate::default());
-    let finder = finder(&real, path).map_err(refused)?;
+    let finder = finder(&real, path).map_err(&refused)?;
     let device = device(file, args, &real, Arc::clone(&gate), alarm).map_err(|e| {
         let what = format!("the image {name} cannot be used with this --cache");
         Error::io(Kind::Refused, what, "leave --cache out", e)
     })?;
     let map = Arc::new(real);
-    let fleeces = fleeces(&device, &map, &gate, &finder, path, tell).map_err(refused)?;
+    let fleeces = fleeces(&device, &map, &gate, &finder, path, tell).map_err(&refused)?;
     let points = Points::new(Arc::clone(&device), map, finder, opener(args.cache), Arc::clone(&fleeces));
     // Nobody is served yet.
     let orphans = Arc::new(Orphans::adopt(&gate, stat.dev, stat.ino, stat.size));
@@ -109,10 +160,13 @@ fn fleeces(
     // Where there is none, the jobs' socket says so.
     let _ = link::make_directory();
     let image = all::Image { device, map, gate, finder: finder.clone(), path: path.canonicalize()?, tell };
-    let (fleeces, lost) = Fleeces::adopt(image)?;
-    for (path, why) in lost {
-        let next = format!("'rclone-img abort {}' removes it", words::shell(&path));
-        crate::cli::warn(Some(format!("the fleece {} is lost: {why}; {next}", words::name(&path))));
+    let (fleeces, left) = Fleeces::adopt(image)?;
+    for (path, why) in left {
+        let (name, shell) = (words::name(&path), words::shell(&path));
+        crate::cli::warn(Some(match why {
+            NotTaken::Lost(why) => format!("the fleece {name} is lost: {why}; 'rclone-img abort {shell}' removes it"),
+            NotTaken::Others(why) => format!("{name} is not taken up: {why}; 'rclone-img status {shell}' tells more"),
+        }));
     }
     Ok(Arc::new(fleeces))
 }

@@ -15,18 +15,20 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cli::service::notify;
 use crate::cli::service::wakes::{Wake, Wakes};
+use crate::disk::process;
 use crate::error::{Error, Kind, Result};
 use crate::serve::buffers::Buffers;
 use crate::serve::control::Served;
 use crate::serve::exports::Catalogue;
 use crate::serve::server::{Event, Server};
 use crate::serve::session;
+use crate::serve::wait::within;
 use args::ServeArgs;
 use news::News;
 use socket::Place;
@@ -38,7 +40,10 @@ const DESCRIPTORS: u64 = 48;
 /// How long clients may take to read their last answers.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether they have.
+/// How long those may take to go who were hung up on, and jobs. Whoever has not gone then waits for a disk.
+const GOING: Duration = Duration::from_secs(2);
+
+/// How long the gate is asked at a time whether what is on its way to the image is there.
 const MOMENT: Duration = Duration::from_millis(5);
 
 /// The longest sleep.
@@ -53,73 +58,92 @@ pub fn run(args: &ServeArgs) -> Result<u8> {
     let news = Arc::new(News::new(wakes.rope()?));
     let place = Place::of(args.socket.as_deref())?;
     enough_descriptors(args.connections)?;
-    // The image first: whoever serves it already has its lock, and keeps its socket.
+    // Whoever serves it already keeps its socket; and without one of its own it is not opened for writing, whom jobs would take for somebody else.
+    let free = image::Free::look(args)?;
+    let socket = place.listen()?;
     let alarm = Box::new({
         let news = Arc::clone(&news);
         move |e: &io::Error| news.add(Event::Lost(io::Error::new(e.kind(), e.to_string())))
     });
-    let image = image::open(args, alarm, {
+    let image = image::open(args, free, alarm, {
         let news = Arc::clone(&news);
         Arc::new(move |told| news.add(Event::Fleece(told)))
     })?;
     let facts = image.facts;
-    let socket = place.listen()?;
+    let (orphans, fleeces) = (Arc::clone(&image.served.orphans), Arc::clone(&image.served.fleeces));
+    // Nobody has written: the next server finds everything as this one did.
+    let leave = || {
+        orphans.leave();
+        fleeces.leave();
+    };
+    let gate = Arc::clone(&image.served.gate);
     let exports = Catalogue::new(image.device, args.read_only, facts.block, Arc::clone(&image.served.points));
     let tell = Box::new({
         let news = Arc::clone(&news);
         move |event| news.add(event)
     });
     let most = usize::from(args.connections);
-    let no_server = |e| Error::io(Kind::Failed, "the server cannot be set up", "see ulimit -n", e);
+    let no_server = |e| {
+        leave();
+        Error::io(Kind::Failed, "the server cannot be set up", "see ulimit -n", e)
+    };
     let buffers = Buffers::default();
-    let serve = |stream: &UnixStream| session::serve(stream, &exports, &buffers);
-    let server = Server::new(socket.listener()?, serve, most, tell).map_err(no_server)?;
-    let orphans = Arc::clone(&image.served.orphans);
-    let fleeces = Arc::clone(&image.served.fleeces);
+    let serve = move |stream: &UnixStream| session::serve(stream, &exports, &buffers);
+    let server = Server::new(socket.listener().inspect_err(|_| leave())?, serve, most, tell).map_err(no_server)?;
+    let server = Arc::new(server);
     let at = socket.path().map(|path| path.into_os_string().into_vec());
-    let jobs = jobs::Jobs::listen(Served { socket: at, ..image.served });
+    let mut jobs = jobs::Jobs::listen(Served { socket: at, ..image.served });
     let mut teller = Teller::new(args, &socket, facts);
-    let hung_up = thread::scope(|scope| {
-        let serving = thread::Builder::new().name("server".into()).spawn_scoped(scope, || server.run());
-        let serving = serving.map_err(no_server)?;
-        jobs.start(scope);
-        // First of all, so that a reader who is slow does not keep a boot waiting.
-        notify::ready(&teller.status());
-        teller.started();
-        let watchdog = notify::watchdog();
-        loop {
-            let wake = wakes.wait(watchdog.unwrap_or(LONG));
-            if watchdog.is_some() {
-                notify::alive();
-            }
-            for event in news.take() {
-                teller.told(&event);
-                notify::status(&teller.status());
-            }
-            // There is nothing to be read again; and a VM's disk does not go with a terminal.
-            if wake == Wake::Stop {
-                break;
-            }
+    // In no scope, which would wait for those who wait for a disk.
+    let serving = thread::Builder::new().name("server".into()).spawn({
+        let server = Arc::clone(&server);
+        move || server.run()
+    });
+    let serving = serving.map_err(no_server)?;
+    jobs.start();
+    // First of all, so that a reader who is slow does not keep a boot waiting.
+    notify::ready(&teller.status());
+    teller.started();
+    let watchdog = notify::watchdog();
+    loop {
+        let wake = wakes.wait(watchdog.unwrap_or(LONG));
+        if watchdog.is_some() {
+            notify::alive();
         }
-        notify::stopping();
-        fleeces.close();
-        server.stop();
-        // Who does not read his answers keeps nobody else from ending.
-        let until = Instant::now() + FAREWELL;
-        while !serving.is_finished() && Instant::now() < until {
-            thread::sleep(MOMENT);
+        for event in news.take() {
+            teller.told(&event);
+            notify::status(&teller.status());
         }
-        if serving.is_finished() {
-            // Nobody writes any more: the next server takes up the jobs.
-            orphans.leave();
+        // There is nothing to be read again; and a VM's disk does not go with a terminal.
+        if wake == Wake::Stop {
+            break;
         }
-        jobs.stop();
-        Ok(if serving.is_finished() { 0 } else { server.hang_up() })
-    })?;
-    // All clients are gone: nobody writes any more.
+    }
+    notify::stopping();
+    fleeces.close();
+    server.stop();
+    let have_gone = || serving.is_finished();
+    // Who does not read his answers keeps nobody else from ending.
+    let hung_up = if within(FAREWELL, have_gone) { 0 } else { server.hang_up() };
+    // Nor does a reader who waits for a fleece's disk. But what is on its way to the image is there before anybody else may write to it.
+    if !within(GOING, have_gone) {
+        while !have_gone() && !gate.close(MOMENT) {}
+    }
+    // Nobody writes any more: the next server takes up the jobs, and the fleeces.
+    orphans.leave();
+    jobs.stop();
+    within(GOING, || jobs.have_gone());
     fleeces.leave();
     drop(socket);
-    teller.stopped(news.take(), hung_up);
+    drop(jobs);
+    let last = news.take();
+    // A thread that waits for a fleece's disk keeps this process; not the image, which the next server is to have.
+    let _ = process::let_go_of_all();
+    teller.stopped(last, hung_up);
+    if serving.is_finished() && serving.join().is_err() {
+        let what = "a thread of the server has failed; it was no good to the client that it was for";
+        return Err(Error::new(Kind::Failed, what, "the message above says where: report it"));
+    }
     Ok(0)
 }
 

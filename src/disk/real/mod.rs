@@ -28,7 +28,7 @@ use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 use uuid::Uuid;
 
 pub use file::{RealFile, open_itself, share_a_device};
-pub use new::NewFile;
+pub use new::{Kept, NewFile};
 use turns::Turns;
 
 use super::{Access, Disk, HostFacts, Space, Stat};

@@ -10,7 +10,7 @@ use nix::unistd::linkat;
 use uuid::Uuid;
 
 use super::{RealDisk, RealFile, component, directory_of};
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, Stat};
 
 /// Such a file.
 pub struct NewFile {
@@ -58,11 +58,11 @@ impl NewFile {
         Appended { file: &self.file, at: 0 }
     }
 
-    /// Makes it durable, and gives it its name.
+    /// Makes it durable, and gives it its name; where that fails it has none.
     ///
     /// # Errors
     /// EEXIST where somebody else took the name meanwhile; what fsync(2) and linkat(2) say.
-    pub fn keep(mut self) -> io::Result<()> {
+    pub fn keep(mut self) -> io::Result<Kept> {
         self.file.sync_all()?;
         match self.meanwhile.take() {
             Some(meanwhile) => {
@@ -71,7 +71,28 @@ impl NewFile {
             }
             None => self.dir.link(&self.file, &self.name)?,
         }
-        self.dir.sync_names()
+        let kept = Kept(self);
+        match kept.0.dir.sync_names() {
+            Ok(()) => Ok(kept),
+            Err(e) => {
+                kept.take_back();
+                Err(e)
+            }
+        }
+    }
+}
+
+/// A new file that has its name.
+pub struct Kept(NewFile);
+
+impl Kept {
+    /// Takes its name away again, unless somebody has put another file there since.
+    pub fn take_back(self) {
+        let Self(NewFile { dir, name, file, .. }) = &self;
+        let own = |it: Stat| file.stat().is_ok_and(|own| (own.dev, own.ino) == (it.dev, it.ino));
+        if dir.stat(name).is_ok_and(|there| there.is_some_and(own)) {
+            let _ = dir.unlink(name);
+        }
     }
 }
 
@@ -134,7 +155,18 @@ mod tests {
         let late = dir.path().join("late");
         let new = NewFile::at(&late).expect("nothing is there");
         fs::write(&late, b"theirs").expect("somebody else");
-        assert_eq!(new.keep().expect_err("taken").raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(new.keep().err().and_then(|e| e.raw_os_error()), Some(libc::EEXIST));
+        // What is taken back is the file, not the name.
+        let path = dir.path().join("taken back");
+        for theirs in [false, true] {
+            let kept = NewFile::at(&path).and_then(NewFile::keep).expect("kept");
+            if theirs {
+                fs::remove_file(&path).and_then(|()| fs::write(&path, b"theirs")).expect("somebody else");
+            }
+            kept.take_back();
+            assert_eq!(path.exists(), theirs);
+        }
+        fs::remove_file(&path).expect("there");
         drop(NewFile::at(&dir.path().join("never")).expect("nothing is there"));
         assert_eq!((fs::read(&late).expect("there"), names()), (b"theirs".to_vec(), 2));
     }

@@ -79,7 +79,7 @@ impl DiskFile for SimFile {
         let w = self.world.borrow();
         w.alive()?;
         let block = PowerOfTwo::new(w.block()).expect("the store's block is one");
-        Ok(FsFacts { kind: w.kind, uuid: w.uuid, block, mount_instance: w.mount_instance })
+        Ok(FsFacts { kind: w.kind, uuid: w.uuid, block, mount_instance: w.mount_instance, mount_id: 0 })
     }
 
     fn map(&self, range: ByteRange, max: usize, flush: bool, into: &mut Vec<Extent>) -> io::Result<()> {

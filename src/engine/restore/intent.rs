@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::DiskFile;
+use crate::disk::{DiskFile, Stat};
 use crate::record::ImageId;
 
 /// Suffix of the image while it is rolled back.
@@ -80,10 +80,15 @@ impl Names {
     }
 }
 
+/// What [`Intent::source_was`] is of a file.
+pub fn source_was(source: &Stat) -> (u64, String) {
+    (source.size, source.mtime_ns.to_string())
+}
+
 /// What is to be done; JSON, so that a person can read it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    /// 1 from when on the image may be a mixture. It stands first, as one byte, which a crash leaves as it was or as it is to be.
+    /// 1 from when on the image may be a mixture, 2 when it is rolled back and the intent cannot be given its other name. It stands first, as one byte, which a crash leaves as it was or as it is to be.
     pub begun: u8,
     /// Format version.
     pub v: u32,
@@ -93,17 +98,29 @@ pub struct Intent {
     pub source: ImageId,
     /// The job that made the snapshot; nothing of a clone, and of a file that is no snapshot.
     pub job: Option<uuid::Uuid>,
+    /// Its size, and its modification time in nanoseconds since 1970; text, because JSON numbers end at 2^53 for many readers. It tells of what
+    /// has no job whether it was changed; none of an intent that was written before this was.
+    #[serde(default)]
+    pub source_was: Option<(u64, String)>,
     /// The path of the snapshot, as text and all of its bytes.
     pub snapshot: String,
     /// See [`Intent::snapshot`].
     pub snapshot_bytes: Vec<u8>,
     /// The path of what the image was before, if that was kept.
     pub kept: Option<Vec<u8>>,
+    /// Which file that is, and the job that made it: another snapshot of the image may have its path later.
+    #[serde(default)]
+    pub kept_is: Option<(ImageId, uuid::Uuid)>,
     /// When it began.
     pub began: Timestamp,
 }
 
 impl Intent {
+    /// Whether a file that no job tells of is what it was when the restore began.
+    pub fn is_unchanged(&self, source: &Stat) -> bool {
+        self.source_was.as_ref().is_none_or(|was| *was == source_was(source))
+    }
+
     /// The one that a file has, if it has one.
     ///
     /// # Errors
@@ -125,9 +142,20 @@ impl Intent {
         file.sync_all()
     }
 
+    /// The image is no mixture any more.
+    pub(super) fn end(file: &impl DiskFile) -> io::Result<()> {
+        file.write_at(BEGUN_AT, b"2")?;
+        file.sync_all()
+    }
+
     /// Whether the image may be a mixture.
     pub fn has_begun(&self) -> bool {
         self.begun != 0
+    }
+
+    /// Whether the image is rolled back.
+    pub fn is_done(&self) -> bool {
+        self.begun == 2
     }
 }
 
@@ -145,9 +173,11 @@ mod tests {
             image: id,
             source: id,
             job: None,
+            source_was: None,
             snapshot,
             snapshot_bytes,
             kept: None,
+            kept_is: None,
             began,
         };
         let mut text = serde_json::to_vec(&intent).expect("text");

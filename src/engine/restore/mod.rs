@@ -10,7 +10,7 @@
 //! | the image is renamed | `IMG.restoring` | rolls back, anew |
 //! | the intent says that it has begun | `IMG.restoring`, as it was | rolls back, anew |
 //! | it is rolled back and synced, step by step | `IMG.restoring`, a mixture | rolls back, anew |
-//! | the intent is renamed to `IMG.restored` | `IMG.restoring`, rolled back | renames it back |
+//! | the intent is renamed to `IMG.restored`, or says so itself where another file has that name | `IMG.restoring`, rolled back | renames it back |
 //! | the image is renamed back | `IMG`, rolled back | removes the intent |
 //! | the snapshot's second name is removed, and the intent | `IMG` | |
 //!
@@ -18,36 +18,25 @@
 //! again by then.
 //!
 //! - [`intent`]: what is to be done, and the names.
+//! - [`look`]: how one stands, and whose word that is.
 //! - [`roll`]: the rolling back itself.
 
 pub mod intent;
+mod look;
 pub mod roll;
 
-use std::ffi::OsStr;
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
-use crate::disk::{Access, Disk, DiskFile};
+use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
+use crate::record::ImageId;
 pub use intent::{Intent, Names, is_meanwhile};
+pub use look::{Found, is_live, look, refused};
 pub use roll::{Owned, Restored};
-
-/// How a restore stands.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Found {
-    /// There is none.
-    Nothing,
-    /// It is intended; the image is as it was.
-    Intended(Intent),
-    /// The image is aside, and may be a mixture.
-    Begun(Intent),
-    /// The same, but it is not where it was put aside: somebody has renamed or removed it.
-    Astray(Intent),
-    /// The image is rolled back; it may not have its name again.
-    Done(Intent),
-    /// A file of the intent's name that is none: somebody else's, or cut off by a crash before anything was done.
-    Foreign,
-}
 
 /// A restore that this process has the lock of, for as long as it is there.
 pub struct Restore<'a, D: Disk> {
@@ -55,62 +44,21 @@ pub struct Restore<'a, D: Disk> {
     names: Names,
     /// With the lock.
     intent: D::File,
-}
-
-/// Looks without a lock.
-///
-/// # Errors
-/// Refused where the names cannot be looked at, or fit no restore.
-pub fn look<D: Disk>(disk: &D, names: &Names) -> Result<Found> {
-    let there = |name: &OsStr| disk.stat(name).map_err(cannot_look);
-    let read = |name: &OsStr| disk.open(name, Access::Read).and_then(|file| Intent::read(&file)).map_err(cannot_look);
-    let intended = there(&names.intent)?.is_some();
-    if there(&names.done)?.is_some() {
-        match read(&names.done)? {
-            Some(intent) => return Ok(Found::Done(intent)),
-            None if !intended => return Ok(Found::Foreign),
-            // Somebody else's, which tells nothing of this one.
-            None => {}
-        }
-    }
-    if !intended {
-        return Ok(Found::Nothing);
-    }
-    match (read(&names.intent)?, there(&names.aside)?) {
-        (None, _) => Ok(Found::Foreign),
-        (Some(intent), None) if intent.has_begun() => Ok(Found::Astray(intent)),
-        (Some(intent), None) => Ok(Found::Intended(intent)),
-        (Some(intent), Some(aside)) if intent.image.ino == aside.ino => Ok(Found::Begun(intent)),
-        _ => {
-            let what = format!("'{}' is not the image that '{}' is about", shown(&names.aside), shown(&names.intent));
-            Err(Error::new(Kind::Refused, what, "find out who has renamed it; nothing was touched"))
-        }
-    }
-}
-
-/// Whether a process works on it; takes nothing.
-///
-/// # Errors
-/// Refused where that cannot be found out.
-pub fn is_live<D: Disk>(disk: &D, names: &Names) -> Result<bool> {
-    for name in [&names.intent, &names.done] {
-        match disk.open(name, Access::Read) {
-            Ok(file) => return file.is_locked().map_err(cannot_look),
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(e) => return Err(cannot_look(e)),
-        }
-    }
-    Ok(false)
+    /// What that is called.
+    called: OsString,
+    /// By [`Disk::clock`], a time before the image was last asked for as one's own.
+    asked: Cell<Duration>,
 }
 
 impl<'a, D: Disk> Restore<'a, D> {
     /// Says durably what is to be done, and takes the image, which is owned ([`own`]), aside. What it is rolled back to
-    /// has the name [`Names::source`] already.
+    /// has the name [`Names::source`] already. `was`: what it was when it was looked at.
     ///
     /// # Errors
-    /// Refused where there is one already, or somebody has begun to open the image by its name, who would be let in on a mixture; failed
-    /// where a step does not succeed: nothing is changed then, or [`Restore::take`] goes on.
-    pub fn begin(disk: &'a D, names: &Names, intent: &Intent, image: &D::File) -> Result<Self> {
+    /// Refused where there is one already, or somebody has begun to open the image by its name, who would be let in on a mixture, has
+    /// changed it since it was looked at, or has given its name to another file; failed where a step does not succeed: nothing is changed
+    /// then, or [`Restore::take`] goes on.
+    pub fn begin(disk: &'a D, names: &Names, intent: &Intent, image: &D::File, was: &Stat) -> Result<Self> {
         if disk.stat(&names.done).map_err(cannot_look)?.is_some() {
             let what = format!("a file of the name '{}' is in the way", shown(&names.done));
             return Err(Error::new(Kind::Refused, what, "move it away"));
@@ -120,53 +68,92 @@ impl<'a, D: Disk> Restore<'a, D> {
             Some(libc::EEXIST) => unfinished(names, Kind::Refused, "was interrupted, or is under way"),
             _ => failed("write what is to be done", e),
         })?;
-        let restore = Self { disk, names: names.clone(), intent: file };
-        restore.prepare(intent).inspect_err(|_| drop(restore.undo()))?;
+        let restore = Self::new(disk, names, file, &names.intent);
+        restore.lock()?;
+        restore.prepare(intent).inspect_err(|_| drop(restore.forget()))?;
         disk.sync_names().map_err(|e| failed("rename the image", e))?;
         // Who has found it by its name waits for the lease, and gets it when the kernel's patience ends (45 s), whatever it is called by then; one
         // who was counted and has not come to the lease yet, as where accesses are watched, does not even break it. Asking anew finds both.
-        if let Err(error) = own(image, &names.image) {
+        restore.asked.set(disk.clock());
+        if let Err(error) = own(image, &names.image).and_then(|()| restore.is_as_it_was(image, was)) {
             let back = disk.rename(&names.aside, &names.image, false).and_then(|()| disk.sync_names());
             back.map_err(|e| failed("give the image its name again", e))?;
-            restore.undo()?;
+            restore.forget()?;
             return Err(error);
         }
         Intent::begin(&restore.intent).map_err(|e| failed("write that it has begun", e))?;
         Ok(restore)
     }
 
-    /// All that is before the image has another name.
-    fn prepare(&self, intent: &Intent) -> Result<()> {
-        let write = || -> io::Result<()> {
-            if !self.intent.try_lock()? {
-                return Err(io::Error::from_raw_os_error(libc::EAGAIN));
-            }
-            intent.write(&self.intent)?;
-            self.disk.sync_names()
-        };
-        write().map_err(|e| failed("write what is to be done", e))?;
-        let aside = self.disk.rename(&self.names.image, &self.names.aside, false);
-        aside.map_err(|e| failed("rename the image", e))
+    fn new(disk: &'a D, names: &Names, intent: D::File, called: &OsStr) -> Self {
+        let (names, called, asked) = (names.clone(), called.to_owned(), Cell::new(disk.clock()));
+        Self { disk, names, intent, called, asked }
     }
 
-    /// Takes one that was interrupted.
+    /// Takes the lock of an intent that was just made. Whoever takes an empty one for what a crash has left may be about to remove it.
+    fn lock(&self) -> Result<()> {
+        let is_ours = self.intent.try_lock().and_then(|locked| Ok(locked && self.is_called_so()?));
+        match is_ours.map_err(cannot_look)? {
+            true => Ok(()),
+            false => Err(unfinished(&self.names, Kind::Busy, "is under way")),
+        }
+    }
+
+    /// Whether what has just been renamed is the image, and nobody has written to it: the lease may have been kept from somebody for so long, by
+    /// what was done since, that he was let in and is gone again.
+    fn is_as_it_was(&self, image: &D::File, was: &Stat) -> Result<()> {
+        let now = image.stat().map_err(cannot_look)?;
+        let named = self.disk.stat(&self.names.aside).map_err(cannot_look)?;
+        let is_it = named.is_some_and(|it| (it.dev, it.ino) == (now.dev, now.ino));
+        if is_it && (now.size, now.mtime_ns) == (was.size, was.mtime_ns) {
+            return Ok(());
+        }
+        let how = if is_it { "was changed after" } else { "is another file than when" };
+        let what = format!("'{}' {how} it was looked at", shown(&self.names.image));
+        Err(Error::new(Kind::Refused, what, "run the command again; nothing was touched"))
+    }
+
+    fn is_called_so(&self) -> io::Result<bool> {
+        let there = self.disk.stat(&self.called)?;
+        let ino = self.intent.stat()?.ino;
+        Ok(there.is_some_and(|there| there.ino == ino))
+    }
+
+    /// All that is before the image has another name.
+    fn prepare(&self, intent: &Intent) -> Result<()> {
+        let written = intent.write(&self.intent).and_then(|()| self.disk.sync_names());
+        written.map_err(|e| failed("write what is to be done", e))?;
+        let aside = self.disk.rename(&self.names.image, &self.names.aside, false);
+        aside.map_err(|e| match e.raw_os_error() {
+            Some(libc::EEXIST) => {
+                let what = format!("a file of the name '{}' is in the way", shown(&self.names.aside));
+                Error::new(Kind::Refused, what, "find out whose it is, and move it away; the image was not touched")
+            }
+            _ => failed("rename the image", e),
+        })
+    }
+
+    /// Takes one that was interrupted, as it was found: by the very file that says so.
     ///
     /// # Errors
-    /// Busy where a process works on it; refused where there is none.
-    pub fn take(disk: &'a D, names: &Names) -> Result<Self> {
-        let open = |name: &OsStr| disk.open(name, Access::Write);
-        let file = open(&names.intent).or_else(|_| open(&names.done)).map_err(cannot_look)?;
+    /// Busy where a process works on it, or it does not stand as it was found any more; refused where there is none, or it is another user's.
+    pub fn take(disk: &'a D, names: &Names, found: &Found) -> Result<Self> {
+        let (_, called) = look::find(disk, names)?;
+        let file = disk.open(called, Access::Write).map_err(cannot_look)?;
         if !file.try_lock().map_err(cannot_look)? {
             return Err(unfinished(names, Kind::Busy, "is under way"));
         }
         // In a directory that others may write to it may be theirs, and would have us read for them what they may not.
-        let stat = file.stat().map_err(cannot_look)?;
-        if stat.uid != disk.host().uid || stat.mode & 0o022 != 0 || stat.nlink != 1 {
-            let what = format!("'{}' belongs to another user, or others may write to it", shown(&names.intent));
-            let hint = "run as the user who began the restore; where that was nobody of yours, move that file away";
-            return Err(Error::new(Kind::Refused, what, hint));
+        if !look::is_ours(disk, &file.stat().map_err(cannot_look)?) {
+            return Err(look::anothers(called));
         }
-        Ok(Self { disk, names: names.clone(), intent: file })
+        let restore = Self::new(disk, names, file, called);
+        // With the lock: nobody of ours changes it any more.
+        if look::find(disk, names)? == (found.clone(), called) && restore.is_called_so().map_err(cannot_look)? {
+            return Ok(restore);
+        }
+        let what = "somebody else has worked on the restore in this moment";
+        Err(Error::new(Kind::Busy, what, "look with 'rclone-img status'"))
     }
 
     /// The image, which nobody else has open in any way.
@@ -174,7 +161,15 @@ impl<'a, D: Disk> Restore<'a, D> {
     /// # Errors
     /// Refused where somebody has.
     pub fn own(&self) -> Result<D::File> {
-        let image = self.disk.open(&self.names.aside, Access::Write).map_err(cannot_look)?;
+        let image = open_image(self.disk, &self.names.aside).map_err(cannot_look)?;
+        // A look by the name tells a number alone, which another file may have by now. Not by the subvolume: of one that was rolled back to a snapshot of itself it is another.
+        let of = |it: ImageId| (it.ino, it.generation);
+        let intended = Intent::read(&self.intent).map_err(cannot_look)?.map(|it| of(it.image));
+        if intended != Some(of(image.stat().map_err(cannot_look)?.id())) {
+            let what = format!("'{}' is not the image that the restore is of", shown(&self.names.aside));
+            return Err(Error::new(Kind::Refused, what, "find out who has put it there; nothing was touched"));
+        }
+        self.asked.set(self.disk.clock());
         own(&image, &self.names.aside)?;
         // Whoever was killed may not have come to it, and what follows would outlive the image's other name.
         self.disk.sync_names().map_err(|e| failed("make the image's name last", e))?;
@@ -182,14 +177,26 @@ impl<'a, D: Disk> Restore<'a, D> {
         Ok(image)
     }
 
-    /// The image is rolled back: it gets its name again.
+    /// The image that [`Restore::begin`] or [`Restore::own`] has made sure of, which openers can be kept waiting for as long as `patience`: well
+    /// below the kernel's.
+    pub fn owned<'f>(&self, image: &'f D::File, patience: Duration) -> Owned<'f, D::File> {
+        Owned::new(image, patience, self.asked.get())
+    }
+
+    /// The image is rolled back: it gets its name again. Who is let in from here on has what the snapshot is.
     ///
     /// # Errors
-    /// Failed where somebody opens it meanwhile, or where a step does not succeed, and [`Restore::take`] goes on.
-    pub fn complete(self, owned: &Owned<'_, D::File>) -> Result<()> {
+    /// Failed where somebody may have been let in before, or where a step does not succeed, and [`Restore::take`] goes on.
+    pub fn complete(mut self, owned: &Owned<'_, D::File>) -> Result<()> {
         self.check(owned)?;
-        let said = self.disk.rename(&self.names.intent, &self.names.done, false).and_then(|()| self.disk.sync_names());
-        said.map_err(|e| failed("say that the image is rolled back", e))?;
+        let cannot = |e| failed("say that the image is rolled back", e);
+        match self.disk.rename(&self.names.intent, &self.names.done, false) {
+            Ok(()) => self.called.clone_from(&self.names.done),
+            // Somebody else's file has that name, in a directory that others may write to.
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Intent::end(&self.intent).map_err(cannot)?,
+            Err(e) => return Err(cannot(e)),
+        }
+        self.disk.sync_names().map_err(cannot)?;
         self.put_back()
     }
 
@@ -212,43 +219,66 @@ impl<'a, D: Disk> Restore<'a, D> {
             })?;
         }
         self.disk.sync_names().map_err(|e| failed("give the image its name again", e))?;
-        self.forget(&self.names.done)
-    }
-
-    /// The time that [`Owned::new`] is told.
-    pub fn now(&self) -> std::time::Duration {
-        self.disk.clock()
+        self.forget()
     }
 
     pub(super) fn check(&self, owned: &Owned<'_, D::File>) -> Result<()> {
         owned.check(&self.names.aside, self.disk.clock())
     }
 
-    /// One that was only intended: the image is as it was.
+    /// One that was only intended, or not even that: the image is as it was. The snapshot's second name goes first: without an intent it would
+    /// be anybody's. What somebody has put in its place, and has no other name, stays.
     ///
     /// # Errors
     /// Failed where the intent cannot be removed.
-    pub fn forget_intent(self) -> Result<()> {
-        self.undo()
-    }
-
-    fn undo(&self) -> Result<()> {
-        self.forget(&self.names.intent)
-    }
-
-    /// The snapshot's second name goes first: without an intent it would be anybody's.
-    fn forget(&self, name: &OsStr) -> Result<()> {
+    pub fn forget(&self) -> Result<()> {
         let unlink = |name: &OsStr| self.disk.unlink(name).and_then(|()| self.disk.sync_names());
-        unlink(&self.names.source).and_then(|()| unlink(name)).map_err(|e| failed("remove what was to be done", e))
+        let forgotten = || -> io::Result<()> {
+            let source = Intent::read(&self.intent)?.map(|it| it.source.ino);
+            let there = self.disk.stat(&self.names.source)?;
+            if there.is_some_and(|it| it.nlink > 1 || source == Some(it.ino)) {
+                unlink(&self.names.source)?;
+            }
+            unlink(&self.called)
+        };
+        forgotten().map_err(|e| failed("remove what was to be done", e))
     }
 }
 
-/// Makes sure that nobody else has an image open, and that nobody can open it.
+/// Opens an image to be rolled back. Where its mode keeps its owner from writing it is as it was afterwards.
+///
+/// # Errors
+/// What [`Disk::open`] says.
+pub fn open_image<D: Disk>(disk: &D, name: &OsStr) -> io::Result<D::File> {
+    let before = disk.stat(name)?;
+    let image = disk.open(name, Access::Write)?;
+    let now = image.stat()?;
+    if let Some(before) = before.filter(|before| before.ino == now.ino && before.mode != now.mode) {
+        image.set_mode(before.mode)?;
+    }
+    Ok(image)
+}
+
+/// Whether nobody else has a file open, nor can open it from now on.
+pub(super) fn owned<F: DiskFile>(file: &F) -> io::Result<bool> {
+    if !file.try_own()? {
+        return Ok(false);
+    }
+    if file.owns()? {
+        return Ok(true);
+    }
+    // One who would not wait has broken the lease and is gone; the kernel would take it away all the same, 45 s after him. Only one that was
+    // given back is whole when it is taken again, and in between everybody is let in.
+    file.disown()?;
+    Ok(file.try_own()? && file.owns()?)
+}
+
+/// Makes sure that nobody else has an image open, and that nobody can open it. Not for one that is rolled back already: see below.
 ///
 /// # Errors
 /// Refused where somebody has.
 pub fn own<F: DiskFile>(image: &F, name: &OsStr) -> Result<()> {
-    match image.try_own().map_err(cannot_look)? {
+    match owned(image).map_err(cannot_look)? {
         true => Ok(()),
         false => {
             let what = format!("somebody has '{}' open", shown(name));
@@ -277,7 +307,9 @@ fn cannot_look(error: io::Error) -> Error {
     )
 }
 
+/// What can be done where a step did not succeed.
+const RESUME: &str = "mend the cause, then 'rclone-img resume' goes on, if it had begun; 'rclone-img status' tells";
+
 fn failed(what: &str, error: io::Error) -> Error {
-    let hint = "mend the cause, then 'rclone-img resume' goes on, if it had begun; 'rclone-img status' tells";
-    Error::io(Kind::Failed, format!("cannot {what}"), hint, error)
+    Error::io(Kind::Failed, format!("cannot {what}"), RESUME, error)
 }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::time::Duration;
 
-use super::{Restore, cannot_look, failed, shown};
+use super::{RESUME, Restore, cannot_look, failed, shown};
 use crate::disk::{Disk, DiskFile};
 use crate::engine::compare::{compare, flush};
 use crate::error::{Error, Kind, Result};
@@ -26,7 +26,9 @@ pub struct Restored {
 }
 
 /// An image that nobody else can open, for long enough: whoever opens it waits for the lease, and the kernel has patience with us before it lets
-/// him in (`/proc/sys/fs/lease-break-time`). To end at once would let him in at once, on a mixture; one who does not wait was never let in.
+/// him in (`/proc/sys/fs/lease-break-time`). To end at once would let him in at once, on a mixture; one who does not wait was never let in, but has
+/// broken the lease all the same: from then on it lasts as long as for one who waits, and cannot be made whole but by giving it back, with everybody
+/// let in for that moment (fs/locks.c: F_SETLEASE with F_WRLCK leaves a break as it is). So it is not given back before the image is no mixture.
 pub struct Owned<'a, F> {
     image: &'a F,
     patience: Duration,
@@ -36,9 +38,8 @@ pub struct Owned<'a, F> {
 }
 
 impl<'a, F: DiskFile> Owned<'a, F> {
-    /// One that [`super::own`] was asked for just now, at this time of [`Disk::clock`]. `patience` is to be well below the kernel's.
-    pub fn new(image: &'a F, patience: Duration, now: Duration) -> Self {
-        Self { image, patience, sure: Cell::new(now) }
+    pub(super) fn new(image: &'a F, patience: Duration, asked: Duration) -> Self {
+        Self { image, patience, sure: Cell::new(asked) }
     }
 
     /// The image.
@@ -54,18 +55,11 @@ impl<'a, F: DiskFile> Owned<'a, F> {
             return Ok(());
         }
         if now.saturating_sub(self.sure.get()) < self.patience {
-            // One who would not wait has broken the lease and is gone: it is taken anew, or it would end all the same.
-            if self.image.try_own().map_err(cannot_look)? {
-                self.image.disown().map_err(cannot_look)?;
-                if self.image.try_own().map_err(cannot_look)? {
-                    self.sure.set(now);
-                }
-            }
             return Ok(());
         }
-        let what = format!("somebody opens '{}' while it is restored", shown(name));
-        let hint =
-            "find out who ('fuser -v'), then 'rclone-img resume' goes on; 'rclone-img status' tells how it stands";
+        let what = format!("somebody has opened '{}' while it is restored, or tried to", shown(name));
+        let hint = "he is let in now, on a mixture: find out who ('fuser -v') and end that; then 'rclone-img resume' goes on, and clones only what is \
+                    not cloned yet";
         Err(Error::new(Kind::Failed, what, hint))
     }
 }
@@ -90,14 +84,14 @@ impl<D: Disk> Restore<'_, D> {
         }
         let mut restored = Restored::default();
         if size > 0 {
-            flush(snapshot, image, geometry)?;
+            flush(snapshot, image, geometry).map_err(resumable)?;
         }
         let mut rest = ByteRange::new(0, size);
         while let Some(left) = rest {
             let (now, later) = left.split(left.start() + STEP);
             let now = now.expect("the beginning of a range");
             rest = later;
-            let compared = compare(snapshot, image, now)?;
+            let compared = compare(snapshot, image, now).map_err(resumable)?;
             restored.equal += compared.equal_bytes;
             for range in compared.differing {
                 let Some(clone) = geometry.cover(range) else { continue };
@@ -117,6 +111,11 @@ impl<D: Disk> Restore<'_, D> {
         image.sync_all().map_err(cannot)?;
         Ok(restored)
     }
+}
+
+/// What would be a broken job, of a snapshot: the image is aside, and `resume` begins to compare anew.
+fn resumable(error: Error) -> Error {
+    Error { kind: Kind::Failed, hint: RESUME.into(), ..error }
 }
 
 /// Copies a range.

@@ -17,6 +17,9 @@ use super::link;
 /// What the names have between the socket's and the job's own.
 const JOB: &str = ".job-";
 
+/// What is at the end of the name under which one is written: each job has its own.
+const NEW: &str = ".new";
+
 /// The most that such a file has, in bytes.
 const LONGEST: u64 = 4096;
 
@@ -60,7 +63,9 @@ pub fn all(dev: u64, ino: u64) -> io::Result<Vec<(PathBuf, Option<Handover>)>> {
     let ours =
         |path: &PathBuf| path.file_name().and_then(|it| it.to_str()).is_some_and(|name| name.starts_with(&prefix));
     let paths = entries.flatten().map(|entry| entry.path()).filter(ours);
-    Ok(paths.map(|path| (path.clone(), Handover::read(&path))).collect())
+    // One that a server was killed over before it had its name says nothing.
+    let read = |path: &Path| Handover::read(path).filter(|_| !path.to_string_lossy().ends_with(NEW));
+    Ok(paths.map(|path| (path.clone(), read(&path))).collect())
 }
 
 /// Takes it away; whether it was there.
@@ -74,7 +79,8 @@ impl Handover {
     /// # Errors
     /// The kernel's.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension("new");
+        let mut new = path.as_os_str().to_owned();
+        new.push(NEW);
         fs::write(&new, serde_json::to_vec(self)?)?;
         fs::rename(new, path)
     }
@@ -87,5 +93,26 @@ impl Handover {
     fn read(path: &Path) -> Option<Self> {
         let short = fs::metadata(path).ok()?.len() <= LONGEST;
         serde_json::from_slice(&fs::read(path).ok().filter(|_| short)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn jobs_that_write_theirs_at_once_do_not_meet() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let job = |job: &str| {
+            let at = dir.path().join(["serve-1-2", JOB, job].concat());
+            let left = Handover { job: job.into(), pid: 1, pid_start: 2, deadline_us: 3, size: 4 << 20, cluster: 4096 };
+            for _ in 0..1000 {
+                left.write(&at).expect("written");
+                assert_eq!(Handover::read(&at).as_ref(), Some(&left));
+            }
+        };
+        thread::scope(|scope| ["a", "b"].iter().for_each(|name| drop(scope.spawn(|| job(name)))));
     }
 }

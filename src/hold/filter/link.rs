@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::geteuid;
 
 use super::wire::{Lines, ToJob, ToServer, VERSION, line};
@@ -76,7 +78,9 @@ impl Link {
         let mut link = Self { stream, lines: Lines::default(), pid: 0, writes: true, wanted: None, broken: None };
         match link.ask(&ToServer::Hello { version: VERSION }, AT_ONCE)? {
             ToJob::Image { version: VERSION, pid, dev: its, ino: it, writes } if (its, it) == (dev, ino) => {
-                (link.pid, link.writes) = (pid, writes);
+                // From a container its number is another one here than it knows.
+                let seen = getsockopt(&link.stream, PeerCredentials).ok().and_then(|it| u32::try_from(it.pid()).ok());
+                (link.pid, link.writes) = (seen.filter(|pid| *pid > 0).unwrap_or(pid), writes);
                 Ok(Some(link))
             }
             ToJob::Image { version, .. } if version != VERSION => {

@@ -24,6 +24,7 @@ use self::served::Served;
 use self::wire::ToServer;
 use super::choose::{Image, Means};
 use super::guard::raise;
+use super::guard::table::{self, Figures, Table};
 use super::{Demand, Hold, HoldKind, T0, settle};
 use crate::cbw::{Clusters, Tally};
 use crate::disk::DiskFile;
@@ -45,12 +46,36 @@ pub struct Filter {
     /// Those that were let go: their servers learn from the end of the connection that the snapshots are where they are to be.
     left: Vec<Link>,
     felt: Option<Tally>,
+    /// How far the job is, for `status`.
+    shown: Option<Shown>,
+}
+
+/// What a job shows of itself while it runs; how its guests fare their servers know.
+struct Shown {
+    table: Table,
+    clusters: Vec<Arc<Clusters>>,
+    promoted: u64,
+    began: Duration,
+}
+
+impl Shown {
+    /// None where there is no memory to share: then nothing is shown.
+    fn begin(clusters: &[Arc<Clusters>], deadline: Duration) -> Option<Self> {
+        let table = Table::create(deadline, 0).ok()?;
+        let shown = Self { table, clusters: clusters.to_vec(), promoted: 0, began: table::now() };
+        shown.tell();
+        Some(shown)
+    }
+
+    fn tell(&self) {
+        self.table.tell(&Figures::of(&self.clusters, self.promoted, self.began));
+    }
 }
 
 impl Filter {
     /// A hold over images, at least one, that has talked to nobody yet.
     pub fn new(images: Vec<Image>, means: &Means) -> Self {
-        Self { images, means: means.clone(), served: Vec::new(), left: Vec::new(), felt: None }
+        Self { images, means: means.clone(), served: Vec::new(), left: Vec::new(), felt: None, shown: None }
     }
 
     /// The servers' processes.
@@ -135,6 +160,7 @@ impl Hold for Filter {
         }
         self.ask(AT_ONCE, |_| ToServer::Watch)?;
         self.served.iter_mut().zip(clusters).for_each(|(served, clusters)| served.began(clusters));
+        self.shown = Shown::begin(clusters, self.means.deadline);
         Ok(stats.into_iter().map(|image| T0 { at, image }).collect())
     }
 
@@ -150,6 +176,7 @@ impl Hold for Filter {
     }
 
     fn promoted(&mut self, image: usize, _: ByteRange) {
+        self.shown.iter_mut().for_each(|shown| shown.promoted += 1);
         self.tell(image, &ToServer::Promoted);
     }
 
@@ -165,6 +192,7 @@ impl Hold for Filter {
 
     fn done(&mut self, image: usize, range: ByteRange) {
         self.tell(image, &ToServer::Done { start: range.start(), end: range.end() });
+        self.shown.iter().for_each(Shown::tell);
     }
 
     fn idle(&mut self, time: Duration, sleep: &dyn Fn(Duration)) {
@@ -204,6 +232,7 @@ impl Hold for Filter {
     }
 
     fn release(&mut self) {
+        self.shown = None;
         self.left.extend(self.served.drain(..).map(|served| served.leave(LEAVES)));
     }
 }

@@ -15,6 +15,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::fstat;
+
 use super::handover;
 use super::link::{AT_ONCE, Link};
 use super::strangers::Strangers;
@@ -31,14 +33,21 @@ use crate::sys::process as processes;
 const START_ANEW: &str =
     "see whether the server runs ('rclone-img serve'), then run the same command again: it takes a new point in time";
 
-/// How long a server may take to end that has let its jobs go: its last descriptors are closed by then.
-const ENDS: Duration = Duration::from_secs(5);
+/// How long a server may take to end that has let its jobs go: its last descriptors are closed by then. What its fleeces have in memory may take
+/// 10 s to be written, and disks of theirs that do not answer are waited for for 5 s, up to four times.
+const ENDS: Duration = Duration::from_secs(35);
+
+/// How often it is looked whether it has none open any more, though it is still there.
+const LOOKS: Duration = Duration::from_millis(250);
 
 /// How long the end of a server may take from the first descriptor that it closes to the last.
 const HANGS_UP: Duration = Duration::from_millis(500);
 
 /// How often that is looked at.
 const MOMENT: Duration = Duration::from_millis(2);
+
+/// How long a next server may have the image before it answers: it takes up its fleeces first, for at most 5 s.
+const COMES: Duration = Duration::from_secs(8);
 
 /// An image, and who serves it.
 pub struct Served {
@@ -135,6 +144,10 @@ impl Served {
         } else if self.link.listen().is_err() {
             self.left();
         }
+        // By its path, which opens nothing; nobody's server does.
+        if self.is_resized() {
+            self.lost(&format!("somebody has changed the size of '{}'", self.image.1.display()));
+        }
         let broken = self.link.broken().filter(|_| !self.away).map(str::to_owned);
         match self.lost.clone().or(broken) {
             Some(why) => Err(why),
@@ -178,6 +191,15 @@ impl Served {
     /// Why the snapshot is lost, in words.
     pub fn end(&mut self) -> std::result::Result<Tally, String> {
         self.heard()?;
+        // Without a server QEMU's lock is that of the next one, which answers in a moment, or of somebody who writes past it.
+        let until = Instant::now() + COMES;
+        while self.away && holders::qemu_lock((*self.image.0).as_fd()).map_or(true, |lock| lock.is_some()) {
+            if Instant::now() >= until {
+                return Err(self.written_past());
+            }
+            std::thread::sleep(MOMENT);
+            self.heard()?;
+        }
         if !self.away {
             match self.link.ask(&ToServer::End, AT_ONCE) {
                 Ok(ToJob::Ended { why: Some(why), .. }) => return Err(why),
@@ -212,6 +234,12 @@ impl Served {
         handover::path(self.ids.0, self.ids.1, &self.job).is_some_and(|path| handover::take(&path))
     }
 
+    /// Whether the image has another size than at T0.
+    fn is_resized(&self) -> bool {
+        let now = fstat(&*self.image.0).map_or(0, |stat| stat.st_size.cast_unsigned());
+        self.clusters.as_ref().is_some_and(|clusters| clusters.size() != now)
+    }
+
     fn written_past(&self) -> String {
         let name = self.image.1.display();
         format!("somebody had '{name}' open for writing past its server, and may have written to it")
@@ -227,9 +255,18 @@ impl Served {
             return self.lost(&gone(io::ErrorKind::UnexpectedEof.into()).to_string());
         }
         let until = Instant::now() + ENDS;
+        let (mut looked, mut had_let_go) = (Instant::now(), false);
         while !process::has_ended(&self.server) {
             if Instant::now() >= until {
                 return self.lost("its server has let the job go, and still runs");
+            }
+            if looked.elapsed() >= LOOKS {
+                let has_let_go = self.has_let_go();
+                // Twice: what it has just let go is closed, and told of, a moment later.
+                if has_let_go && had_let_go {
+                    break;
+                }
+                (looked, had_let_go) = (Instant::now(), has_let_go);
             }
             std::thread::sleep(MOMENT);
         }
@@ -237,6 +274,14 @@ impl Served {
             return self.lost(&self.written_past());
         }
         self.away = true;
+    }
+
+    /// Whether a server that is still there has no descriptor of the image any more: one that was stopped in order, and of which a thread waits
+    /// for the disk of a fleece, which nobody can end.
+    fn has_let_go(&self) -> bool {
+        let has = |it: &holders::Holder| it.pid == Some(self.link.pid);
+        holders::holders((*self.image.0).as_fd())
+            .is_ok_and(|all| !all.hidden.contains(&self.link.pid) && !all.found.iter().any(has))
     }
 
     /// Whether the server ends: it is that which closes the image then, before it hangs up.
@@ -251,6 +296,15 @@ impl Served {
         true
     }
 
+    /// The next server has opened the image, as others may have since the last one's end: nobody waits at either. Whoever has is found, and is
+    /// not forgotten when the next one ends as well, whose closing would hide his:
+    /// - Who has closed it before the openings are forgotten is told of then.
+    /// - Who opened it before that and has not closed it is found by the look that follows, or closes it before the look comes to him, which
+    ///   is told of after the look.
+    /// - Who opens it later is remembered: by his closing while this server runs, by his opening once it has ended.
+    ///
+    /// Its own openings are all forgotten: it answers here after the last of them. If it ends meanwhile its closing might be anybody's. Its
+    /// clients wait for that look, as they do for what follows: nothing is written through it before all is known.
     fn look_for_another(&mut self) {
         if self.strangers.came() {
             return self.lost(&self.written_past());
@@ -258,12 +312,18 @@ impl Served {
         let Ok(Some(link)) = Link::find(self.ids.0, self.ids.1) else { return };
         let Ok(server) = processes::open(link.pid) else { return };
         (self.link, self.server) = (link, server);
+        if !self.strangers.server_came() {
+            return self.lost(&self.written_past());
+        }
+        if let Err(other) = self.alone() {
+            return self.lost(&other.to_string());
+        }
+        if self.strangers.came() {
+            return self.lost(&self.written_past());
+        }
         match self.come_back() {
             Ok(Ok(())) => {
                 self.away = false;
-                if !self.strangers.server_came() {
-                    return self.lost(&self.written_past());
-                }
                 self.show();
             }
             Ok(Err(why)) => self.lost(&why),

@@ -64,7 +64,8 @@ impl Strangers {
         self.closed
     }
 
-    /// A server has opened the image since the last one's end, and nobody else has closed it. False where somebody has.
+    /// A server has opened the image since the last one's end, and nobody else has closed it. False where somebody has. Who has opened it
+    /// until now is forgotten: whoever may have is to be looked for after this, and it is to be asked once more whether he came.
     pub fn server_came(&mut self) -> bool {
         let came = self.came();
         (self.opened, self.closed) = (false, false);

@@ -162,17 +162,7 @@ impl Guard {
     }
 
     fn tell(&self) {
-        let sum = |of: fn(&Clusters) -> u64| self.clusters.iter().map(|c| of(c)).sum();
-        let figures = Figures {
-            done_bytes: sum(Clusters::done_bytes),
-            bytes: sum(Clusters::size),
-            done: sum(Clusters::done),
-            clusters: sum(Clusters::count),
-            promoted: self.promoted,
-            since_t0: table::now().saturating_sub(self.began),
-            ..Figures::default()
-        };
-        self.watch().tell(figures);
+        self.watch().tell(Figures::of(&self.clusters, self.promoted, self.began));
     }
 }
 

@@ -1,10 +1,8 @@
 //! Who has an image open for writing, and whether all of them can be watched.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +14,6 @@ use crate::error::{Error, Kind, Result};
 use crate::hold::holders::{self, Files, Holder, Holding, Search};
 use crate::sys::lease::{self, Lease};
 use crate::sys::process;
-
-/// The inode of the first process namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`): in any other one processes that have
-/// the image open may be out of sight.
-const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 /// init, whose death would be the host's.
 const FIRST_PROCESS: u32 = 1;
@@ -105,7 +99,7 @@ pub fn escape(holder: &Holder) -> String {
 /// # Errors
 /// Refused in a process namespace of its own.
 pub fn everybody_is_seen() -> Result<()> {
-    if fs::metadata("/proc/self/ns/pid").is_ok_and(|ns| ns.ino() == FIRST_NAMESPACE) {
+    if holders::all_are_listed("self") {
         return Ok(());
     }
     let what = "in this container not all processes that may have the image open can be seen";
@@ -193,7 +187,7 @@ pub fn of_all(images: &[Arc<RealFile>], deadline: Duration) -> Result<Vec<Survey
 pub fn nobody_has_mapped(images: &[Arc<RealFile>], pids: impl IntoIterator<Item = u32>) -> Result<()> {
     let stats: std::result::Result<Vec<_>, _> = images.iter().map(|image| fstat(&**image)).collect();
     let stats = stats.map_err(|e| cannot_search(e.into()))?;
-    let Search { found, hidden } = holders::mappings(&Files::new(stats.iter().map(|s| (s.st_dev, s.st_ino))), pids);
+    let Search { found, hidden, .. } = holders::mappings(&Files::new(stats.iter().map(|s| (s.st_dev, s.st_ino))), pids);
     let survey = Survey { escapes: found.into_iter().flatten().collect(), hidden, ..Survey::default() };
     let Some(error) = survey.obstacle() else { return Ok(()) };
     let what = format!("the image was mapped while the job was prepared: {}", error.what);

@@ -14,7 +14,7 @@ use crate::sys::process;
 const MOST: usize = 1 << 16;
 
 /// What the job of this process shows; `None` where it has no table, since it is of a hold that makes nobody wait, or has not
-/// come as far. `start` tells the process from another of its number.
+/// come to its point in time (`filter`) or so far as to watch for it (`guard`). `start` tells the process from another of its number.
 ///
 /// # Errors
 /// `NotFound` where the process is gone; what keeps us from looking into it.

@@ -6,12 +6,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
+use crate::cbw::Clusters;
 use crate::sys::shared::{View, Words};
 
 /// The memfd's name, by which `status` finds it among a worker's descriptors.
@@ -195,6 +197,20 @@ impl Table {
 }
 
 impl Figures {
+    /// Of a job, as far as the states of its images' clusters tell; `began` is its T0, by [`now`]. How its guests fare is not in them.
+    pub fn of(clusters: &[Arc<Clusters>], promoted: u64, began: Duration) -> Self {
+        let sum = |of: fn(&Clusters) -> u64| clusters.iter().map(|c| of(c)).sum();
+        Self {
+            done_bytes: sum(Clusters::done_bytes),
+            bytes: sum(Clusters::size),
+            done: sum(Clusters::done),
+            clusters: sum(Clusters::count),
+            promoted,
+            since_t0: now().saturating_sub(began),
+            ..Self::default()
+        }
+    }
+
     fn to_words(self) -> [u64; FIGURES_COUNT] {
         let Self { done_bytes, bytes, done, clusters, promoted, seen, waited, waiting, longest, since_t0 } = self;
         [done_bytes, bytes, done, clusters, promoted, seen, waited, waiting, nanos(longest), nanos(since_t0)]

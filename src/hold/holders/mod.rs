@@ -16,7 +16,9 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::fstat;
 
@@ -29,10 +31,33 @@ pub(super) use process::comm;
 /// init, which some kernels let nobody look into, and which has no images open.
 const FIRST_PROCESS: u32 = 1;
 
+/// The inode of the first process namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`): in any other one processes that have
+/// the image open may be out of sight.
+const FIRST_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// What is to be said where [`all_are_seen`] says no, and nothing but such a search tells who writes.
+pub const NOT_ALL_SEEN: &str = "not all processes of this host can be looked into (root on the host itself can): nobody who cannot be seen may have \
+     the image open for writing past its server";
+
+/// Whether all processes of the host are listed to a process, "self" or a number.
+pub fn all_are_listed(process: &str) -> bool {
+    fs::metadata(format!("/proc/{process}/ns/pid")).is_ok_and(|ns| ns.ino() == FIRST_NAMESPACE)
+}
+
+/// Whether it may look into all of them as well, as root's may.
+pub fn all_are_seen(process: &str) -> bool {
+    all_are_listed(process) && fs::metadata(format!("/proc/{process}")).is_ok_and(|it| it.uid() == 0)
+}
+
 /// Those of the processes that could not be looked into that may have an image open.
 pub fn that_count(hidden: &[u32]) -> Vec<u32> {
     hidden.iter().copied().filter(|pid| *pid != FIRST_PROCESS).collect()
 }
+
+/// For how long it is looked again where a process could not be looked into, and the time between: less than the rings of one that is at work are
+/// asked again in one look.
+const PATIENCE: Duration = Duration::from_millis(300);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// How many of many are named; a busy host may have more.
 pub(super) const NAMED: usize = 5;
@@ -63,6 +88,8 @@ pub enum Holding {
     QemuLock,
     /// The kernel refused a lease, and nobody was found.
     Unknown,
+    /// It could not be looked into, which it should have let this process do.
+    Busy,
 }
 
 /// Somebody who has the image open for writing.
@@ -96,6 +123,7 @@ impl fmt::Display for Holder {
             Holding::LoopDevice(path) => write!(f, "loop device {} is backed by it and can be written", path.display()),
             Holding::QemuLock => write!(f, "{subject}holds QEMU's image lock with permission to write"),
             Holding::Unknown => write!(f, "somebody who cannot be named has it open for writing"),
+            Holding::Busy => write!(f, "{subject}could not be looked into, and may have it open for writing"),
         }
     }
 }
@@ -107,6 +135,8 @@ pub struct Holders {
     pub found: Vec<Holder>,
     /// Processes that could not be looked into: for want of permission, or because one of their io_urings was never at rest.
     pub hidden: Vec<u32>,
+    /// Those of them that there is the right to look into.
+    pub busy: Vec<u32>,
 }
 
 impl Holders {
@@ -127,6 +157,8 @@ pub struct Search {
     pub found: Vec<Vec<Holder>>,
     /// As [`Holders::hidden`].
     pub hidden: Vec<u32>,
+    /// As [`Holders::busy`].
+    pub busy: Vec<u32>,
 }
 
 /// Looks for everybody but this process who has one of the files open for writing, in one pass over all processes. Those
@@ -135,7 +167,7 @@ pub struct Search {
 /// # Errors
 /// What listing /proc says.
 pub fn search(files: &Files) -> io::Result<Search> {
-    let mut search = Search { found: vec![Vec::new(); files.len()], hidden: Vec::new() };
+    let mut search = Search { found: vec![Vec::new(); files.len()], ..Search::default() };
     let mut add = |file: usize, holder: Holder| {
         // A thread with descriptors of its own has a copy of those of its process, as a rule.
         if !search.found[file].contains(&holder) {
@@ -145,8 +177,12 @@ pub fn search(files: &Files) -> io::Result<Search> {
     let myself = std::process::id();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = number(&entry?) else { continue };
-        if pid != myself && process::look_into(pid, files, &mut add).is_err() {
+        if pid == myself {
+            continue;
+        }
+        if let Err(e) = process::look_into(pid, files, &mut add) {
             search.hidden.push(pid);
+            search.busy.extend((e.kind() != io::ErrorKind::PermissionDenied).then_some(pid));
         }
     }
     loops::find(files, &mut add);
@@ -155,7 +191,7 @@ pub fn search(files: &Files) -> io::Result<Search> {
 
 /// Looks for shared mappings of the files, that may be written, in these processes alone.
 pub fn mappings(files: &Files, pids: impl IntoIterator<Item = u32>) -> Search {
-    let mut search = Search { found: vec![Vec::new(); files.len()], hidden: Vec::new() };
+    let mut search = Search { found: vec![Vec::new(); files.len()], ..Search::default() };
     for pid in pids {
         if process::look_for_mappings(pid, files, &mut |file, holder| search.found[file].push(holder)).is_err() {
             search.hidden.push(pid);
@@ -170,10 +206,10 @@ pub fn mappings(files: &Files, pids: impl IntoIterator<Item = u32>) -> Search {
 /// What fstat(2), F_OFD_GETLK or listing /proc says.
 pub fn holders(image: BorrowedFd<'_>) -> io::Result<Holders> {
     let stat = fstat(image)?;
-    let Search { mut found, hidden } = search(&Files::new([(stat.st_dev, stat.st_ino)]))?;
+    let Search { mut found, hidden, busy } = search(&Files::new([(stat.st_dev, stat.st_ino)]))?;
     let mut found = found.swap_remove(0);
     found.extend(qemu_lock(image)?);
-    Ok(Holders { found, hidden })
+    Ok(Holders { found, hidden, busy })
 }
 
 /// Somebody other than this process who has an image open for writing, of an image that this process serves.
@@ -183,7 +219,25 @@ pub fn holders(image: BorrowedFd<'_>) -> io::Result<Holders> {
 pub fn past(image: BorrowedFd<'_>, server: u32) -> io::Result<Option<Holder>> {
     // The lock is the server's: it could not have it if anybody else had.
     let other = |it: &Holder| it.pid != Some(server) && it.what != Holding::QemuLock;
-    Ok(holders(image)?.found.into_iter().find(other))
+    let stat = fstat(image)?;
+    let may_write = |pid: &u32| {
+        let uid = fs::metadata(format!("/proc/{pid}")).map_or(0, |it| it.uid());
+        uid == 0 || uid == stat.st_uid || stat.st_mode & 0o022 != 0
+    };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let Holders { found, busy, .. } = holders(image)?;
+        let found = found.into_iter().find(other);
+        // For want of descriptors, say, for a moment; who could have it and cannot be looked into for longer has to be taken for somebody.
+        let busy = busy.into_iter().find(|pid| *pid != server && may_write(pid));
+        match (found, busy) {
+            (None, Some(pid)) if Instant::now() >= until => {
+                return Ok(Some(Holder { pid: Some(pid), comm: process::comm(pid), what: Holding::Busy }));
+            }
+            (None, Some(_)) => std::thread::sleep(AGAIN),
+            (found, _) => return Ok(found),
+        }
+    }
 }
 
 /// Whoever holds QEMU's image lock with permission to write.

@@ -7,6 +7,7 @@ use std::thread;
 use super::*;
 use crate::range::PowerOfTwo;
 use crate::serve::gate::{News, OnError, Watch};
+use crate::serve::view::tests::Memory;
 
 const SIZE: u64 = 5 * PART;
 const LONG: Duration = Duration::from_secs(600);
@@ -91,6 +92,25 @@ fn what_is_long_is_done_in_parts_that_follow_one_another() {
     assert_eq!(all(9, 9), []);
 }
 
+/// A direct read waits on Btrfs for a clone call, and nobody's read waits for what is not kept yet.
+#[test]
+fn reads_wait_for_nobody_and_go_elsewhere_while_a_clone_call_runs() {
+    let gate = Arc::new(Gate::default());
+    let watch = gate.watch(LONG, OnError::BreakSnapshot, Box::new(|_| ())).expect("a job");
+    watch.gather(SIZE, PowerOfTwo::new(4096).expect("a power of two")).expect("nobody writes");
+    let disk = Filtered::new(Memory::full_of(1, |_| ()), gate, Some(Memory::full_of(2, |_| ())));
+    let read = || {
+        let mut byte = [0];
+        disk.read(&mut byte, 0).map(|()| byte[0]).expect("read")
+    };
+    assert_eq!(read(), 1, "T0 is not set, and nothing is kept");
+    watch.watch().expect("T0");
+    watch.calling();
+    assert_eq!(read(), 2);
+    watch.called();
+    assert_eq!(read(), 1);
+}
+
 /// It is advice.
 #[test]
 fn a_discard_that_would_wait_for_too_long_is_left_out_and_breaks_nothing() {
@@ -122,4 +142,33 @@ fn long_zeroes_wait_for_one_part_after_the_other() {
     }
     zeroes.join().expect("no panic").expect("no error");
     assert_eq!(log.take(), parts(4096, SIZE - 4096).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_closed_gate_lets_nobody_on_and_waits_for_whom_it_has_let() {
+    let (gate, log) = (Arc::new(Gate::default()), Arc::new(Log::default()));
+    let disk = Filtered::new(Arc::clone(&log) as Arc<dyn Device>, Arc::clone(&gate), None);
+    let on = gate.enter(ByteRange::at(0, 4096).expect("not empty")).expect("nobody stops it");
+    assert!(!gate.close(Duration::from_millis(1)));
+    assert_eq!(disk.write(&[1; 512], 0).map_err(|e| e.raw_os_error()), Err(Some(libc::ESHUTDOWN)));
+    assert!(!disk.write_now(&[1; 512], 0) && disk.zero(0, 512, false, false).is_err() && disk.trim(0, 512).is_err());
+    assert_eq!(log.take(), []);
+    // Nor does anybody wait who came before, or lose a point in time by that.
+    let (_log, kept, watch, _told) = watched(LONG, OnError::BreakSnapshot);
+    let waits = thread::spawn({
+        let kept = Arc::clone(&kept);
+        move || kept.write(&[1; 512], 0).map_err(|e| e.raw_os_error())
+    });
+    while watch.waiting().is_empty() {
+        thread::yield_now();
+    }
+    assert!(kept.gate.close(LONG));
+    assert_eq!(waits.join().expect("no panic"), Err(Some(libc::ESHUTDOWN)));
+    assert!(watch.waiting().is_empty());
+    let closed = thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || gate.close(LONG)
+    });
+    drop(on);
+    assert!(closed.join().expect("no panic"));
 }

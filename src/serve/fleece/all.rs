@@ -7,13 +7,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use super::files::{self, MAP};
 use super::map::Map;
-use super::{Fleece, Look};
+use super::mark::Mark;
+use super::takeup::NotTaken;
+use super::{Fleece, Look, reach};
 use crate::cbw::{Clusters, STATES_MAX};
 use crate::disk::DiskFile;
 use crate::disk::real::RealFile;
@@ -23,6 +25,7 @@ use crate::serve::device::Device;
 use crate::serve::finished::Finder;
 use crate::serve::gate::Gate;
 use crate::serve::names::{Made, Names, Taken};
+use crate::serve::wait::within;
 
 /// The longest name of a fleece.
 const NAME: usize = 64;
@@ -33,8 +36,13 @@ const CLUSTER: u64 = 64 << 20;
 /// How long what is in memory may take to be written when the server ends.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// How often it is looked whether it is.
-const MOMENT: Duration = Duration::from_millis(5);
+/// How long the disks may take to say how much they have, and to keep what is being kept when the server goes.
+const BRIEFLY: Duration = Duration::from_millis(1000);
+
+/// How long the disk of a fleece that is ended may take to have on it what is kept: this, and a second for so many bytes that may be in memory. The
+/// slowest disk writes more.
+const SLOW: Duration = Duration::from_secs(60);
+const A_SECOND: u64 = 8 << 20;
 
 /// The image that they are of.
 pub struct Image {
@@ -84,26 +92,29 @@ pub struct Fleeces {
     names: Arc<Names>,
     pub(super) leaving: Arc<AtomicBool>,
     closed: AtomicBool,
+    /// When the server began to take up what is there: nobody is served before it has.
+    pub(super) since: Instant,
 }
 
 pub(super) type Refusal<T> = Result<T, String>;
 
 impl Fleeces {
-    /// Takes up those that an earlier server has left beside the image; and says which it cannot, and why.
+    /// Takes up those that an earlier server has left beside the image; and says which it does not, and why.
     ///
     /// # Errors
     /// Where the image cannot be looked at.
-    pub fn adopt(image: Image) -> io::Result<(Self, Vec<(PathBuf, String)>)> {
+    pub fn adopt(image: Image) -> io::Result<(Self, Vec<(PathBuf, NotTaken)>)> {
         let fleeces = Self {
             image,
             all: Mutex::default(),
             names: Arc::default(),
             leaving: Arc::default(),
             closed: AtomicBool::new(false),
+            since: Instant::now(),
         };
         let (dir, file) = fleeces.place()?;
         let prefix = [file.as_bytes(), b"."].concat();
-        let mut lost = Vec::new();
+        let mut left = Vec::new();
         for entry in fs::read_dir(dir)?.flatten() {
             let name = entry.file_name();
             let fleece = name.as_bytes().strip_prefix(&prefix[..]).and_then(|it| it.strip_suffix(MAP.as_bytes()));
@@ -114,10 +125,10 @@ impl Fleeces {
                     fleeces.tell(fleece, Fortune::TakenUp);
                     fleeces.lock().insert(fleece.to_owned(), taken);
                 }
-                Err(why) => lost.push((entry.path(), why)),
+                Err(why) => left.push((entry.path(), why)),
             }
         }
-        Ok((fleeces, lost))
+        Ok((fleeces, left))
     }
 
     /// Begins one: T0 is before this returns.
@@ -148,20 +159,29 @@ impl Fleeces {
         }
         // Before T0, when no write waits for a look at all processes.
         let strangers = self.alone()?;
+        self.is_open()?;
         let base = order.base.as_ref().map(|path| self.base(path)).transpose()?;
         let (map_path, data_path) = self.paths(order)?;
         super::keeper::Space::of([&map_path, &data_path], order.terms.min_free).is_enough()?;
         let header = self.header(order, &stat, unit, &data_path, base.as_ref().map(|it| it.0.clone()))?;
-        let map =
-            Map::create(&map_path, self.mark(&order.name), header).map_err(words("make the map of the fleece"))?;
+        let mark = Mark::of(header.id);
+        let map = Map::create(&map_path, mark, header).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => format!(
+                "{} is left of an earlier one: 'rclone-img status' of that file says what it is, 'rclone-img abort' removes it",
+                map_path.display()
+            ),
+            _ => words("make the map of the fleece")(e),
+        })?;
         let map = Arc::new(map);
         let data =
             self.make_data(&data_path, stat.size).inspect_err(|_| map.remove()).map_err(words("make the sidecar"))?;
-        let named = data.try_clone().and_then(|data| map.has_data(RealFile::from(data).stat()?.id()));
+        let own = data.try_clone().map(RealFile::from).map_err(words("open the sidecar"));
+        let own = own.inspect_err(|_| map.remove())?;
+        let named = own.stat().and_then(|it| map.has_data(it.id()));
         let named = named.map_err(words("write the map of the fleece"));
         let begun = named.and_then(|()| self.begin(&map, data, base.map(|it| it.1), strangers)).inspect_err(|_| {
+            let _ = files::remove_data(&map.header(), Some(&own));
             map.remove();
-            let _ = fs::remove_file(&data_path);
         })?;
         self.tell(&order.name, Fortune::Begun);
         self.lock().insert(order.name.clone(), Arc::clone(&begun));
@@ -194,13 +214,27 @@ impl Fleeces {
     /// # Errors
     /// Where there is none of this name.
     pub fn stop(&self, name: &str) -> Refusal<()> {
+        if self.leaving.load(Ordering::Acquire) {
+            return Err("the server has ended, and left it to the next one".into());
+        }
         let fleece = self.lock().remove(name).ok_or_else(|| format!("there is no fleece {name}"))?;
         self.tell(name, Fortune::Ended);
         fleece.end("the fleece was ended");
-        let header = fleece.map.header().clone();
-        files::remove_data(&header).map_err(words("remove the sidecar"))?;
-        fleece.map.remove();
-        Ok(())
+        let removed = reach::within(reach::ANSWERS, move || {
+            let header = fleece.map.header().clone();
+            files::remove_data(&header, Some(fleece.sidecar.data())).map_err(words("remove the sidecar"))?;
+            fleece.map.remove();
+            // Not to be closed here: that frees its blocks, and of many of them takes longer.
+            Ok(fleece)
+        });
+        // What does not answer is removed when it does; the fleece is ended.
+        let close = |fleece: Arc<Fleece>| {
+            drop(reach::asked(move || {
+                drop(fleece);
+                Ok(())
+            }));
+        };
+        removed.map_or(Ok(()), |removed| removed.map(close))
     }
 
     /// The one of this name.
@@ -216,14 +250,38 @@ impl Fleeces {
     /// Looks once more at what would cost a fleece: whether somebody writes to the image past its server, and whether what is kept is on the
     /// disk.
     pub fn look(&self, name: &str) {
-        if let Some(fleece) = self.get(name) {
-            fleece.look(Look::Briefly);
-            fleece.sync();
+        let Some(fleece) = self.get(name) else { return };
+        fleece.look(Look::Briefly);
+        if fleece.point.fate.lost().is_some() {
+            return;
+        }
+        let its = Arc::clone(&fleece);
+        let synced = reach::asked(move || {
+            its.sync();
+            Ok(())
+        });
+        // A slow disk is none that does not answer; but nobody waits for it for ever, and the server's end not for longer than the guest can bear.
+        let (began, mut closed) = (Instant::now(), None);
+        let slow = SLOW + Duration::from_secs(fleece.map.header().terms.ram / A_SECOND);
+        loop {
+            match synced.recv_timeout(reach::MOMENT) {
+                Ok(Ok(())) => return,
+                Err(RecvTimeoutError::Timeout) if fleece.point.fate.lost().is_some() => return,
+                Err(RecvTimeoutError::Timeout) if began.elapsed() < slow => {}
+                _ => return fleece.watch.break_off(&reach::silent(began.elapsed())),
+            }
+            if self.is_open().is_err() && closed.get_or_insert_with(Instant::now).elapsed() >= reach::ANSWERS {
+                return fleece.watch.break_off(&reach::silent(reach::ANSWERS));
+            }
         }
     }
 
-    /// How they stand.
-    pub fn states(&self) -> Vec<FleeceState> {
+    /// How those of these names stand.
+    pub fn states(&self, which: impl Fn(&str) -> bool) -> Vec<FleeceState> {
+        let all: Vec<_> = self.all().into_iter().filter(|it| which(&it.name)).collect();
+        // Of a disk that does not answer what it said last.
+        let asked = all.iter().filter(|it| it.point.fate.lost().is_none()).cloned();
+        reach::all(asked.collect(), Instant::now() + BRIEFLY, |it| it.sidecar.ask_size());
         let state = |it: &Arc<Fleece>| {
             let (bytes, copied) = it.sidecar.sizes();
             let tally = it.watch.tally();
@@ -238,34 +296,39 @@ impl Fleeces {
                 longest_us: u64::try_from(tally.longest.as_micros()).unwrap_or(u64::MAX),
             }
         };
-        self.all().iter().map(state).collect()
+        all.iter().map(state).collect()
     }
 
     /// Nobody writes any more, and this server goes: its successor takes them up.
     pub fn leave(&self) {
         let all = self.all();
+        let is_lost = |it: &Arc<Fleece>| it.point.fate.lost().is_some();
+        // What is being kept for a write that is not made any more is no reason to lose the rest.
+        within(BRIEFLY, || !all.iter().any(|it| it.ears.is_keeping()));
         all.iter().for_each(|it| it.sidecar.end());
-        let until = Instant::now() + FAREWELL;
-        let is_written = |it: &Arc<Fleece>| it.point.fate.lost().is_some() || it.sidecar.is_written();
-        while !all.iter().all(is_written) && Instant::now() < until {
-            thread::sleep(MOMENT);
-        }
-        all.iter().for_each(|it| it.sync());
+        within(FAREWELL, || all.iter().all(|it| is_lost(it) || it.sidecar.is_written()));
+        // Whatever does not answer keeps nobody from the image: neither the next server nor a job.
+        let whole = all.iter().filter(|it| !is_lost(it)).cloned().collect();
+        let (whole, silent) = reach::all(whole, Instant::now() + reach::ANSWERS, |it| it.sync());
         // Whoever changes it after that is found by its time, and whoever did before is looked for after it.
         let changed = self.image.map.stat().map_or(0, |stat| stat.ctime_ns);
-        all.iter().for_each(|it| it.look(Look::AtAll));
+        whole.iter().for_each(|it| it.look(Look::AtAll));
         // What this process' end is to the gate is no loss; what came before is.
         self.leaving.store(true, Ordering::Release);
-        for fleece in &all {
-            match fleece.point.fate.lost() {
-                None => fleece.map.left(changed),
-                Some(why) => {
-                    if let Err(why) = fleece.map.given_up(why) {
-                        self.tell(&fleece.name, Fortune::Lost(why));
-                    }
-                }
-            }
+        for fleece in whole.iter().filter(|it| !is_lost(it)) {
+            let left = fleece.map.left(changed).map_err(|why| fleece.map.given_up(&why).err().unwrap_or(why));
+            left.unwrap_or_else(|why| self.tell(&fleece.name, Fortune::Lost(why)));
         }
+        silent.iter().for_each(|it| self.tell(&it.name, Fortune::Lost(reach::silent(reach::ANSWERS))));
+        let lost = all.into_iter().filter(is_lost).chain(silent).collect();
+        let tell = Arc::clone(&self.image.tell);
+        // The mark goes first, which is on no disk; the map may be on one that does not answer either.
+        reach::all(lost, Instant::now() + reach::ANSWERS, move |it| {
+            let why = it.point.fate.lost().map_or_else(|| reach::silent(reach::ANSWERS), str::to_owned);
+            if let Err(why) = it.map.given_up(&why) {
+                tell(Told { name: it.name.clone(), what: Fortune::Lost(why) });
+            }
+        });
     }
 
     fn tell(&self, name: &str, what: Fortune) {

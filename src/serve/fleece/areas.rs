@@ -40,9 +40,9 @@ impl Areas {
         self.released.get_or_init(|| Clusters::new(self.size, self.cluster)).finish(range);
     }
 
-    /// Whether none of these whole clusters was let go.
+    /// Whether all of these whole clusters may be read: none was let go, and none is as in the base.
     pub fn is_wanted(&self, range: ByteRange) -> bool {
-        self.released.get().is_none_or(|released| released.run(range) == (range, false))
+        self.readable(range) == range.len()
     }
 
     /// How much of the beginning of a range may be read.

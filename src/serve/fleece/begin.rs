@@ -7,13 +7,12 @@ use std::thread;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use uuid::Uuid;
 
 use super::all::{Fleeces, Fortune, Refusal, Told, words};
 use super::areas::Areas;
-use super::format::State;
 use super::keeper::{self, Ears, Space};
 use super::map::Map;
+use super::mark::Moment;
 use super::sidecar::{Of, Sidecar};
 use super::{Fleece, past_us};
 use crate::disk::DiskFile;
@@ -34,11 +33,11 @@ impl Fleeces {
         map: &Arc<Map>,
         data: File,
         base: Option<RealFile>,
-        strangers: Strangers,
+        strangers: (Strangers, Moment),
     ) -> Refusal<Arc<Fleece>> {
         // A clone writes back what is dirty, with the image's lock held.
         self.image.device.flush().map_err(words("write the image back"))?;
-        let boot = Uuid::from_bytes(self.boot()?);
+        let here = self.here(map, &data)?;
         let gathered = self.gather(map)?;
         let t0 = Timestamp::now();
         gathered.0.watch()?;
@@ -50,7 +49,7 @@ impl Fleeces {
                 self.image.device.flush().map_err(words("write the image back"))?;
             }
             base.as_ref().map_or(Ok(()), |base| self.leave_out(&fleece, base))?;
-            map.begun(boot, t0).map_err(words("write the map of the fleece"))
+            map.begun(here, t0).map_err(words("write the map of the fleece"))
         };
         whole().inspect_err(|why| fleece.end(why))?;
         Ok(fleece)
@@ -82,11 +81,12 @@ impl Fleeces {
     }
 
     /// Whoever comes from now on is noticed; refused where somebody is there who may write to the image past this process.
-    pub(super) fn alone(&self) -> Refusal<Strangers> {
+    pub(super) fn alone(&self) -> Refusal<(Strangers, Moment)> {
+        let began = Moment::now().map_err(words("read the clock"))?;
         let strangers = Strangers::of(&*self.image.map).map_err(words("watch who closes the image"))?;
         match past_us(&self.image.map).map_err(words("find out who else writes to the image"))? {
             Some(other) => Err(format!("the image may be written to past its server: {other}")),
-            None => Ok(strangers),
+            None => Ok((strangers, began)),
         }
     }
 
@@ -96,9 +96,10 @@ impl Fleeces {
         map: &Arc<Map>,
         data: File,
         gathered: (Watch, Arc<Ears>),
-        strangers: Strangers,
+        (strangers, looked): (Strangers, Moment),
     ) -> Refusal<Arc<Fleece>> {
         let (watch, ears) = gathered;
+        map.looked(looked);
         let header = map.header().clone();
         let point = watch.point().ok_or("there is no point in time")?;
         let geometry = Geometry { size: header.size, block: self.facts()?.block };
@@ -154,14 +155,9 @@ impl Fleeces {
                 denied.extend(ByteRange::new(at, differs).and_then(|same| fleece.areas.whole(same)));
                 at = end;
             }
-            // Said before anybody overwrites it, as what is kept is.
-            let said = denied.iter().try_for_each(|same| fleece.map.set(*same, State::Denied));
-            let said = said.and_then(|()| if fleece.durable { fleece.map.sync() } else { Ok(()) });
+            let said = fleece.sidecar.deny(&denied, &|same| fleece.areas.deny(same));
             said.map_err(words("write the map of the fleece"))?;
-            for same in denied {
-                fleece.areas.deny(same);
-                fleece.watch.done(same);
-            }
+            denied.into_iter().for_each(|same| fleece.watch.done(same));
             rest = later;
         }
         Ok(())

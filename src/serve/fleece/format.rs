@@ -34,7 +34,7 @@ use crate::hold::filter::wire::FleeceTerms;
 use crate::record::ImageId;
 
 /// How a slot begins; the last byte is the format's version.
-pub const MAGIC: [u8; 8] = *b"RIMGFLC2";
+pub const MAGIC: [u8; 8] = *b"RIMGFLC3";
 
 /// The size of a header slot.
 pub const SLOT: u64 = 16 << 10;
@@ -74,6 +74,8 @@ impl State {
 pub struct Header {
     /// Its name.
     pub name: String,
+    /// Which fleece this is: no other one has it, whatever its name. The mark is called so.
+    pub id: Uuid,
     /// Counts how often the header was written.
     pub generation: u64,
     /// The map file itself: another one with this header is a copy.
@@ -97,14 +99,36 @@ pub struct Header {
     pub t0: Timestamp,
     /// The name of the snapshot from which it tells the changes alone.
     pub base: Option<String>,
-    /// The boot in which a server had it last.
-    pub boot: Uuid,
+    /// Where a server had it last.
+    #[serde(flatten)]
+    pub place: Place,
     /// When that server was last known to be there.
     pub seen: Timestamp,
     /// Where a server was told to stop: when the image was changed last, in nanoseconds since 1970.
     pub left: Option<String>,
     /// Why it is lost, if it is.
     pub broken: Option<String>,
+}
+
+/// Where a server has a fleece: in another one what was not synced may be gone.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Place {
+    /// The boot.
+    pub boot: Uuid,
+    /// Which mounts the file systems of the image, the map and the data file have there; none where that cannot be told.
+    pub mounts: Option<String>,
+}
+
+impl Place {
+    /// What may have lost something since a server was at this place, if it is here now; none where nothing has.
+    pub fn left_for(&self, here: &Self) -> Option<&'static str> {
+        match (&self.mounts, &here.mounts) {
+            _ if self.boot != here.boot => Some("the host was started again"),
+            (Some(then), Some(now)) if then == now => None,
+            (Some(_), Some(_)) => Some("the file system was mounted anew"),
+            _ => Some("a file system may have been mounted anew"),
+        }
+    }
 }
 
 impl Header {

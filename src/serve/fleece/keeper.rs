@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,12 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// How often it looks at the free space.
 const LOOK_AT_SPACE: Duration = Duration::from_secs(1);
+
+/// And whenever it has kept so much: on a fast disk a guest overwrites gigabytes in a second.
+const LOOK_AT_SPACE_EACH: u64 = 64 << 20;
+
+/// How often it is tried again to say that it is lost.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The most that is kept at once: more where what is waited for is longer, since a call for each of many pieces takes longer than all
 /// their extents.
@@ -57,6 +64,8 @@ impl Space {
 pub struct Ears {
     heard: Mutex<Heard>,
     changed: Condvar,
+    /// Something is being kept.
+    keeping: AtomicBool,
 }
 
 #[derive(Default)]
@@ -82,6 +91,11 @@ impl Ears {
     pub fn end(&self) {
         self.lock().over = true;
         self.changed.notify_all();
+    }
+
+    /// Whether something is being kept; nothing more is, once the gate lets nobody wait.
+    pub fn is_keeping(&self) -> bool {
+        self.keeping.load(Ordering::Acquire)
     }
 
     fn is_over(&self) -> bool {
@@ -119,21 +133,34 @@ impl Ears {
 
 /// Runs until the fleece is at its end, or lost.
 pub fn run(fleece: &Arc<Fleece>, space: &Space, lost: &dyn Fn(String)) {
-    let (mut looked, mut looked_at_space) = (Instant::now(), Instant::now());
+    let (mut looked, mut looked_at_space, mut kept_then) = (Instant::now(), Instant::now(), 0);
     while !fleece.ears.is_over() {
         if let Some(why) = fleece.ears.broken() {
-            fleece.map.write_lost(&why);
-            return lost(why);
+            let mut said = fleece.map.write_lost(&why);
+            lost(why.clone());
+            // Nobody reads it any more, and the guest may need the room: whatever of the image is shared has to be allocated once more. Not
+            // before that is on the disk, or a next server would read what is gone; where there is no room for that either, later.
+            while said.is_err() && !fleece.ears.is_over() {
+                std::thread::sleep(AGAIN);
+                said = fleece.map.write_lost(&why);
+            }
+            if said.is_ok() {
+                fleece.sidecar.give_back();
+            }
+            return;
         }
         if fleece.ears.wanted(LOOK) {
+            fleece.ears.keeping.store(true, Ordering::Release);
             keep(fleece);
+            fleece.ears.keeping.store(false, Ordering::Release);
         }
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             fleece.map.seen();
         }
-        if looked_at_space.elapsed() >= LOOK_AT_SPACE {
-            looked_at_space = Instant::now();
+        let kept = fleece.sidecar.sizes().0;
+        if looked_at_space.elapsed() >= LOOK_AT_SPACE || kept >= kept_then + LOOK_AT_SPACE_EACH {
+            (looked_at_space, kept_then) = (Instant::now(), kept);
             if let Err(full) = space.is_enough() {
                 fleece.watch.break_off(&full);
             }

@@ -1,35 +1,27 @@
-//! A fleece's map file ([`super::format`]), and the mark in the runtime directory that no write has passed it by.
-//!
-//! The mark is gone before a write goes on for which the fleece is lost, and with the boot; and it tells when a server was last there. So
-//! a server that is started again knows whether what it finds is whole.
+//! A fleece's map file ([`super::format`]), and with its mark ([`super::mark`]) whether it is whole.
 
 #[cfg(test)]
 mod tests;
+mod whole;
 
-use std::fs::{self, File, FileTimes, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use uuid::Uuid;
 
-use super::format::{self, Header, STATES, State};
-use crate::disk::real::{NewFile, RealDisk, open_itself};
-use crate::disk::{Disk, DiskFile};
+use self::whole::SLACK;
+use super::format::{self, Header, Place, STATES, State};
+use super::mark::{Mark, Moment};
+use crate::disk::real::{NewFile, RealDisk, RealFile, open_itself};
+use crate::disk::{Disk, DiskFile, FsFacts};
 use crate::range::ByteRange;
 use crate::record::ImageId;
-
-/// How much later than a server was last known to be there the image may have been written to by it: a few of the keeper's looks. Who
-/// writes past a server within this time of its end cannot be told from it.
-const SLACK: Duration = Duration::from_millis(300);
-
-/// The same where that has to be put on a disk.
-const SLACK_DURABLE: Duration = Duration::from_secs(4);
 
 /// How long somebody who looks at it may have it, and how often it is tried again.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -42,20 +34,22 @@ const DURABLY: Duration = Duration::from_secs(1);
 pub struct Map {
     file: File,
     path: PathBuf,
-    mark: Option<PathBuf>,
+    mark: Option<Mark>,
     header: Mutex<Header>,
     /// Why a sync has failed once. The kernel tells that once, and then that all is well.
     unsynced: Mutex<Option<i32>>,
     /// Set before anything else where it is lost.
     lost: AtomicBool,
+    /// Whoever has written to the image past the server before this moment was found.
+    looked: Mutex<Option<Moment>>,
 }
 
 impl Map {
-    /// A new one at this path, durably, and there is never a part of one; `mark` is where the mark is to be, if anywhere.
+    /// A new one at this path, durably, and there is never a part of one; `mark` is its mark, if it can have one.
     ///
     /// # Errors
     /// EEXIST, and what the kernel says.
-    pub fn create(path: &Path, mark: Option<PathBuf>, header: Header) -> io::Result<Self> {
+    pub fn create(path: &Path, mark: Option<Mark>, header: Header) -> io::Result<Self> {
         let new = NewFile::at(path)?;
         let file = File::from(new.file().as_fd().try_clone_to_owned()?);
         let map = Self::of(file, path, mark, Header { map_file: new.file().stat()?.id(), ..header });
@@ -66,24 +60,30 @@ impl Map {
             map.write_header(&mut header)?;
             map.write_header(&mut header)?;
         }
-        new.keep().map(|()| map)
+        new.keep().map(|_| map)
     }
 
     /// The one at a path, with its lock; `None` where it is none, and an error where somebody else has it.
     ///
     /// # Errors
     /// EBUSY, and what the kernel says.
-    pub fn open(path: &Path, mark: impl FnOnce(&Header) -> Option<PathBuf>) -> io::Result<Option<Self>> {
+    pub fn open(path: &Path) -> io::Result<Option<Self>> {
         let file = open_itself(path, true)?;
         let Content::Map(header) = read(&file)? else { return Ok(None) };
-        let mark = mark(&header);
+        let mark = Mark::of(header.id);
         let map = Self::of(file, path, mark, *header);
-        if map.lock_soon()? { Ok(Some(map)) } else { Err(nix::errno::Errno::EBUSY.into()) }
+        if !map.lock_soon()? {
+            return Err(nix::errno::Errno::EBUSY.into());
+        }
+        // Who had it until now may have said that it is lost.
+        let Content::Map(header) = read(&map.file)? else { return Ok(None) };
+        *map.header() = *header;
+        Ok(Some(map))
     }
 
-    fn of(file: File, path: &Path, mark: Option<PathBuf>, header: Header) -> Self {
+    fn of(file: File, path: &Path, mark: Option<Mark>, header: Header) -> Self {
         let (header, unsynced, lost) = (Mutex::new(header), Mutex::default(), AtomicBool::new(false));
-        Self { file, path: path.to_owned(), mark, header, unsynced, lost }
+        Self { file, path: path.to_owned(), mark, header, unsynced, lost, looked: Mutex::default() }
     }
 
     /// Whoever only looks has it for a moment.
@@ -111,43 +111,20 @@ impl Map {
         self.header.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether all that was written to an image that was changed last at this time, in nanoseconds since 1970, is accounted for: the mark is
-    /// there, or what is kept is durable; and nobody wrote after the last server was there.
+    /// The file system that it is on.
     ///
     /// # Errors
-    /// Why not, in words.
-    pub fn is_whole(&self, boot: Uuid, changed_ns: i128) -> Result<(), String> {
-        let header = self.header();
-        if let Some(why) = &header.broken {
-            return Err(why.clone());
-        }
-        let same_boot = header.boot == boot;
-        let marked =
-            self.mark.as_ref().filter(|_| same_boot).map(|mark| fs::metadata(mark).and_then(|it| it.modified()));
-        let (seen, slack) = match marked {
-            Some(Ok(seen)) => (seen, SLACK),
-            // It was removed, before a write went on.
-            Some(Err(_)) => return Err("the guest has overwritten what could not be kept".into()),
-            None if header.terms.durable => (SystemTime::from(header.seen), SLACK_DURABLE),
-            None if same_boot => return Err("there is no runtime directory that would tell whether it is whole".into()),
-            None => return Err("the host was started again, and what was kept was not durable (--durable)".into()),
-        };
-        // One that was told to stop has said when the image was changed last.
-        let left = header.left.as_ref().and_then(|left| left.parse::<i128>().ok());
-        let changed = u64::try_from(changed_ns)
-            .map_or(SystemTime::UNIX_EPOCH, |ns| SystemTime::UNIX_EPOCH + Duration::from_nanos(ns));
-        if left.map_or(changed > seen + slack, |left| left != changed_ns) {
-            return Err("the image was written to while no server had it".into());
-        }
-        Ok(())
+    /// The kernel's.
+    pub fn fs(&self) -> io::Result<FsFacts> {
+        RealFile::from(self.file.try_clone()?).fs()
     }
 
     /// It is begun: all of it is kept from now on, and a server that is killed leaves it whole.
     ///
     /// # Errors
     /// The kernel's; where it is lost already.
-    pub fn begun(&self, boot: Uuid, t0: Timestamp) -> io::Result<()> {
-        self.take(boot, |header| (header.t0, header.broken) = (t0, None))?;
+    pub fn begun(&self, here: Place, t0: Timestamp) -> io::Result<()> {
+        self.take(here, |header| (header.t0, header.broken) = (t0, None))?;
         // So that it is known after a power cut what it was.
         self.sync()
     }
@@ -199,17 +176,39 @@ impl Map {
         self.file.sync_data().inspect_err(|e| *unsynced = Some(e.raw_os_error().unwrap_or(libc::EIO)))
     }
 
-    /// A server has it, in this boot.
+    /// A server has it, here.
     ///
     /// # Errors
     /// The kernel's; where it is lost already.
-    pub fn taken(&self, boot: Uuid) -> io::Result<()> {
-        self.take(boot, |_| ())
+    pub fn taken(&self, here: Place) -> io::Result<()> {
+        self.take(here, |_| ())
     }
 
-    fn take(&self, boot: Uuid, how: impl FnOnce(&mut Header)) -> io::Result<()> {
-        // Without a mark nobody takes it up in this boot.
-        self.mark.iter().for_each(|mark| drop(File::create(mark)));
+    /// Whoever has written to the image past the server before this moment was found, and it is lost then. Looking takes a while, in which
+    /// somebody may write who is found by the next look: the moment is that at which it began.
+    pub fn looked(&self, began: Moment) {
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
+        // One that cannot be said is missed by the next server alone.
+        self.mark.iter().for_each(|mark| drop(mark.renew(began)));
+    }
+
+    /// A look has begun that may take long, since somebody has opened the image: who does not come to its end leaves to the next server no
+    /// moment after the last look in which it would have written itself.
+    pub fn looking(&self) {
+        if let (Some(mark), Ok(looked)) = (&self.mark, self.looked_until()) {
+            let _ = mark.renew(looked.earlier(SLACK));
+        }
+    }
+
+    fn looked_until(&self) -> io::Result<Moment> {
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.map_or_else(Moment::now, Ok)
+    }
+
+    fn take(&self, here: Place, how: impl FnOnce(&mut Header)) -> io::Result<()> {
+        let looked = self.looked_until()?;
+        // Without a mark nobody takes it up in this boot. Of one that is lost there is none any more, and never again.
+        self.mark.iter().for_each(|mark| drop(mark.make(looked)));
         let mut header = self.header();
         // Whoever says that it is lost has said so before this, or removes the mark and has the header after it.
         if self.lost.load(Ordering::SeqCst) {
@@ -218,24 +217,19 @@ impl Map {
             return Err(io::Error::other(self.given_up(why).err().unwrap_or_else(|| why.to_owned())));
         }
         how(&mut header);
-        (header.boot, header.seen, header.left) = (boot, Timestamp::now(), None);
+        (header.place, header.seen, header.left) = (here, looked.timestamp(), None);
         self.write_header(&mut header)?;
         if header.terms.durable { self.sync() } else { Ok(()) }
     }
 
-    /// The server is there.
+    /// Puts on the disk of one that is durable until when it was looked ([`Map::looked`]).
     pub fn seen(&self) {
-        if let Some(mark) = self.mark.as_ref().and_then(|mark| File::options().write(true).open(mark).ok()) {
-            let now = FileTimes::new().set_modified(SystemTime::now());
-            // One that cannot be said is missed by the next server alone.
-            let _ = mark.set_times(now);
-        }
+        let Ok(looked) = self.looked_until() else { return };
         let written = {
             let mut header = self.header();
-            let now = Timestamp::now();
-            let due = now.duration_since(header.seen) >= DURABLY.try_into().unwrap_or_default();
+            let due = looked.timestamp().duration_since(header.seen) >= DURABLY.try_into().unwrap_or_default();
             if header.terms.durable && header.broken.is_none() && due {
-                header.seen = now;
+                header.seen = looked.timestamp();
                 self.write_header(&mut header).is_ok()
             } else {
                 false
@@ -248,14 +242,19 @@ impl Map {
     }
 
     /// The server goes, and the image was changed last at this time: nobody else has changed it where it still was when the next one comes.
-    pub fn left(&self, changed_ns: i128) {
+    ///
+    /// # Errors
+    /// In words, where that cannot be put on the disk of one that is durable: it is lost.
+    pub fn left(&self, changed_ns: i128) -> Result<(), String> {
         self.seen();
         let mut header = self.header();
         header.left = Some(changed_ns.to_string());
-        let _ = self.write_header(&mut header);
-        if header.terms.durable {
-            let _ = self.sync();
-        }
+        let written = self.write_header(&mut header);
+        let durable = header.terms.durable;
+        drop(header);
+        // After a power cut it would look as if a server had been there until then.
+        let said = written.and_then(|()| if durable { self.sync() } else { Ok(()) });
+        said.map_err(|e| format!("cannot write down that its server was stopped: {e}"))
     }
 
     /// It is lost. Said in a moment, before a write goes on; of one that is durable, durably.
@@ -264,13 +263,13 @@ impl Map {
     /// In words, where it can neither be said nor the map be removed: the next server would take it for whole.
     pub fn lost(&self, why: &str) -> Result<(), String> {
         self.lost.store(true, Ordering::SeqCst);
-        let unmarked = self.mark.as_ref().is_none_or(|mark| is_gone(fs::remove_file(mark)));
+        let unmarked = self.mark.as_ref().is_none_or(Mark::remove);
         if unmarked && !self.header().terms.durable {
             return Ok(());
         }
         self.say_lost(why).or_else(|e| {
             // What cannot be said in it is said by its absence.
-            let removed = is_gone(fs::remove_file(&self.path)) && self.sync_directory().is_ok();
+            let removed = self.unlink() && self.sync_directory().is_ok();
             if removed { Ok(()) } else { Err(e) }
         })
         .map_err(|e| {
@@ -280,9 +279,11 @@ impl Map {
     }
 
     /// The same for people, when there is time; in both slots, so that damage to one does not bring it back to life.
-    pub fn write_lost(&self, why: &str) {
-        // A server that does not read it finds no mark, or has it from [`Map::lost`].
-        let _ = self.say_lost(why).and_then(|()| self.say_lost(why));
+    ///
+    /// # Errors
+    /// The kernel's: a server that does not read it finds no mark, or has it from [`Map::lost`].
+    pub fn write_lost(&self, why: &str) -> io::Result<()> {
+        self.say_lost(why).and_then(|()| self.say_lost(why))
     }
 
     fn say_lost(&self, why: &str) -> io::Result<()> {
@@ -303,7 +304,7 @@ impl Map {
     /// As [`Map::lost`]; with the reason.
     pub fn given_up(&self, why: &str) -> Result<(), String> {
         let lost = self.lost(why).map_err(|more| format!("{why}; {more}"));
-        self.write_lost(why);
+        let _ = self.write_lost(why);
         lost
     }
 
@@ -321,9 +322,18 @@ impl Map {
 
     /// Removes it, and the mark.
     pub fn remove(&self) {
-        for path in self.mark.iter().chain([&self.path]) {
-            let _ = fs::remove_file(path);
+        let _ = self.mark.as_ref().is_none_or(Mark::remove);
+        self.unlink();
+    }
+
+    /// Removes its name, if that has not become somebody else's; whether it has none any more.
+    fn unlink(&self) -> bool {
+        let id = |it: Metadata| (it.dev(), it.ino());
+        let own = self.file.metadata().map(id).ok();
+        if own.is_some() && own == fs::symlink_metadata(&self.path).map(id).ok() {
+            let _ = fs::remove_file(&self.path);
         }
+        self.file.metadata().is_ok_and(|it| it.nlink() == 0)
     }
 
     /// Over the older of the two: where that is cut off, the other one counts.
@@ -361,9 +371,4 @@ pub fn read(file: &File) -> io::Result<Content> {
         None if format::is_ours(&bytes) => Content::Damaged,
         None => Content::Foreign,
     })
-}
-
-/// Whether a file was removed, or was not there.
-fn is_gone(removed: io::Result<()>) -> bool {
-    removed.or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) }).is_ok()
 }

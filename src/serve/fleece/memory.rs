@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::range::ByteRange;
+
 /// A piece that begins at a cluster, and is no larger than one.
 struct Piece {
     bytes: Arc<Vec<u8>>,
@@ -27,6 +29,17 @@ struct Held {
     over: bool,
 }
 
+impl Held {
+    /// The piece that begins here is no more, and counts no more.
+    fn forget(&mut self, at: u64) {
+        if let Some(piece) = self.pieces.remove(&at) {
+            let bytes = piece.bytes.len() as u64;
+            self.bytes -= bytes;
+            self.unwritten -= if piece.written { 0 } else { bytes };
+        }
+    }
+}
+
 impl Memory {
     /// None yet, and never more than so many bytes, or one piece.
     pub fn new(limit: u64) -> Self {
@@ -47,9 +60,10 @@ impl Memory {
         true
     }
 
-    /// Keeps a piece that begins here.
+    /// Keeps a piece that begins here, in the place of one that does: where the guest's write was refused, and is made again.
     pub fn put(&self, at: u64, piece: Vec<u8>) {
         let mut held = self.held();
+        held.forget(at);
         held.bytes += piece.len() as u64;
         held.unwritten += piece.len() as u64;
         held.pieces.insert(at, Piece { bytes: Arc::new(piece), written: false });
@@ -99,12 +113,26 @@ impl Memory {
 
     /// A piece is on the sidecar's disk, or not wanted any more.
     pub fn remove(&self, at: u64) {
+        self.held().forget(at);
+        self.changed.notify_all();
+    }
+
+    /// No piece that begins in this range is wanted any more.
+    pub fn forget(&self, range: ByteRange) {
         let mut held = self.held();
-        if let Some(piece) = held.pieces.remove(&at) {
-            let bytes = piece.bytes.len() as u64;
-            held.bytes -= bytes;
-            held.unwritten -= if piece.written { 0 } else { bytes };
+        while let Some((at, _)) = held.pieces.range(range.start()..range.end()).next() {
+            let at = *at;
+            held.forget(at);
         }
+        drop(held);
+        self.changed.notify_all();
+    }
+
+    /// Nothing of it is wanted any more.
+    pub fn clear(&self) {
+        let mut held = self.held();
+        (held.bytes, held.unwritten) = (0, 0);
+        held.pieces.clear();
         self.changed.notify_all();
     }
 
@@ -188,6 +216,19 @@ mod tests {
         assert_eq!(waiting(&memory), Some(vec![16]), "what is there is written first");
         memory.remove(16);
         assert!(memory.wait().is_none());
+    }
+
+    #[test]
+    fn what_takes_the_place_of_another_piece_counts_once() {
+        let memory = Memory::new(100);
+        memory.put(0, vec![1; 60]);
+        memory.put(0, vec![1; 50]);
+        assert_eq!(memory.unwritten(), 50);
+        memory.written(0);
+        memory.put(0, vec![1; 40]);
+        assert_eq!((memory.unwritten(), memory.has_room(60, Duration::ZERO)), (40, true));
+        memory.remove(0);
+        assert_eq!((memory.unwritten(), memory.has_room(100, Duration::ZERO)), (0, true));
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! Fleeces: points in time of which only what the guest overwrites is kept, for as long as somebody reads them.
 //!
-//! - [`mod@format`]: the map file's bytes. Pure. [`map`] is the file, [`memory`] what waits to be written, [`sidecar`] where it is kept.
+//! - [`mod@format`]: the map file's bytes. Pure. [`map`] is the file, [`mark`] says that it is whole, [`memory`] what waits to be written, [`sidecar`] where it is kept.
 //! - [`areas`]: which parts may be read.
 //! - [`keeper`]: the threads that keep what is about to be overwritten, and look for strangers.
-//! - [`all`]: those of an image: begun ([`begin`], [`files`]), ended, and taken up from an earlier server ([`takeup`]).
+//! - [`all`]: those of an image: begun ([`begin`], [`files`]), ended, and taken up from an earlier server ([`takeup`], [`reach`]).
 
 pub mod all;
+mod allocated;
 pub mod areas;
 pub mod begin;
 pub mod files;
 pub mod format;
 pub mod keeper;
 pub mod map;
+pub mod mark;
 pub mod memory;
+pub mod reach;
 pub mod sidecar;
 pub mod takeup;
 
@@ -21,9 +24,12 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::stat::fstat;
+
 use self::areas::Areas;
 use self::keeper::Ears;
 use self::map::Map;
+use self::mark::Moment;
 use self::sidecar::Sidecar;
 use super::changes::{DIRTY, push};
 use super::device::Extents;
@@ -41,6 +47,9 @@ enum Look {
     /// At all processes.
     AtAll,
 }
+
+/// How often it is looked again where somebody opens it at each look.
+const LOOKS: u32 = 3;
 
 /// A fleece.
 pub struct Fleece {
@@ -122,10 +131,32 @@ impl Fleece {
     fn look(&self, how: Look) {
         // Held until it is said: whoever looks next finds nothing more, and must find it lost.
         let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
-        let (came, opened) = (strangers.came(), strangers.has_opened());
-        let is_there = || !past_us(&self.image).is_ok_and(|past| past.is_none());
-        if came || ((opened || how == Look::AtAll) && is_there()) {
-            self.watch.break_off("somebody had the image open for writing past its server, and may have written to it");
+        let mut before = None;
+        for _ in 0..LOOKS {
+            // There is always such a clock; without one what was said before counts.
+            let began = Moment::now().ok();
+            let (came, opened) = (strangers.came(), strangers.has_opened());
+            // Whoever had opened it until then was still there at the look, or is told of as come by now.
+            if !came && let Some(before) = before {
+                self.map.looked(before);
+            }
+            if opened {
+                self.map.looking();
+            }
+            let is_there = || !past_us(&self.image).is_ok_and(|past| past.is_none());
+            // By its path, which opens nothing.
+            if fstat(&*self.image).map_or(0, |stat| stat.st_size.cast_unsigned()) != self.point.clusters.size() {
+                self.watch.break_off("somebody has changed the size of the image past its server");
+            }
+            if came || ((opened || how == Look::AtAll) && is_there()) {
+                let why = "somebody had the image open for writing past its server, and may have written to it";
+                return self.watch.break_off(why);
+            }
+            if !opened {
+                return began.iter().for_each(|began| self.map.looked(*began));
+            }
+            // It may have taken a while: who has come and gone meanwhile is found at once.
+            before = began;
         }
     }
 

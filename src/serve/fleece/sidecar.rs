@@ -2,14 +2,17 @@
 //!
 //! So a place that a reader has let go is never used for anything else, whoever still reads it.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::allocated::Allocated;
 use super::format::State;
 use super::map::Map;
 use super::memory::Memory;
@@ -40,6 +43,7 @@ pub struct Sidecar {
     durable: bool,
     clones: AtomicBool,
     copied: AtomicU64,
+    allocated: Allocated,
     /// Of those who keep and those who let go.
     turn: Mutex<()>,
 }
@@ -78,6 +82,7 @@ impl Sidecar {
             durable: header.terms.durable,
             clones: AtomicBool::new(true),
             copied: AtomicU64::new(0),
+            allocated: Allocated::default(),
             turn: Mutex::new(()),
         })
     }
@@ -87,9 +92,14 @@ impl Sidecar {
         &self.data
     }
 
-    /// What it has: on its disk and in memory, in bytes; and how much of it was ever copied.
+    /// What it has, on its disk as that was last asked and in memory, in bytes; and how much of it was ever copied.
     pub fn sizes(&self) -> (u64, u64) {
-        (self.bytes(), self.copied.load(Ordering::Relaxed))
+        (self.allocated.bytes() + self.memory.unwritten(), self.copied.load(Ordering::Relaxed))
+    }
+
+    /// Asks how much is allocated, which a disk may have to be waited for.
+    pub fn ask_size(&self) {
+        self.allocated.ask(&*self.data);
     }
 
     /// Keeps whole clusters of the image. `around` makes the clone call, with the writes of the guest held meanwhile; `wanted` says of a
@@ -104,7 +114,8 @@ impl Sidecar {
         around: &dyn Fn(&mut dyn FnMut()),
         wanted: &dyn Fn(ByteRange) -> bool,
     ) -> io::Result<()> {
-        if self.bytes() + range.len() > self.most {
+        self.ask_size();
+        if self.sizes().0 + range.len() > self.most {
             return Err(Errno::ENOSPC.into());
         }
         if self.cloned(range, around, wanted)? {
@@ -121,11 +132,7 @@ impl Sidecar {
     /// The clusters of a range of whole ones.
     fn clusters(&self, range: ByteRange) -> impl Iterator<Item = ByteRange> + use<> {
         let (mut at, unit) = (range.start(), self.cluster.get());
-        std::iter::from_fn(move || {
-            let cluster = ByteRange::new(at, (at + unit).min(range.end()))?;
-            at = cluster.end();
-            Some(cluster)
-        })
+        std::iter::from_fn(move || ByteRange::new(at, (at + unit).min(range.end())).inspect(|it| at = it.end()))
     }
 
     /// Clones whole clusters; false where that cannot be, or a part of them is not wanted any more.
@@ -180,12 +187,23 @@ impl Sidecar {
             self.map.sync()?;
         }
         released();
-        let mut at = range.start();
-        while let Some(next) = self.memory.next(at).filter(|next| *next < range.end()) {
-            self.memory.remove(next);
-            at = next + 1;
-        }
+        self.memory.forget(range);
         Ok(())
+    }
+
+    /// These whole clusters are as in the base: from `denied` on nobody reads them. Said in the map before anybody overwrites them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn deny(&self, ranges: &[ByteRange], denied: &dyn Fn(ByteRange)) -> io::Result<()> {
+        for range in ranges {
+            // Who keeps some of it now may read it after it was overwritten.
+            let _turn = self.turn();
+            self.map.set(*range, State::Denied)?;
+            denied(*range);
+            self.memory.forget(*range);
+        }
+        if self.durable && !ranges.is_empty() { self.map.sync() } else { Ok(()) }
     }
 
     /// Gives the room of what was released back, in slices: nobody waits for it.
@@ -200,6 +218,16 @@ impl Sidecar {
             at += length;
         }
         Ok(())
+    }
+
+    /// It is lost: nobody reads it, and all of its room is given back, as far as the kernel will.
+    pub fn give_back(&self) {
+        self.memory.end();
+        {
+            let _turn = self.turn();
+            self.memory.clear();
+        }
+        let _ = ByteRange::new(0, self.geometry.size).map(|all| self.punch(all));
     }
 
     /// Puts what is in memory on the disk, until [`Sidecar::end`], or until some of it is lost there: `lost` is told of that.
@@ -232,7 +260,7 @@ impl Sidecar {
     fn settle(&self, at: u64, length: u64) -> io::Result<()> {
         let _turn = self.turn();
         let range = ByteRange::at(at, length).filter(|_| self.memory.at(at).is_some());
-        range.map_or(Ok(()), |range| self.map.set(range, State::Kept)).inspect(|()| self.memory.remove(at))
+        range.map_or(Ok(()), |it| self.map.set(it, State::Kept)).inspect(|()| self.memory.remove(at))
     }
 
     /// Everything that was written is on the disk.
@@ -251,11 +279,6 @@ impl Sidecar {
     /// Whether all is in the file, and on its disk.
     pub fn is_written(&self) -> bool {
         self.memory.is_empty()
-    }
-
-    fn bytes(&self) -> u64 {
-        let blocks = nix::sys::stat::fstat(self.data.as_fd()).map_or(0, |stat| stat.st_blocks.cast_unsigned());
-        blocks * 512 + self.memory.unwritten()
     }
 
     fn kept(&self, range: ByteRange) -> io::Result<()> {

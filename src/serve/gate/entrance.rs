@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::job::{Job, OnError, Stop};
+use super::job::{OnError, Stop};
 use super::{Gate, State};
 use crate::range::ByteRange;
 
@@ -50,7 +50,10 @@ impl Entrance {
             *last += 1;
             match job.stops(*last, self.range, since) {
                 Some(Stop::Clusters) => self.asked.push((*id, *last)),
-                Some(Stop::Call) => self.calls.push(*id),
+                Some(Stop::Call) => {
+                    job.held += 1;
+                    self.calls.push(*id);
+                }
                 None => {
                     // It may have been one too many.
                     broken.extend((job.machine.broken().is_some() && job.fate.lost().is_none()).then_some(*id));
@@ -64,6 +67,11 @@ impl Entrance {
         }
         broken.into_iter().for_each(|id| gate.settle(state, id));
         !(self.asked.is_empty() && self.calls.is_empty())
+    }
+
+    /// Whether it waits for a clone call.
+    pub(super) fn is_held(&self) -> bool {
+        !self.calls.is_empty()
     }
 
     /// What was answered, when all have, or one has refused it, or it gives up: then the others need not answer any more.
@@ -80,7 +88,12 @@ impl Entrance {
             self.withdraw(state);
             return Some(Answer::Refused(errno));
         }
-        self.calls.retain(|id| state.jobs.get(id).is_some_and(Job::holds));
+        self.calls.retain(|id| {
+            let Some(job) = state.jobs.get_mut(id) else { return false };
+            let holds = job.holds();
+            job.held -= usize::from(!holds);
+            holds
+        });
         if self.asked.is_empty() && self.calls.is_empty() {
             return Some(Answer::Look);
         }
@@ -98,11 +111,13 @@ impl Entrance {
     }
 
     /// It waits for nobody any more.
-    fn withdraw(&mut self, state: &mut State) {
+    pub(super) fn withdraw(&mut self, state: &mut State) {
         for (id, number) in self.asked.drain(..) {
             state.jobs.get_mut(&id).into_iter().for_each(|job| job.machine.forget(|it| *it == number));
         }
-        self.calls.clear();
+        for id in self.calls.drain(..) {
+            state.jobs.get_mut(&id).into_iter().for_each(|job| job.held -= 1);
+        }
     }
 
     /// When the time is up of somebody who waits for the same jobs as this one, and of which of them. At the same time first of one by

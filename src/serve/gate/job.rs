@@ -48,6 +48,8 @@ pub(super) struct Job {
     pub(super) limits: Limits,
     pub(super) on_error: OnError,
     pub(super) calling: bool,
+    /// Writes that a clone call has stopped and that have not gone on since.
+    pub(super) held: usize,
     /// A write has waited for this call for as long as it may: nobody waits for it any more, in whatever state its job is.
     pub(super) overlong: bool,
     /// Something was wanted, and no answer has come.
@@ -59,8 +61,8 @@ pub(super) struct Job {
 impl Job {
     pub(super) fn new(limits: Limits, on_error: OnError, tell: Tell) -> Self {
         let machine = Accesses::new(limits);
-        let (calling, overlong, asked, fate) = (false, false, false, Arc::default());
-        Self { machine, clusters: None, limits, on_error, calling, overlong, asked, fate, tell }
+        let (calling, held, overlong, asked, fate) = (false, 0, false, false, Arc::default());
+        Self { machine, clusters: None, limits, on_error, calling, held, overlong, asked, fate, tell }
     }
 
     /// Whether a write of these bytes has to wait, and for what.

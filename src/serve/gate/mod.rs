@@ -73,6 +73,8 @@ struct State {
     /// Of the writes that wait, those that need not any more: they go on, or fail with this error.
     answered: BTreeMap<u64, Result<(), i32>>,
     jobs: BTreeMap<u64, Job>,
+    /// No write goes on any more.
+    closed: bool,
 }
 
 impl State {
@@ -93,7 +95,7 @@ impl Drop for Passing<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.writing -= 1;
-        if state.writing == 0 && !state.jobs.is_empty() {
+        if state.writing == 0 && (state.closed || !state.jobs.is_empty()) {
             self.0.changed.notify_all();
         }
     }
@@ -141,7 +143,7 @@ impl Gate {
     fn enter_as(&self, mut write: Entrance) -> io::Result<Option<Passing<'_>>> {
         let mut state = self.lock();
         let mut on = true;
-        while on && write.is_stopped(self, &mut state) {
+        while on && !state.closed && write.is_stopped(self, &mut state) {
             let answer;
             (state, answer) = self.until_answered(state, &mut write);
             // From the beginning: another job may have come, and nothing may come between the last look and what follows.
@@ -152,16 +154,28 @@ impl Gate {
             }
         }
         write.went_on(&mut state, self.now());
+        if on && state.closed {
+            return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
+        }
         Ok(on.then(|| self.pass(&mut state)))
     }
 
     /// The same where it takes no waiting.
     pub fn try_enter(&self, range: ByteRange) -> Option<Passing<'_>> {
         let mut state = self.lock();
-        if !state.jobs.values().all(|job| job.lets_on(range)) {
+        if state.closed || !state.jobs.values().all(|job| job.lets_on(range)) {
             return None;
         }
         Some(self.pass(&mut state))
+    }
+
+    /// No write goes on from now on, and none waits; whether none is on its way to the disk any more, in time. Without that somebody else who
+    /// writes to the image may be overwritten by what this process was told before.
+    pub fn close(&self, limit: Duration) -> bool {
+        let mut state = self.lock();
+        state.closed = true;
+        self.changed.notify_all();
+        self.drain(state, limit).1
     }
 
     /// A write goes on.
@@ -200,8 +214,17 @@ impl Gate {
         write: &mut Entrance,
     ) -> (MutexGuard<'a, State>, Answer) {
         loop {
-            let now = self.now();
-            if let Some(answer) = write.answer(&mut state, now) {
+            if state.closed {
+                write.withdraw(&mut state);
+                return (state, Answer::Refused(libc::ESHUTDOWN));
+            }
+            let (now, held) = (self.now(), write.is_held());
+            let answer = write.answer(&mut state, now);
+            if held && !write.is_held() {
+                // A next call may wait for it to go first: it does with this lock, or waits for another job.
+                self.changed.notify_all();
+            }
+            if let Some(answer) = answer {
                 return (state, answer);
             }
             let (due, id) = write.due(&state).expect("a job that goes answers everybody");

@@ -39,9 +39,11 @@ impl Watch {
     /// # Errors
     /// Why not, in words: a write is on its way for longer than one may wait. None waits then.
     pub fn gather(&self, size: u64, cluster: PowerOfTwo) -> Result<(), String> {
+        // As much memory as is written here takes its time, too.
+        let clusters = Arc::new(Clusters::new(size, cluster));
         let mut state = self.gate.lock();
         let job = self.job(&mut state);
-        job.clusters = Some(Arc::new(Clusters::new(size, cluster)));
+        job.clusters = Some(clusters);
         job.machine.gather();
         let limit = job.limits.deadline;
         let (mut state, drained) = self.gate.drain(state, limit);
@@ -82,6 +84,14 @@ impl Watch {
     /// A clone call is about to be made: writes wait for it, and it for those on their way, for a while.
     pub fn calling(&self) {
         let mut state = self.gate.lock();
+        let until = self.gate.now() + DRAIN;
+        // Those that the call before has held go first, whoever is faster to the lock.
+        while self.job(&mut state).held > 0 {
+            match until.saturating_sub(self.gate.now()) {
+                Duration::ZERO => break,
+                left => state = self.gate.sleep(state, left),
+            }
+        }
         let job = self.job(&mut state);
         (job.calling, job.overlong) = (true, false);
         drop(self.gate.drain(state, DRAIN));
@@ -95,11 +105,11 @@ impl Watch {
 
     /// These bytes are in the snapshot.
     pub fn done(&self, range: ByteRange) {
-        let mut state = self.gate.lock();
-        if let Some(clusters) = &self.job(&mut state).clusters {
-            clusters.finish(range);
-        }
-        self.gate.settle(&mut state, self.id);
+        let clusters = self.job(&mut self.gate.lock()).clusters.clone();
+        // Without the lock: there may be terabytes of them, and who comes to it meanwhile would not be let go at his deadline. Whoever finds one
+        // that is not marked yet waits, and is let go below.
+        clusters.iter().for_each(|clusters| clusters.finish(range));
+        self.gate.settle(&mut self.gate.lock(), self.id);
     }
 
     /// What was wanted is done, or a part of it.
@@ -175,5 +185,66 @@ impl Drop for Watch {
             state.answered.extend(ready.into_iter().map(|number| (number, Ok(()))));
         }
         self.gate.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// A job that has come back says at once what it has done of terabytes: a guest's deadline comes meanwhile as well.
+    #[test]
+    fn nobody_waits_at_the_gate_for_as_long_as_many_clusters_are_marked() {
+        const CLUSTER: u64 = 4096;
+        let cluster = |index: u64| ByteRange::at(index * CLUSTER, CLUSTER).expect("not empty");
+        let unit = PowerOfTwo::new(CLUSTER).expect("a power of two");
+        let size = 512 << 30;
+        let in_between = || {
+            let gate = Arc::new(Gate::default());
+            let watch =
+                gate.watch(Duration::from_secs(600), OnError::BreakSnapshot, Box::new(|_| ())).expect("the only job");
+            watch.gather(size, unit).expect("nobody writes");
+            let clusters = watch.point().expect("gathered").clusters;
+            thread::scope(|scope| {
+                scope.spawn(|| watch.done(ByteRange::new(0, size).expect("all")));
+                while clusters.run(cluster(0)) != (cluster(0), true) {
+                    std::hint::spin_loop();
+                }
+                gate.is_calling();
+                !clusters.run(cluster(size / CLUSTER - 1)).1
+            })
+        };
+        // The other thread may be the only one that has a processor for a while.
+        assert!((0..20).any(|_| in_between()));
+    }
+
+    /// Whoever is faster to the lock: the one who clones is on the processor, and the write has to be woken.
+    #[test]
+    fn what_a_clone_call_has_held_goes_before_the_next_one() {
+        let gate = Arc::new(Gate::default());
+        let long = Duration::from_secs(600);
+        let watch = gate.watch(long, OnError::BreakSnapshot, Box::new(|_| ())).expect("the only job");
+        let all = ByteRange::new(0, 4096).expect("not empty");
+        watch.gather(4096, PowerOfTwo::new(4096).expect("a power of two")).expect("nobody writes");
+        watch.watch().expect("T0");
+        watch.done(all);
+        let first = |_: &i32| {
+            watch.calling();
+            thread::scope(|scope| {
+                scope.spawn(|| drop(gate.enter(all)));
+                while gate.lock().jobs.values().all(|job| job.held == 0) {
+                    thread::yield_now();
+                }
+                watch.called();
+                watch.calling();
+                let went_first = gate.lock().jobs.values().all(|job| job.held == 0);
+                watch.called();
+                went_first
+            })
+        };
+        // One that gets no processor for longer than a call waits for is not waited for.
+        assert!((0..100).filter(first).count() > 50);
     }
 }

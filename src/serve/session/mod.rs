@@ -15,6 +15,7 @@
 mod answers;
 mod input;
 mod pool;
+mod quick;
 #[cfg(test)]
 mod tests;
 
@@ -26,10 +27,11 @@ use super::buffers::{self, Buffers};
 use super::codec::{Broken, Command, OptionHeader, REQUEST, Request, hello, parse_hello, transmission};
 use super::device::Device;
 use super::negotiation::{Agreed, Exports, Negotiation, Next, Offer};
-use crate::threads::{Instant, scope};
+use crate::threads::scope;
 use answers::Answers;
 use input::Input;
 use pool::{Job, Pool, Worker};
+use quick::Quick;
 
 /// How long a client may take to choose an export: it has one of a bounded number of places. A VM that has its disk
 /// may be silent for as long as it likes.
@@ -47,12 +49,6 @@ const INLINE: usize = buffers::SMALL;
 /// The most replies that are sent together: with 32 requests on the way 4 were better than 2 and 8 on either side, reading and writing, and a
 /// third better than all (BENCHMARKS.md): the client reads them while the next ones are done.
 const TOGETHER: usize = 4;
-
-/// What takes no waiting takes no longer: 1 MiB from memory takes a quarter of it.
-const QUICK: Duration = Duration::from_micros(500);
-
-/// For how long nothing is tried at once after something took longer.
-const SLOW: Duration = Duration::from_millis(200);
 
 /// Replies are sent at the latest when so many bytes were collected.
 const COLLECTED: usize = 128 << 10;
@@ -178,7 +174,7 @@ fn transmit<S: Stream>(
     scope(|scope| {
         let pool = Pool::new(scope, &worker);
         let replies = Replies { bytes: Vec::new(), count: 0 };
-        let ended = Session { input, agreed, worker: &worker, pool, replies, slow_until: None }.run();
+        let ended = Session { input, agreed, worker: &worker, pool, replies, quick: Quick::default() }.run();
         // Nor shall the pool wait for a client that is not listened to any more; but one that says no more may still listen, as at the
         // server's end.
         if ended.as_ref().is_err_and(|e| e.kind() != ErrorKind::UnexpectedEof) {
@@ -200,8 +196,8 @@ struct Session<'s, 'e, S> {
     pool: Pool<'s, 'e, S>,
     /// Replies that nobody has sent yet.
     replies: Replies,
-    /// What takes no waiting does, until then: the kernel has let this thread wait all the same.
-    slow_until: Option<Instant>,
+    /// What takes no waiting.
+    quick: Quick,
 }
 
 impl<S: Stream> Session<'_, '_, S> {
@@ -257,10 +253,10 @@ impl<S: Stream> Session<'_, '_, S> {
 
     /// Makes room in the pool for a job of so many bytes.
     fn reserve(&mut self, bytes: usize) -> io::Result<()> {
-        if !self.pool.has_room(bytes) {
+        if !self.pool.try_reserve(bytes) {
             self.send()?;
+            self.pool.reserve(bytes);
         }
-        self.pool.reserve(bytes);
         Ok(())
     }
 
@@ -295,8 +291,8 @@ impl<S: Stream> Session<'_, '_, S> {
         }
         self.have_payload(request.payload as usize)?;
         let data = self.input.take(request.payload as usize);
-        let tried = !request.flags.fua() && !is_slow(self.slow_until);
-        if tried && at_once(&mut self.slow_until, || self.worker.device.write_now(data, request.offset)) {
+        let device = self.worker.device;
+        if !request.flags.fua() && self.quick.attempt(|| device.write_now(data, request.offset)) {
             self.worker.answers.done(&mut self.replies.bytes, request);
             return Ok(());
         }
@@ -335,31 +331,18 @@ impl<S: Stream> Session<'_, '_, S> {
     /// Answers a read from memory; false where that cannot be.
     fn read_now(&mut self, request: &Request) -> bool {
         let length = request.length as usize;
-        if length > INLINE || !self.worker.device.has_memory() || is_slow(self.slow_until) {
+        let device = self.worker.device;
+        if length > INLINE || !device.has_memory() || !self.quick.is_tried() {
             return false;
         }
         let before = self.replies.bytes.len();
         let data = self.worker.answers.begin_read(&mut self.replies.bytes, request, length);
-        let read = length == 0 || at_once(&mut self.slow_until, || self.worker.device.read_now(data, request.offset));
+        let read = length == 0 || self.quick.attempt(|| device.read_now(data, request.offset));
         if !read {
             self.replies.bytes.truncate(before);
         }
         read
     }
-}
-
-/// Whether what is said to take no waiting has taken some a moment ago: where accesses are watched, or the file system is frozen, the
-/// kernel has them wait whatever they ask for, and with this thread waits all that the client has to say.
-fn is_slow(until: Option<Instant>) -> bool {
-    until.is_some_and(|until| Instant::now() < until)
-}
-
-/// Does what is said to take no waiting, and finds out whether that is so.
-fn at_once(slow_until: &mut Option<Instant>, access: impl FnOnce() -> bool) -> bool {
-    let began = Instant::now();
-    let done = access();
-    *slow_until = (began.elapsed() > QUICK).then(|| Instant::now() + SLOW);
-    done
 }
 
 /// The lengths of the pieces of so many bytes.

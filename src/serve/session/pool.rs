@@ -1,20 +1,25 @@
 //! Those who wait for the disk, so that the requests of others need not.
 
 use std::io;
+use std::time::Duration;
 
 use super::answers::{Answers, told};
 use super::{PIECE, Stream, pieces};
 use crate::serve::buffers::{Buffer, Buffers};
 use crate::serve::codec::{Chunk, Command, Request, chunk_header, error_chunk, simple_reply, status_chunk};
 use crate::serve::device::Device;
-use crate::threads::{Builder, Condvar, Mutex, MutexGuard, PoisonError, Receiver, Scope, Sender, bounded};
+use crate::threads::{Builder, Condvar, Instant, Mutex, MutexGuard, PoisonError, Receiver, Scope, Sender, bounded};
 
-/// The most requests of one connection that wait for the disk, or for a job's clone, at the same time: as many as a QEMU has on the way, so
-/// that writes that wait keep no read from its turn.
-const THREADS: usize = 16;
+/// The most requests of one connection that wait for the disk, or for a job's clone, at the same time: as many as a QEMU has on the way
+/// (`MAX_NBD_REQUESTS` of its block/nbd.c), so that all of them wait beside one another, and the deadline of each begins when it comes.
+pub(super) const THREADS: usize = 16;
 
-/// The most bytes of one connection's requests that are in memory because the disk is waited for.
+/// The bytes of one connection's requests that are in memory because the disk is waited for, whatever others have there. More of them are where
+/// these take long, as long as all have little ([`Buffers::lend`]).
 const BYTES: usize = 2 * PIECE;
+
+/// What is longer than a disk takes that is not waited for: four long writes at a time on XFS take longer than two, since one of them has the file.
+const LONG: Duration = Duration::from_millis(5);
 
 /// The most extents of a context in one reply.
 const EXTENTS: usize = 2048;
@@ -57,19 +62,26 @@ impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
         Self { scope, worker, queue, jobs, started: 0 }
     }
 
-    /// Whether there is room for a job of so many bytes without waiting for another one's end.
-    pub fn has_room(&self, bytes: usize) -> bool {
-        self.worker.load().has_room(bytes)
+    /// Makes room for a job of so many bytes, which is to be given next, if that takes no waiting for another one's end; whether it did.
+    pub fn try_reserve(&mut self, bytes: usize) -> bool {
+        self.worker.load().take(bytes, None)
     }
 
-    /// Waits for room for a job of so many bytes; it is to be given next.
+    /// The same, and waits; for more than what is its own where the others take long.
     pub fn reserve(&mut self, bytes: usize) {
+        let until = Instant::now() + LONG;
         let mut load = self.worker.load();
-        while !load.has_room(bytes) {
-            load = self.worker.done.wait(load).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if load.take(bytes, left.is_zero().then_some(self.worker.buffers)) {
+                return;
+            }
+            load = if left.is_zero() {
+                self.worker.done.wait(load).unwrap_or_else(PoisonError::into_inner)
+            } else {
+                self.worker.done.wait_timeout(load, left).unwrap_or_else(PoisonError::into_inner).0
+            };
         }
-        load.jobs += 1;
-        load.bytes += bytes;
     }
 
     /// Gives a job to one of them, for which there is room.
@@ -95,12 +107,40 @@ impl<'s, 'e, S: Stream> Pool<'s, 'e, S> {
 pub struct Load {
     jobs: usize,
     bytes: usize,
+    /// Those of them that are not its own.
+    lent: usize,
 }
 
 impl Load {
-    /// Always, where there is nothing: no job has more than [`PIECE`] bytes.
-    fn has_room(&self, bytes: usize) -> bool {
-        self.jobs < THREADS && self.bytes + bytes <= BYTES
+    /// Takes room for a job, if there is any: always, where there is nothing, since no job has more than [`PIECE`] bytes. `lender`: whoever may
+    /// have more than what is its own.
+    fn take(&mut self, bytes: usize, lender: Option<&Buffers>) -> bool {
+        let more = (self.bytes + bytes).saturating_sub(BYTES).saturating_sub(self.lent);
+        if self.jobs >= THREADS || (more > 0 && !lender.is_some_and(|buffers| buffers.lend(more))) {
+            return false;
+        }
+        self.jobs += 1;
+        self.bytes += bytes;
+        self.lent += more;
+        true
+    }
+
+    fn give_back(&mut self, bytes: usize, buffers: &Buffers) {
+        self.jobs -= 1;
+        self.bytes -= bytes;
+        let lent = self.lent.min(self.bytes.saturating_sub(BYTES));
+        if lent < self.lent {
+            buffers.take_back(self.lent - lent);
+            self.lent = lent;
+        }
+    }
+}
+
+impl<S> Drop for Worker<'_, S> {
+    /// What the client has gone in the middle of was never given to anybody.
+    fn drop(&mut self) {
+        let left = self.load.get_mut().unwrap_or_else(PoisonError::into_inner).lent;
+        self.buffers.take_back(left);
     }
 }
 
@@ -135,9 +175,7 @@ impl<'a, S: Stream> Worker<'a, S> {
             self.answers.stream.close();
         }
         job.data.take().into_iter().for_each(|buffer| self.buffers.give(buffer));
-        let mut load = self.load();
-        load.jobs -= 1;
-        load.bytes -= job.bytes();
+        self.load().give_back(job.bytes(), self.buffers);
         self.done.notify_one();
     }
 
@@ -177,6 +215,9 @@ impl<'a, S: Stream> Worker<'a, S> {
     /// A chunk for each piece. What comes in one piece needs no structured replies.
     fn read_in_chunks(&self, request: &Request) -> io::Result<()> {
         let (mut offset, end) = (request.offset, request.offset + u64::from(request.length));
+        if request.length == 0 {
+            return self.answers.send(&self.answers.head(request, offset, 0, true));
+        }
         let mut buffer = self.buffers.take((request.length as usize).min(PIECE));
         for piece in pieces(request.length) {
             let last = offset + piece as u64 == end;

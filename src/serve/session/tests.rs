@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
 use super::*;
@@ -19,6 +19,9 @@ struct Slow {
     bad: usize,
     /// How long the parts of long writes had waited for others before.
     parts: Mutex<Vec<u64>>,
+    /// How many writes come together before one of them goes on, and how many are there.
+    gathers: usize,
+    there: (Mutex<usize>, Condvar),
 }
 
 impl Device for Slow {
@@ -44,6 +47,14 @@ impl Device for Slow {
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let (there, changed) = &self.there;
+        let mut count = there.lock().expect("a count");
+        *count += 1;
+        changed.notify_all();
+        let waited = changed.wait_timeout_while(count, Duration::from_secs(20), |count| *count < self.gathers);
+        if waited.expect("a count").1.timed_out() {
+            return Err(nix::errno::Errno::ETIMEDOUT.into());
+        }
         let from = offset as usize;
         self.bytes.lock().expect("the bytes")[from..from + bytes.len()].copy_from_slice(bytes);
         Ok(())
@@ -116,14 +127,23 @@ fn answers(structured: bool, bad: usize, requests: &[u8]) -> (Vec<u8>, io::Resul
 }
 
 fn disk(bad: usize) -> Arc<Slow> {
-    Arc::new(Slow { bytes: Mutex::new(pattern()), bad, parts: Mutex::default() })
+    gathering(bad, 0)
+}
+
+fn gathering(bad: usize, gathers: usize) -> Arc<Slow> {
+    Arc::new(Slow { bytes: Mutex::new(pattern()), bad, parts: Mutex::default(), gathers, there: Default::default() })
 }
 
 /// The same of this disk.
 fn answers_of(disk: Arc<Slow>, structured: bool, requests: &[u8]) -> (Vec<u8>, io::Result<()>) {
     let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
     let shelf = One(disk);
-    let server = thread::spawn(move || serve(&theirs, &shelf, &Buffers::default()));
+    let server = thread::spawn(move || {
+        let buffers = Buffers::default();
+        let ended = serve(&theirs, &shelf, &buffers);
+        assert!(buffers.lend(16 << 20), "of what has waited nothing is counted any more");
+        ended
+    });
     let mut said = vec![0, 0, 0, 3];
     if structured {
         said.extend(option(8, b""));
@@ -203,6 +223,8 @@ fn an_error_in_the_middle_is_told_and_the_next_request_heard() {
         let chunks = chunks(&bytes);
         let error = chunks.iter().find(|it| it.0 == 1 << 15 | 1).expect("an error");
         assert_eq!((error.1, error.2, &error.3[..4]), (true, 7, &(Errno::Io as u32).to_be_bytes()[..]));
+        let text = String::from_utf8_lossy(&error.3[6..]);
+        assert!(error.3[4..6] == (text.len() as u16).to_be_bytes() && text.contains("nput/output error"), "{text}");
         let next = chunks.iter().find(|it| it.2 == 8).expect("the next one's answer");
         assert!(next.3[8..] == pattern()[..512]);
         ended.expect("in peace");
@@ -237,6 +259,18 @@ fn everything_asked_for_is_answered_once_also_where_all_wait() {
     ended.expect("in peace");
 }
 
+/// The deadline of each begins when it comes, and not when those before it have gone on.
+#[test]
+fn writes_that_wait_wait_beside_one_another() {
+    let count = pool::THREADS;
+    let write = |n: usize| [request(0, 1, n as u64, n % END * PIECE, PIECE), vec![n as u8; PIECE]].concat();
+    let requests: Vec<u8> = (0..count).flat_map(write).chain(bye()).collect();
+    let (bytes, ended) = answers_of(gathering(SIZE, count), false, &requests);
+    assert!(bytes.as_chunks::<16>().0.iter().all(|reply| reply[4..8] == [0; 4]), "{bytes:?}");
+    assert_eq!(bytes.len(), count * 16);
+    ended.expect("in peace");
+}
+
 #[test]
 fn what_is_refused_costs_its_payload_and_nothing_else() {
     let beyond = [request(0, 1, 7, SIZE - 1, 4096), vec![1; 4096]].concat();
@@ -253,6 +287,20 @@ fn what_is_refused_costs_its_payload_and_nothing_else() {
 
 #[test]
 fn a_client_that_goes_in_the_middle_of_a_request_is_told_of() {
-    let (_, ended) = answers(false, SIZE, &request(0, 1, 7, 0, 4096)[..20]);
-    assert!(ended.is_err());
+    let cut_off = [request(0, 1, 7, 0, 4096)[..20].to_vec(), [request(0, 1, 7, 0, PIECE), vec![1; 4096]].concat()];
+    for request in cut_off {
+        let (_, ended) = answers(false, SIZE, &request);
+        assert!(ended.is_err());
+    }
+}
+
+#[test]
+fn a_read_of_nothing_is_answered() {
+    let asks = [request(0, 0, 7, 4096, 0), request(4, 0, 8, 0, 0), bye()].concat();
+    let (bytes, ended) = answers(false, SIZE, &asks);
+    assert_eq!(bytes.len(), 32);
+    ended.expect("in peace");
+    let (bytes, _) = answers(true, SIZE, &asks);
+    assert!(chunks(&bytes).iter().all(|it| it.0 == 0 && it.1 && it.3.is_empty()));
+    assert_eq!(chunks(&bytes).len(), 2);
 }

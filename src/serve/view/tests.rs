@@ -8,19 +8,19 @@ use crate::cbw::Clusters;
 use crate::range::PowerOfTwo;
 use crate::serve::gate::Fate;
 
-const CLUSTER: u64 = 4096;
-const COUNT: u64 = 8;
+pub(in crate::serve) const CLUSTER: u64 = 4096;
+pub(in crate::serve) const COUNT: u64 = 8;
 
 type First = Box<dyn Fn(&mut Vec<u8>) + Send + Sync>;
 
 /// A disk in memory, with something that is done before it is looked at.
-struct Memory {
+pub(in crate::serve) struct Memory {
     bytes: Mutex<Vec<u8>>,
     first: First,
 }
 
 impl Memory {
-    fn full_of(byte: u8, first: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) -> Arc<Self> {
+    pub(in crate::serve) fn full_of(byte: u8, first: impl Fn(&mut Vec<u8>) + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self { bytes: Mutex::new(vec![byte; (CLUSTER * COUNT) as usize]), first: Box::new(first) })
     }
 }
@@ -75,7 +75,7 @@ impl Device for Memory {
     }
 }
 
-fn cluster(index: u64) -> ByteRange {
+pub(in crate::serve) fn cluster(index: u64) -> ByteRange {
     ByteRange::at(index * CLUSTER, CLUSTER).expect("not empty")
 }
 

@@ -159,18 +159,22 @@ impl Scene<'_> {
         receive.arg("-q").arg(&stream).arg("--base").arg(&old).arg("-o").arg(&copy);
         let mut verify = self.program.verb("verify");
         verify.arg("-q").args([&new, &copy]);
-        for mut command in [send, receive, verify] {
+        let mut restore = self.program.verb("restore");
+        restore.arg("-q").args([&old, &image]);
+        for mut command in [send, receive, verify, restore] {
             peaks.push(measured(&mut command)?.peak_mib);
         }
-        self.rows.add("memory of diff, send, receive, verify", Some(("<=", 64.0)), "MiB", &[Spread::of(&peaks).max]);
         for path in [&image, &old, &new, &copy, &stream] {
             program::remove(path)?;
         }
-        self.recycled(&folder, &image)
+        peaks.extend(self.recycled(&folder, &image)?);
+        let what = "memory of diff, send, receive, verify, restore, rotate";
+        self.rows.add(what, Some(("<=", 64.0)), "MiB", &[Spread::of(&peaks).max]);
+        Ok(())
     }
 
-    /// Rotation with and without recycling, beside a reader and a writer.
-    fn recycled(&mut self, folder: &Path, image: &Path) -> Result<()> {
+    /// Rotation with and without recycling, beside a reader and a writer; its memory, in MiB, without that of the snapshot's own process.
+    fn recycled(&mut self, folder: &Path, image: &Path) -> Result<Vec<f64>> {
         // Removing takes its time, twice in each run.
         let size = self.size / 8;
         image::make(image, size)?;
@@ -184,20 +188,22 @@ impl Scene<'_> {
         };
         let mut ratios = Vec::new();
         let mut felt = [Vec::new(), Vec::new()];
+        let mut peaks = Vec::new();
         for _ in 0..self.runs {
             let mut took = [0.0; 2];
             for (side, more) in [&[][..], &["--recycle"]].into_iter().enumerate() {
-                // Two older ones, of which one is to go whatever comes.
-                for keep in ["1", "2"] {
+                // As the run before has left it: one that is kept and, for recycling, one that no rule keeps.
+                for keep in ["1", if more.is_empty() { "1" } else { "2" }] {
                     image::rewrite_one_percent(image, size)?;
                     run::checked(&mut rotate(keep, &[]))?;
                 }
                 image::rewrite_one_percent(image, size)?;
                 sandbox::settle(folder, CALM)?;
                 let guest = Guest::start(self.guest, image, 1, logs.path())?;
-                let outcome = run::checked(&mut rotate("1", more))?;
+                let rotated = measured(&mut rotate("1", more))?;
                 let accesses = guest.end()?;
-                took[side] = outcome.took.as_secs_f64();
+                took[side] = rotated.outcome.took.as_secs_f64();
+                peaks.push(rotated.peak_mib);
                 felt[side].push(felt_ms(&accesses));
             }
             eprintln!("  rotate: anew {:.1} s, recycled {:.1} s", took[0], took[1]);
@@ -206,7 +212,7 @@ impl Scene<'_> {
         self.rows.add("rotate --recycle / delete and clone anew, an eighth", None, "x", &ratios);
         self.rows.add("  guest's p99.9, anew", None, "ms", &felt[0]);
         self.rows.add("  guest's p99.9, recycled", None, "ms", &felt[1]);
-        Ok(())
+        Ok(peaks)
     }
 
     /// Large extents: diff beside cmp, send beside dd.

@@ -2,9 +2,14 @@
 
 use super::*;
 
+pub(in super::super) fn place(boot: u128, mounts: Option<&str>) -> Place {
+    Place { boot: Uuid::from_u128(boot), mounts: mounts.map(str::to_owned) }
+}
+
 pub(in super::super) fn header() -> Header {
     Header {
         name: "nightly".into(),
+        id: Uuid::from_u128(4),
         generation: 1,
         map_file: ImageId { ino: 7, generation: 8, subvolume: 0 },
         image: ImageId { ino: 5, generation: 6, subvolume: 0 },
@@ -24,7 +29,7 @@ pub(in super::super) fn header() -> Header {
         },
         t0: Timestamp::UNIX_EPOCH,
         base: Some("old.snap".into()),
-        boot: Uuid::from_u128(3),
+        place: place(3, Some("1 1 2")),
         seen: Timestamp::UNIX_EPOCH,
         left: None,
         broken: None,
@@ -62,7 +67,7 @@ fn a_write_that_is_cut_off_leaves_the_header_before_it() {
     assert_eq!(Header::newest(&torn), Some(old));
     torn[30] ^= 1;
     assert_eq!((Header::newest(&torn), is_ours(&torn)), (None, true));
-    assert_eq!([&b""[..], b"RIMGFLC1 and more", b"somebody's"].map(is_ours), [true, true, false]);
+    assert_eq!([&b""[..], b"RIMGFLC2 and more", b"somebody's"].map(is_ours), [true, true, false]);
 }
 
 #[test]
@@ -72,6 +77,16 @@ fn a_copy_of_a_map_is_told_from_it() {
     check("/x/a.img.nightly.fleece", id, true);
     check("/x/a.img.nightly.fleece", ImageId { ino: 9, ..id }, false);
     check("/x/a.img.g.fleece", id, false);
+}
+
+#[test]
+fn only_where_nothing_was_mounted_anew_is_everything_still_there() {
+    let left_for = |here| place(3, Some("1 1 2")).left_for(&here);
+    assert_eq!(left_for(place(3, Some("1 1 2"))), None);
+    assert_eq!(left_for(place(4, Some("1 1 2"))), Some("the host was started again"));
+    assert_eq!(left_for(place(3, Some("1 1 3"))), Some("the file system was mounted anew"));
+    assert_eq!(left_for(place(3, None)), Some("a file system may have been mounted anew"));
+    assert_eq!(place(3, None).left_for(&place(3, None)), Some("a file system may have been mounted anew"));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What clients feel while a point in time is kept: how fast they are once all of it is, and how long they wait while it is being made.
 //!
 //! The guest is fio's NBD client, one reader and one writer of 4 KiB with one request on the way each; beside ours stands what QEMU has for the
-//! same purpose, `copy-before-write` into a sidecar file with a backup that reads the instant by NBD.
+//! same purpose, `copy-before-write` into a sidecar file with a backup that reads the instant by NBD. A guest of another image on the same file
+//! system says what of the waits is the file system's and the disk's, with clone calls on them that have nothing to do with his image.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,9 @@ const BEFORE: Duration = Duration::from_secs(1);
 
 /// How long a guest is watched that nobody is beside.
 const IDLE: Duration = Duration::from_secs(5);
+
+/// How many times as large the image is as that of the neighbour.
+const OTHER: u64 = 4;
 
 /// The longest that fio runs if nobody ends it, in seconds.
 const LONGEST: u32 = 3600;
@@ -131,7 +135,7 @@ pub fn measure(kind: Kind, program: &Program, bytes: u64, runs: u32) -> Result<F
     let image = file_system.path().join("vm.img");
     image::make(&image, bytes)?;
     let stage = Stage { image, socket: file_system.path().join("vm.sock"), dir: file_system.path(), bytes };
-    let felt = vec![stage.idle(program)?, stage.snapshot(program)?, stage.qemu()?];
+    let felt = vec![stage.idle(program)?, stage.neighbour(program)?, stage.snapshot(program)?, stage.qemu()?];
     Ok(Figures { kind, bytes, kept, felt })
 }
 
@@ -178,6 +182,24 @@ impl Stage {
             Ok(())
         })?;
         serving.end();
+        Ok(felt)
+    }
+
+    /// A snapshot of the image, which nobody uses, by its server, while the guest has another image from another server.
+    fn neighbour(&self, program: &Program) -> Result<Felt> {
+        let (image, target) = (self.dir.join("other.img"), self.dir.join("vm.snap"));
+        let other = Self { bytes: self.bytes / OTHER, image, socket: self.socket.clone(), dir: self.dir.clone() };
+        image::make(&other.image, other.bytes)?;
+        let unused = self.dir.join("unused.sock");
+        let own = Serving::start(&program.serve(&self.image, &unused, "none"), &unused)?;
+        let serving = Serving::start(&program.serve(&other.image, &other.socket, "none"), &other.socket)?;
+        let felt = other.felt("rclone-img snapshot of another image", false, "", || {
+            run::checked(&mut program.snapshot(&self.image, &target, &["--consistency", "filter"])).map(drop)
+        })?;
+        serving.end();
+        own.end();
+        program::remove(&target)?;
+        fs::remove_file(&other.image).with_context(|| format!("remove {}", other.image.display()))?;
         Ok(felt)
     }
 
