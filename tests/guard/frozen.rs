@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::{
-    BLOCK, BOUND, Other, Sandbox, assert_same, fragmented, has, must, noise, on_both, roomy, skipped, slowly,
+    BLOCK, BOUND, LoopDevice, Other, Sandbox, assert_same, fragmented, has, must, noise, on_both, roomy, skipped,
+    slowly,
 };
 
 const MIB: u64 = 1 << 20;
@@ -83,11 +84,10 @@ fn a_writable_shared_mapping_counts_as_a_writer() {
 fn a_loop_device_on_the_image_counts_as_a_writer() {
     on_both(|s| {
         let image = image(s);
-        let device = must("losetup", &[&"-f", &"--show", &s.path(image)]).trim().to_owned();
-        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check_refused(s, image, &[&device])));
-        must("losetup", &[&"-d", &device]);
+        let device = LoopDevice::on(&s.path(image), false);
+        check_refused(s, image, &[device.0.to_str().expect("UTF-8")]);
+        drop(device);
         assert!(support::until(|| must("losetup", &[&"-j", &s.path(image)]).is_empty()));
-        refused.expect("refused, naming the loop device");
         s.exits(0, &["snapshot", "-q", image, "after.snap"]);
     });
 }
@@ -97,9 +97,9 @@ fn readers_and_readonly_loop_devices_are_welcome() {
     on_both(|s| {
         let image = image(s);
         let _reader = File::open(s.path(image)).expect("a reader");
-        let device = must("losetup", &[&"-r", &"-f", &"--show", &s.path(image)]).trim().to_owned();
+        let device = LoopDevice::on(&s.path(image), true);
         let out = s.run(&["snapshot", "-q", "--consistency", "frozen", image, "a.snap"]);
-        must("losetup", &[&"-d", &device]);
+        drop(device);
         assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, String::from_utf8_lossy(&out.stderr));
         assert_same(&s.path(image), &s.path("a.snap"));
     });

@@ -7,6 +7,7 @@
 
 pub mod agent;
 mod armed;
+mod device;
 mod family;
 mod files;
 pub mod fleeces;
@@ -36,6 +37,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use armed::armed;
+pub use device::{LoopDevice, turn};
 pub use family::Family;
 pub use files::{
     Random, SLOW, addresses, assert_same, difference, fragmented, has_extent, identity, noise, roomy, rounds, runs,
@@ -43,7 +45,7 @@ pub use files::{
 };
 pub use guest::{Armed, Felt, Guest};
 pub use job::{Ended, Job};
-pub use other::{LoopDevice, Other, XfsIo, full_pipe};
+pub use other::{Other, XfsIo, full_pipe};
 pub use qemu::{Disk, QemuIo, Vm, Writers};
 pub use recording::{Recording, Request};
 pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged, modes};
@@ -200,10 +202,12 @@ impl Sandbox {
     }
 
     pub fn mount(&self) {
+        let _turn = turn();
         must("mount", &[&"-o", &self.options, &self.disk(), &self.dir()]);
     }
 
     fn try_mount(&self) -> bool {
+        let _turn = turn();
         let mut mount = Command::new("mount");
         mount.args(["-o", &self.options]).args([self.disk(), self.dir()]).stdin(Stdio::null());
         mount.output().is_ok_and(|o| o.status.success())

@@ -2,10 +2,8 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-
-use super::must;
 
 /// Another program that is ended with the test: a writer, a reader, a mapping's owner.
 pub struct Other(pub Child);
@@ -38,22 +36,6 @@ impl Drop for Other {
         // It has ended already where its test failed; there is nobody to tell.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// A loop device, detached on drop.
-pub struct LoopDevice(pub PathBuf);
-
-impl LoopDevice {
-    pub fn on(path: &Path, read_only: bool) -> Self {
-        let find = if read_only { "-rf" } else { "-f" };
-        Self(PathBuf::from(must("losetup", &[&find, &"--show", &path]).trim()))
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
     }
 }
 
