@@ -95,6 +95,12 @@ fn sizes(file: &RealFile, size: u64) -> io::Result<(u64, u64)> {
     Ok((shape.data_bytes + shape.unwritten_bytes - shape.shared_bytes, shape.shared_bytes))
 }
 
+/// Its point in time; what is not complete may have none yet.
+fn t0(found: &Snapshot) -> Option<Timestamp> {
+    let none = found.verdict == Verdict::InProgress && found.record.t0 == Timestamp::UNIX_EPOCH;
+    (!none).then_some(found.record.t0)
+}
+
 /// The name of how it stands.
 fn state(verdict: Verdict) -> &'static str {
     match verdict {
@@ -108,7 +114,7 @@ fn state(verdict: Verdict) -> &'static str {
 fn object(path: &Path, found: &Snapshot, (own, shared): (u64, u64)) -> serde_json::Value {
     let record = &found.record;
     let object = json!({
-        "v": json::VERSION, "event": "snapshot", "state": state(found.verdict), "t0": record.t0.to_string(),
+        "v": json::VERSION, "event": "snapshot", "state": state(found.verdict), "t0": t0(found).map(|t0| t0.to_string()),
         "job": record.job.to_string(), "hold": record.hold, "point_in_time": record.point_in_time, "quiesced": record.quiesced,
         "image_ino": record.image.ino, "size": found.stat.size, "own_bytes": own, "shared_bytes": shared,
     });
@@ -119,9 +125,6 @@ fn person(out: &mut impl Write, first: bool, found: &Snapshot, (own, shared): (u
     if first {
         writeln!(out, "{:<20}  {:>6}  {:>10}  {:>10}  {:>10}  NAME", "T0", "AGE", "SIZE", "OWN", "SHARED")?;
     }
-    let t0 = found.record.t0;
-    // What is not complete shows no instant yet.
-    let none = found.verdict == Verdict::InProgress && t0 == Timestamp::UNIX_EPOCH;
     let remark = match (found.verdict, found.record.point_in_time) {
         (Verdict::Valid, true) if found.record.hold == HOLD => "  (received)",
         (Verdict::Valid, true) => "",
@@ -132,9 +135,9 @@ fn person(out: &mut impl Write, first: bool, found: &Snapshot, (own, shared): (u
     };
     let bytes = [found.stat.size, own, shared].map(words::bytes);
     let [size, own, shared] = &bytes;
-    let (t0, age) = match none {
-        true => ("-".into(), "-".into()),
-        false => (format!("{t0:.0}"), age(Timestamp::now().duration_since(t0))),
+    let (t0, age) = match t0(found) {
+        None => ("-".into(), "-".into()),
+        Some(t0) => (format!("{t0:.0}"), age(Timestamp::now().duration_since(t0))),
     };
     let name = words::name(&found.name);
     writeln!(out, "{t0:<20}  {age:>6}  {size:>10}  {own:>10}  {shared:>10}  {name}{remark}")

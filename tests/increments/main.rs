@@ -5,6 +5,7 @@ mod support;
 
 mod diff;
 mod restore;
+mod restore_back;
 mod restore_strangers;
 mod rotate;
 mod rotate_faults;

@@ -150,33 +150,6 @@ fn killed_at_any_instant_there_is_no_mixture_and_resume_ends_it() {
     });
 }
 
-#[test]
-fn abort_goes_back_where_the_former_state_was_kept() {
-    let random = Random::seeded("abort_goes_back_where_the_former_state_was_kept");
-    on_both(|s| {
-        long(s);
-        let was = fs::read(s.path("a.img")).expect("the image");
-        loop {
-            let _ = fs::remove_file(s.path("kept"));
-            let mut job =
-                s.command(&["restore", "-q", "a.snap", "a.img", "--keep-current", "kept"]).spawn().expect("started");
-            thread::sleep(Duration::from_micros(random.below(400_000)));
-            job.kill().and_then(|()| job.wait()).expect("killed");
-            if !s.path("a.img").exists() {
-                break;
-            }
-            // Too early, or too late.
-            s.run(&["abort", "kept"]);
-            s.run(&["abort", "a.img"]);
-            s.run(&["resume", "a.img"]);
-            fs::write(s.path("a.img"), &was).expect("as it was");
-        }
-        s.exits(0, &["abort", "-q", "a.img"]);
-        assert!(fs::read(s.path("a.img")).expect("there") == was);
-        assert_eq!(s.listing().len(), 3);
-    });
-}
-
 /// Starts a restore, and has it wait in this of its clone calls, of which it makes as many as this before there is no image: a trial, and one for
 /// a snapshot that can have no second name.
 pub fn held(s: &Sandbox, call: u32) -> Job {
@@ -381,33 +354,6 @@ fn who_writes_to_the_snapshot_meanwhile_waits() {
         s.exits(0, &["resume", "-q", "--force", "a.img"]);
         assert_same(&s.path("a.snap"), &s.path("a.img"));
         assert_eq!(s.listing().len(), 2);
-    });
-}
-
-/// What --keep-current has kept, and not another snapshot of the image that has its path by now.
-#[test]
-fn abort_takes_what_was_kept_and_nothing_else() {
-    on_both(|s| {
-        noise(&s.path("a.img"), MIB);
-        s.exits(0, &["snapshot", "-q", "a.img", "a.snap"]);
-        writer(&s.path("a.img")).write_all_at(b"new", 0).expect("written");
-        let was = fs::read(s.path("a.img")).expect("the image");
-        for call in 1.. {
-            let fault = format!("EIO:{call}");
-            s.start_with_fault(&fault, &["restore", "a.snap", "a.img", "--keep-current", "kept"]).end();
-            if !s.path("a.img").exists() {
-                break;
-            }
-            s.run(&["abort", "kept"]);
-            let _ = fs::remove_file(s.path("kept"));
-        }
-        fs::rename(s.path("kept"), s.path("other"))
-            .and_then(|()| fs::rename(s.path("a.snap"), s.path("kept")))
-            .expect("renamed");
-        refused(s, "is not what --keep-current has kept", &["abort", "a.img"]);
-        fs::rename(s.path("other"), s.path("kept")).expect("renamed");
-        s.exits(0, &["abort", "-q", "a.img"]);
-        assert!(fs::read(s.path("a.img")).expect("there") == was);
     });
 }
 

@@ -52,6 +52,7 @@ fn unfinished_work_has_no_age() {
         let out = s.run(&["list", "a.snap"]);
         let told = String::from_utf8_lossy(&out.stdout);
         assert!(told.contains("(not complete)") && !told.contains("1970") && told.contains("  - "), "{told}");
+        assert!(s.exits(0, &["list", "--json", "a.snap"])[0]["t0"].is_null());
     });
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use rclone_img::disk::sim::{Faults, IMAGE, Setup, SimDisk, SimFile};
 use rclone_img::disk::{Access, Disk, DiskFile, Stat};
 use rclone_img::engine::restore::intent::VERSION;
-use rclone_img::engine::restore::{Found, Intent, Names, Restore, look, own};
+use rclone_img::engine::restore::{Found, Intent, Names, Restore, Toward, look, own};
 use rclone_img::error::{Error, Kind, Result};
 use rclone_img::range::{ByteRange, Geometry};
 
@@ -88,7 +88,7 @@ fn restore(disk: &SimDisk) -> Result<()> {
 
 fn go_on(disk: &SimDisk) -> Result<()> {
     let restore = Restore::take(disk, &names(), &look(disk, &names())?)?;
-    let image = restore.own()?;
+    let image = restore.own(Toward::Snapshot)?;
     roll(disk, restore, &image)
 }
 

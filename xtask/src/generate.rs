@@ -170,7 +170,7 @@ fn ending(title: &str, verb: &str, verbs: &[String]) -> String {
         "rotate" => {
             partial + &journal + &file("X.removing", "A snapshot that was about to be removed; the next run does it.")
         }
-        "start" | "stop" => {
+        "fleece" | "start" | "stop" => {
             file(
                 "*.fleece",
                 "The map of a fleece: which clusters it has kept. rclone\\-img status shows it, rclone\\-img abort removes one that no server has.",

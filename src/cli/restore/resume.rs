@@ -14,7 +14,7 @@ use crate::cli::signals::Stop;
 use crate::cli::words;
 use crate::disk::Disk;
 use crate::disk::real::RealDisk;
-use crate::engine::restore::{Found, Intent, Restore, look, refused};
+use crate::engine::restore::{Found, Intent, Restore, Toward, look, refused};
 use crate::error::{Error, Kind, Result};
 
 /// Where to.
@@ -56,6 +56,11 @@ fn go_on(image: &Path, output: &Output, way: Way) -> Result<Option<u8>> {
             take(&place, &found)?.forget()?;
             told(image, (None, None), output, "untouched", None)?;
         }
+        // Taken back already, but for the last steps: there is no other way left.
+        Found::Done(intent) if intent.toward() == Toward::Kept => {
+            take(&place, &found)?.put_back()?;
+            told(image, (None, None), output, "was-put-back", None)?;
+        }
         Found::Done(_) if way == Way::Back => {
             let what = format!("the restore of {name} is complete but for its last steps");
             let hint = format!(
@@ -71,14 +76,15 @@ fn go_on(image: &Path, output: &Output, way: Way) -> Result<Option<u8>> {
         Found::Begun(intent) => {
             let began = Instant::now();
             let restore = take(&place, &found)?;
-            let (from, mut source) = match way {
-                Way::Back => kept(&name, image, intent)?,
-                Way::On | Way::Whatever => snapshot(&place, image, intent, way == Way::Whatever)?,
+            let toward = if way == Way::Back { Toward::Kept } else { Toward::Snapshot };
+            let (from, mut source) = match toward {
+                Toward::Kept => kept(&name, image, intent)?,
+                Toward::Snapshot => snapshot(&place, image, intent, way == Way::Whatever)?,
             };
             let stop = Stop::on_signals()?;
-            let file = soon(&place, || restore.own())?;
+            let file = soon(&place, || restore.own(toward))?;
             let restored = roll(restore, &file, &mut source, &stop, image, output)?;
-            let what = if way == Way::Back { "put-back" } else { "restored" };
+            let what = if toward == Toward::Kept { "put-back" } else { "restored" };
             told(image, (Some(&from), None), output, what, Some((restored, began)))?;
         }
     }

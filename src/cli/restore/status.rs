@@ -9,7 +9,7 @@ use super::{names, place};
 use crate::cli::service::log::with_path;
 use crate::cli::{json, words};
 use crate::disk::real::RealDisk;
-use crate::engine::restore::{Found, Names, is_live, look, refused};
+use crate::engine::restore::{Found, Names, Toward, is_live, look, refused};
 use crate::error::{Kind, Result};
 
 /// The restores in a directory that have not come to their end: for `status`.
@@ -33,25 +33,37 @@ pub fn unfinished(dir: &Path, entry: &OsStr) -> Option<PathBuf> {
 pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
     let Ok(place) = place(image) else { return Ok(None) };
     let live = is_live(&place.disk, &place.names)?;
+    let shown = words::shell(image);
+    let then = |text: &str| format!("{text}; rclone-img resume {shown}");
     let (state, text) = match look(&place.disk, &place.names)? {
         Found::Nothing | Found::Foreign => return Ok(None),
         Found::Anothers => return Err(refused(&place.disk, &place.names)?),
         _ if live => ("restoring", "is being restored; wait for it".to_owned()),
         Found::Empty | Found::Intended(_) => {
-            ("restore-intended", "a restore was about to begin, and the image is as it was".into())
+            ("restore-intended", then("a restore was about to begin, and the image is as it was"))
+        }
+        Found::Begun(intent) if intent.toward() == Toward::Kept => {
+            let text = format!(
+                "'rclone-img abort' of a restore was interrupted, and there is no image until it is ended: 'rclone-img abort {shown}' goes on with \
+                 that, 'rclone-img resume {shown}' takes the snapshot after all"
+            );
+            ("restore-abort-interrupted", text)
         }
         Found::Begun(intent) => {
             let back = if intent.kept.is_some() { ", and 'rclone-img abort' goes back" } else { "" };
-            ("restore-interrupted", format!("a restore was interrupted, and there is no image until it is ended{back}"))
+            let text = format!("a restore was interrupted, and there is no image until it is ended{back}");
+            ("restore-interrupted", then(&text))
         }
         Found::Astray(intent) => {
             let error = names::astray(&place, &intent);
-            return Ok(Some(told(image, as_json, "restore-astray", &format!("{}; {}", error.what, error.hint), false)));
+            ("restore-astray", format!("{}; {}", error.what, error.hint))
         }
-        Found::Done(_) => ("restore-complete", "a restore is complete but for its last steps".into()),
+        Found::Done(intent) if intent.toward() == Toward::Kept => {
+            ("restore-aborted", then("a restore was taken back but for the last steps"))
+        }
+        Found::Done(_) => ("restore-complete", then("a restore is complete but for its last steps")),
     };
-    let next = if live { String::new() } else { format!("; rclone-img resume {}", words::shell(image)) };
-    Ok(Some(told(image, as_json, state, &format!("{text}{next}"), live)))
+    Ok(Some(told(image, as_json, state, &text, live)))
 }
 
 fn told(image: &Path, as_json: bool, state: &str, text: &str, live: bool) -> (String, u8) {

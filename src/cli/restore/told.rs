@@ -50,6 +50,9 @@ pub(super) fn told(
         "was-restored" => {
             format!("{name}: the restore was complete, and the image has its name; the VM may be started\n")
         }
+        "was-put-back" => {
+            format!("{name}: is again what it was before the restore, and has its name; the VM may be started\n")
+        }
         "put-back" => format!("{name}: is again what it was, as {of} has kept it ({sums}); the VM may be started\n"),
         _ => {
             let undo = undo

@@ -34,6 +34,15 @@ const INTENT_MAX: usize = 64 << 10;
 /// Where [`Intent::begun`] stands in its text: one byte, which a crash leaves as it was or as it is to be.
 const BEGUN_AT: u64 = 9;
 
+/// What an image becomes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Toward {
+    /// What the snapshot is.
+    Snapshot,
+    /// What it was, as `--keep-current` has kept it: the restore is taken back.
+    Kept,
+}
+
 /// The names of a restore, all in one directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Names {
@@ -88,7 +97,8 @@ pub fn source_was(source: &Stat) -> (u64, String) {
 /// What is to be done; JSON, so that a person can read it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Intent {
-    /// 1 from when on the image may be a mixture, 2 when it is rolled back and the intent cannot be given its other name. It stands first, as one byte, which a crash leaves as it was or as it is to be.
+    /// 1 from when on the image may be a mixture, 2 when it is rolled back and the intent cannot be given its other name; 3 and 4 the same of one that
+    /// is taken back. It stands first, as one byte, which a crash leaves as it was or as it is to be.
     pub begun: u8,
     /// Format version.
     pub v: u32,
@@ -137,14 +147,14 @@ impl Intent {
     }
 
     /// The image may be a mixture from now on.
-    pub(super) fn begin(file: &impl DiskFile) -> io::Result<()> {
-        file.write_at(BEGUN_AT, b"1")?;
+    pub(super) fn begin(file: &impl DiskFile, toward: Toward) -> io::Result<()> {
+        file.write_at(BEGUN_AT, if toward == Toward::Kept { b"3" } else { b"1" })?;
         file.sync_all()
     }
 
     /// The image is no mixture any more.
-    pub(super) fn end(file: &impl DiskFile) -> io::Result<()> {
-        file.write_at(BEGUN_AT, b"2")?;
+    pub(super) fn end(file: &impl DiskFile, toward: Toward) -> io::Result<()> {
+        file.write_at(BEGUN_AT, if toward == Toward::Kept { b"4" } else { b"2" })?;
         file.sync_all()
     }
 
@@ -155,7 +165,12 @@ impl Intent {
 
     /// Whether the image is rolled back.
     pub fn is_done(&self) -> bool {
-        self.begun == 2
+        matches!(self.begun, 2 | 4)
+    }
+
+    /// What the image becomes, or has become: whoever was the last to work on it had that in mind.
+    pub fn toward(&self) -> Toward {
+        if matches!(self.begun, 3 | 4) { Toward::Kept } else { Toward::Snapshot }
     }
 }
 

@@ -34,7 +34,7 @@ use std::time::Duration;
 use crate::disk::{Access, Disk, DiskFile, Stat};
 use crate::error::{Error, Kind, Result};
 use crate::record::ImageId;
-pub use intent::{Intent, Names, is_meanwhile};
+pub use intent::{Intent, Names, Toward, is_meanwhile};
 pub use look::{Found, is_live, look, refused};
 pub use roll::{Owned, Restored};
 
@@ -46,6 +46,7 @@ pub struct Restore<'a, D: Disk> {
     intent: D::File,
     /// What that is called.
     called: OsString,
+    toward: Cell<Toward>,
     /// By [`Disk::clock`], a time before the image was last asked for as one's own.
     asked: Cell<Duration>,
 }
@@ -81,13 +82,13 @@ impl<'a, D: Disk> Restore<'a, D> {
             restore.forget()?;
             return Err(error);
         }
-        Intent::begin(&restore.intent).map_err(|e| failed("write that it has begun", e))?;
+        Intent::begin(&restore.intent, Toward::Snapshot).map_err(|e| failed("write that it has begun", e))?;
         Ok(restore)
     }
 
     fn new(disk: &'a D, names: &Names, intent: D::File, called: &OsStr) -> Self {
         let (names, called, asked) = (names.clone(), called.to_owned(), Cell::new(disk.clock()));
-        Self { disk, names, intent, called, asked }
+        Self { disk, names, intent, called, toward: Cell::new(Toward::Snapshot), asked }
     }
 
     /// Takes the lock of an intent that was just made. Whoever takes an empty one for what a crash has left may be about to remove it.
@@ -156,11 +157,11 @@ impl<'a, D: Disk> Restore<'a, D> {
         Err(Error::new(Kind::Busy, what, "look with 'rclone-img status'"))
     }
 
-    /// The image, which nobody else has open in any way.
+    /// The image, which nobody else has open in any way, and which becomes something else from now on.
     ///
     /// # Errors
     /// Refused where somebody has.
-    pub fn own(&self) -> Result<D::File> {
+    pub fn own(&self, toward: Toward) -> Result<D::File> {
         let image = open_image(self.disk, &self.names.aside).map_err(cannot_look)?;
         // A look by the name tells a number alone, which another file may have by now. Not by the subvolume: of one that was rolled back to a snapshot of itself it is another.
         let of = |it: ImageId| (it.ino, it.generation);
@@ -173,7 +174,8 @@ impl<'a, D: Disk> Restore<'a, D> {
         own(&image, &self.names.aside)?;
         // Whoever was killed may not have come to it, and what follows would outlive the image's other name.
         self.disk.sync_names().map_err(|e| failed("make the image's name last", e))?;
-        Intent::begin(&self.intent).map_err(|e| failed("write that it has begun", e))?;
+        Intent::begin(&self.intent, toward).map_err(|e| failed("write that it has begun", e))?;
+        self.toward.set(toward);
         Ok(image)
     }
 
@@ -193,7 +195,9 @@ impl<'a, D: Disk> Restore<'a, D> {
         match self.disk.rename(&self.names.intent, &self.names.done, false) {
             Ok(()) => self.called.clone_from(&self.names.done),
             // Somebody else's file has that name, in a directory that others may write to.
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Intent::end(&self.intent).map_err(cannot)?,
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {
+                Intent::end(&self.intent, self.toward.get()).map_err(cannot)?;
+            }
             Err(e) => return Err(cannot(e)),
         }
         self.disk.sync_names().map_err(cannot)?;
