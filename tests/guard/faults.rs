@@ -10,32 +10,50 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support;
-use crate::support::{Armed, BLOCK, Family, Guest, Sandbox, on_both, refused, rounds, slowly, until};
+use crate::support::{
+    Armed, BLOCK, Family, Guest, PATIENT, Sandbox, on_both, patiently, refused, rounds, slowly, until,
+};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+/// One that has ended by itself, because of what was sent to another, has nothing to be told.
 fn send(pid: Pid, signal: Signal) {
-    kill(pid, signal).unwrap_or_else(|e| panic!("{signal} to {pid}: {e}"));
+    match kill(pid, signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(e) => panic!("{signal} to {pid}: {e}"),
+    }
 }
 
-/// An image whose job lasts a few seconds when it is made [`slowly`].
+/// Bytes of an image whose job lasts a few seconds when it is made [`slowly`].
+const LASTS: u64 = 16 << 20;
+
+/// The same, and longer than a test takes until it has done something to the job.
+const LASTS_LONG: u64 = 32 << 20;
+
 fn image(s: &Sandbox) {
-    support::noise(&s.path("vm.img"), 16 << 20);
+    support::noise(&s.path("vm.img"), LASTS);
 }
 
 /// A test beside a guest that uses the image, and is not harmed by it.
 fn beside_a_guest(what: &str, test: impl Fn(&Sandbox, &Guest)) {
+    beside_a_guest_of(LASTS, what, test);
+}
+
+/// As [`beside_a_guest`], of an image of so many bytes.
+fn beside_a_guest_of(size: u64, what: &str, test: impl Fn(&Sandbox, &Guest)) {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
-        image(s);
+        support::noise(&s.path("vm.img"), size);
         let guest = Guest::start(&s.path("vm.img"));
         test(s, &guest);
         guest.stop().assert_unharmed(&format!("{:?} {what}", s.fs));
     });
 }
 
-/// The worker fails in the midst of its work, by itself.
-fn fault_inside(kind: &str, code: i32, says: &str) {
+/// The worker fails in the midst of its work, by itself, and says one of these, the first of them at least once.
+fn fault_inside(kind: &str, code: i32, says: &[&str]) {
+    let first = std::cell::Cell::new(false);
     beside_a_guest(kind, |s, guest| {
         for round in 0..rounds(20) {
             let what = format!("{:?} {kind}, round {round}", s.fs);
@@ -43,7 +61,8 @@ fn fault_inside(kind: &str, code: i32, says: &str) {
             let out = command.env("REFLINK_IMG_FAULT", format!("{kind}:300")).output().expect("it starts");
             let told = String::from_utf8_lossy(&out.stderr);
             assert_eq!(out.status.code(), Some(code), "{what}: {told}");
-            assert!(told.contains(says) && told.contains("hint: "), "{what}: {told}");
+            assert!(says.iter().any(|it| told.contains(it)) && told.contains("hint: "), "{what}: {told}");
+            first.set(first.get() || told.contains(says[0]));
             guest.runs_on();
             assert!(!s.path("vm.snap").exists(), "{what}: a snapshot is in place");
             let next = s.exits(0, &["snapshot", "vm.img", "vm.snap", "--json"]);
@@ -51,17 +70,19 @@ fn fault_inside(kind: &str, code: i32, says: &str) {
             fs::remove_file(s.path("vm.snap")).expect("the snapshot");
         }
     });
+    assert!(first.get(), "{kind}: it never said {:?}", says[0]);
 }
 
 #[test]
 fn the_worker_panics() {
-    fault_inside("panic", 6, "the point in time is lost");
+    fault_inside("panic", 6, &["the point in time is lost"]);
 }
 
-/// The thread that answers is alive, and gives the access up before the supervisor has to.
+/// The thread that answers is alive, and gives the access up before the supervisor has to. Where this machine stands still for the tenth of a second
+/// between the two, that one may come first.
 #[test]
 fn a_clone_call_hangs() {
-    fault_inside("hang", 6, "was about to wait for longer than --guest-deadline");
+    fault_inside("hang", 6, &["was about to wait for longer than --guest-deadline", "unanswered"]);
 }
 
 /// Whoever needs nothing cloned waits neither for a clone call that takes long nor for those who wait for it.
@@ -99,12 +120,12 @@ fn an_access_to_what_is_done_goes_on_while_a_clone_call_hangs() {
 
 #[test]
 fn the_device_fails_under_a_clone_call() {
-    fault_inside("EIO", 6, "cannot clone");
+    fault_inside("EIO", 6, &["cannot clone"]);
 }
 
 #[test]
 fn the_kernel_has_no_memory_for_a_clone_call() {
-    fault_inside("ENOMEM", 6, "its point in time is lost");
+    fault_inside("ENOMEM", 6, &["its point in time is lost"]);
 }
 
 /// What cannot be shared for want of space is copied, and the guest waits no longer for it than it may.
@@ -112,7 +133,7 @@ fn the_kernel_has_no_memory_for_a_clone_call() {
 fn the_file_system_has_no_space_to_share() {
     beside_a_guest("ENOSPC", |s, _| {
         for _ in 0..rounds(20) {
-            let mut command = s.command(&["snapshot", "vm.img", "vm.snap", "--json"]);
+            let mut command = s.command(&[&["snapshot", "vm.img", "vm.snap", "--json"], &PATIENT[..]].concat());
             let out = command.env("REFLINK_IMG_FAULT", "ENOSPC:2").output().expect("it starts");
             assert_eq!(out.status.code(), Some(0), "{:?}: {}", s.fs, String::from_utf8_lossy(&out.stderr));
             let events = support::events(&String::from_utf8_lossy(&out.stdout));
@@ -125,11 +146,13 @@ fn the_file_system_has_no_space_to_share() {
 /// Makes a fault while a guest uses the image and a job clones it; `code` is how the job ends, `None` where nobody is left
 /// to say. The next run of the same command makes the snapshot.
 fn fault(name: &str, code: Option<i32>, act: impl Fn(Family)) {
-    beside_a_guest(name, |s, guest| {
+    let size = if code == Some(6) { LASTS_LONG } else { LASTS };
+    beside_a_guest_of(size, name, |s, guest| {
         for round in 0..rounds(20) {
             let what = format!("{:?} {name}, round {round}", s.fs);
             let begun = || {
-                let mut job = s.start(&slowly(&["snapshot", "vm.img", "vm.snap", "--force"]));
+                let args = ["snapshot", "vm.img", "vm.snap", "--force"];
+                let mut job = s.start(&if code == Some(6) { slowly(&args) } else { patiently(&args) });
                 assert!(job.wait_for("started"), "{what}: {}", job.end().stderr);
                 let family = Family::of(&job);
                 guest.runs_on();
@@ -224,7 +247,7 @@ fn the_job_is_sent_to_the_background() {
 fn the_process_group_is_stopped() {
     beside_a_guest("group stopped", |s, guest| {
         for _ in 0..rounds(20) {
-            let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "-q"]));
+            let mut command = s.command(&patiently(&["snapshot", "vm.img", "vm.snap", "-q"]));
             let mut front = command.process_group(0).stderr(Stdio::piped()).spawn().expect("the program starts");
             let group = Pid::from_raw(front.id() as i32);
             assert!(until(|| s.path("vm.snap.partial").exists()));
@@ -248,7 +271,7 @@ fn nobody_drains_the_reports() {
         // What is renamed into place can be no pipe: nothing has begun when that is told.
         refused(s, "is not a regular file", &["snapshot", "vm.img", "vm.snap", "--metrics", metrics]);
         for _ in 0..rounds(20) {
-            let mut command = s.command(&["snapshot", "vm.img", "vm.snap", "--json"]);
+            let mut command = s.command(&[&["snapshot", "vm.img", "vm.snap", "--json"], &PATIENT[..]].concat());
             // A pipe that is full before the job has told anything.
             let (full, _keep) = support::full_pipe();
             command.stdout(full.try_clone().expect("dup")).stderr(full);
@@ -265,7 +288,7 @@ fn nobody_drains_the_reports() {
 fn the_worker_is_killed_when_all_is_done() {
     beside_a_guest("killed when done", |s, _| {
         let (full, read) = support::full_pipe();
-        let mut command = s.command(&slowly(&["snapshot", "vm.img", "vm.snap", "--json"]));
+        let mut command = s.command(&patiently(&["snapshot", "vm.img", "vm.snap", "--json"]));
         // It tries for some seconds to tell how it has ended.
         let front = command.stdout(full).stderr(Stdio::piped()).spawn().expect("the program starts");
         let family = Family::behind(front.id());
@@ -349,7 +372,12 @@ fn cron_runs_it_with_the_lowest_priority_on_a_busy_host() {
         for with in ways.repeat(rounds(20) as usize) {
             let mut command = Command::new(with[0]);
             command.args(&with[1..]).arg(support::PROGRAM).args(["snapshot", "vm.img", "vm.snap", "--json"]);
-            let out = command.current_dir(s.dir()).stdin(Stdio::null()).output().expect("it starts");
+            command.current_dir(s.dir()).stdin(Stdio::null());
+            let mut out = command.output().expect("it starts");
+            // Where others keep this machine from it as well the guest comes first, as it should. Once.
+            if out.status.code() == Some(6) && String::from_utf8_lossy(&out.stderr).contains("--guest-deadline") {
+                out = command.output().expect("it starts");
+            }
             let told = String::from_utf8_lossy(&out.stdout);
             let what = format!("{:?} {with:?}: {told}{}", s.fs, String::from_utf8_lossy(&out.stderr));
             assert_eq!(out.status.code(), Some(0), "{what}");

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Fs, LoopDevice, Other, Sandbox, on_both};
+use crate::support::{Fs, LoopDevice, Other, Sandbox, must, on_both};
 use rclone_img::disk::real::RealFile;
 use rclone_img::hold::holders::{Holder, Holding, holders};
 use rclone_img::range::ByteRange;
@@ -91,7 +91,7 @@ fn somebody_elses_processes_are_counted_where_they_cannot_be_seen() {
     fs::write(&path, [0; 4096]).expect("write");
     // Where the test was built need not be open to that user.
     let itself = s.path("search");
-    fs::copy(std::env::current_exe().expect("this test"), &itself).expect("copy");
+    must("cp", &[&std::env::current_exe().expect("this test"), &itself]);
     let _writer = Other::opens("<>", &path);
     let mut command = Command::new(itself);
     command.args(["--exact", "holders::child_that_searches", "--nocapture"]).env(CHILD_SEARCHES, &path).uid(65_534);

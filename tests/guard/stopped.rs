@@ -53,7 +53,7 @@ fn broken(says: &str) -> impl Fn(&Sandbox, &Ended) {
 fn the_supervisor_is_stopped() {
     // Without somebody who would let it go on no guest is made to wait.
     let act = |f: &Family, _: &Guest| send(f.supervisor, Signal::SIGSTOP);
-    fault("500ms", act, broken("its supervisor"));
+    fault("2s", act, broken("its supervisor"));
 }
 
 #[test]
@@ -76,10 +76,10 @@ fn both(f: &Family, signal: Signal) {
 fn worker_and_supervisor_are_stopped_for_longer_than_a_guest_may_wait() {
     let act = |f: &Family, _: &Guest| {
         both(f, Signal::SIGSTOP);
-        thread::sleep(Duration::from_millis(1500));
+        thread::sleep(Duration::from_millis(4000));
         both(f, Signal::SIGCONT);
     };
-    fault("500ms", act, broken("was stopped for "));
+    fault("2s", act, broken("was stopped for "));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support;
-use crate::support::{Armed, LoopDevice, Other, Sandbox, XfsIo, fragmented, on_both, refused, until};
+use crate::support::{Armed, LoopDevice, Other, Sandbox, XfsIo, fragmented, must, on_both, refused, until};
 use io_uring::{IoUring, Probe};
 use nix::sched::{CloneFlags, unshare};
 use rclone_img::sys::fanotify::{Group, Mark};
@@ -142,7 +142,8 @@ fn a_mapping_that_cannot_change_the_image_is_no_obstacle() {
     on_both(|s| {
         // A program that runs is mapped privately.
         let path = s.path("vm.img");
-        fs::copy("/bin/sleep", &path).expect("a copy");
+        // By another process: who is forked from this one meanwhile has what is written open, and nobody could run it.
+        must("cp", &[&Path::new("/bin/sleep"), &path]);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
         let mut runs = Command::new(&path).arg("1000").stdin(Stdio::null()).spawn().expect("it runs");
         is_no_obstacle(s);

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use crate::support;
 use crate::support::{
-    Armed, BLOCK, Ended, Fs, LoopDevice, Other, Sandbox, XfsIo, assert_same, noise, on_both, slowly, until,
+    Armed, BLOCK, Ended, Fs, LoopDevice, Other, Sandbox, Turn, XfsIo, assert_same, noise, noise_in_use, on_both,
+    patiently, slowly, turn, until,
 };
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::truncate;
@@ -26,8 +27,10 @@ enum Becomes {
     Right,
     /// The job says so, with these words, and nothing is in place.
     Broken(&'static str),
+    /// The same, with these words or those: he was looked at while he was there, or is told of when he goes.
+    Seen(&'static str, &'static str),
 }
-use Becomes::{Broken, Right};
+use Becomes::{Broken, Right, Seen};
 
 /// Makes a snapshot while `act` does something to the image, through a descriptor that can be watched if it takes that. How
 /// many clusters were cloned out of turn, where it has become one.
@@ -39,10 +42,11 @@ fn meanwhile(s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, 
 fn meanwhile_of(size: u64, s: &Sandbox, name: &str, becomes: Becomes, act: impl FnOnce(&File, &Path)) -> Option<u64> {
     let what = format!("{:?}, {name}", s.fs);
     let (image, as_at_t0) = (s.path("vm.img"), s.outside("t0"));
-    noise(&image, size);
+    let make = if image.exists() { noise_in_use } else { noise };
+    make(&image, size);
     fs::copy(&image, &as_at_t0).expect("a copy");
     let file = OpenOptions::new().read(true).write(true).open(&image).expect("open");
-    let mut job = s.start(&slowly(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]));
+    let mut job = s.start(&patiently(&["snapshot", "--consistency", "guard", "vm.img", "vm.snap"]));
     assert!(job.wait_for("started"), "{what}: {}", job.end().stderr);
     assert!(s.path("vm.snap.partial").exists(), "{what}: it has ended too early for a test");
     act(&file, &image);
@@ -61,8 +65,14 @@ fn ended(s: &Sandbox, what: &str, becomes: Becomes, end: Ended) {
         fs::remove_file(s.path("vm.snap")).expect("the snapshot");
     }
     assert_eq!(end.code, Some(code), "{what}: {}", end.stderr);
-    if let Broken(words) = becomes {
-        assert!(end.stderr.contains(words) && end.stderr.contains("hint: "), "{what}: {}", end.stderr);
+    let words = match becomes {
+        Right => None,
+        Broken(words) => Some([words, words]),
+        Seen(there, gone) => Some([there, gone]),
+    };
+    if let Some(words) = words {
+        let said = |words: &str| end.stderr.contains(words);
+        assert!(words.into_iter().any(said) && said("hint: "), "{what}: {}", end.stderr);
         s.exits(0, &["abort", "vm.snap"]);
     }
     s.no_sidecars("vm.snap");
@@ -87,10 +97,13 @@ fn writes_and_reads() {
         meanwhile(s, "many clusters", Right, |file, _| write(file, FAR - 100, 300_000));
         meanwhile(s, "the last byte", Right, |file, _| write(file, SIZE - 1, 1));
         meanwhile(s, "all of it", Right, |file, _| write(file, 0, SIZE));
+        // Closed when all is over: what another test starts meanwhile might else be the last to close it, and is a stranger.
+        let mut direct = None;
         meanwhile(s, "past the page cache", Right, |_, path| {
-            let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).expect("open");
+            let opened = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path).expect("open");
             let memory = vec![7; 3 * BLOCK as usize];
             let aligned = memory.as_ptr().align_offset(BLOCK as usize);
+            let direct = direct.insert(opened);
             direct.write_all_at(&memory[aligned..aligned + 2 * BLOCK as usize], FAR).expect("written");
         });
         meanwhile(s, "nothing, read", Right, |file, _| assert_eq!(file.read_at(&mut [], 0).expect("read"), 0));
@@ -197,9 +210,10 @@ fn what_moves_the_rest_of_the_image() {
 fn mappings() {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
-        let mut program = None;
+        // It runs before: the look that would find the mapping comes a moment after T0.
+        let mut program = XfsIo::open_to_read(Path::new("/dev/null"));
         meanwhile(s, "mapped, written and unmapped", Right, |_, path| {
-            let program = program.insert(XfsIo::open(path));
+            program.tell(&format!("open {}", path.display()));
             program.tell(&format!("mmap -rw {FAR} 65536"));
             program.tell(&format!("mwrite {FAR} 65536"));
             program.tell("munmap");
@@ -225,28 +239,31 @@ fn a_loop_device_that_comes_meanwhile() {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
         let mut device = None;
-        meanwhile(s, "and stays", Broken("is backed by it and can be written"), |_, path| {
-            device = Some(LoopDevice::on(path, false));
-        });
+        let on = |turn: &Turn, path: &Path, read_only| LoopDevice::in_turn(turn, path, read_only);
+        // Nothing is waited for while the job runs.
+        let one = turn();
+        meanwhile(s, "and stays", Broken(BACKED), |_, path| device = Some(on(&one, path, false)));
         drop(device.take());
-        meanwhile(s, "read-only", Right, |_, path| device = Some(LoopDevice::on(path, true)));
+        meanwhile(s, "read-only", Right, |_, path| device = Some(on(&one, path, true)));
         drop(device);
-        meanwhile(s, "read-only, and goes", Right, |_, path| drop(LoopDevice::on(path, true)));
-        meanwhile(s, "writes, and goes", GONE, |_, path| {
-            let device = LoopDevice::on(path, false);
+        meanwhile(s, "read-only, and goes", Right, |_, path| drop(on(&one, path, true)));
+        meanwhile(s, "writes, and goes", Seen(BACKED, CLOSED), |_, path| {
+            let device = on(&one, path, false);
             let file = OpenOptions::new().write(true).open(&device.0).expect("open");
             file.write_all_at(&[7; 65536], FAR).and_then(|()| file.sync_all()).expect("written");
         });
     });
 }
 
-const GONE: Becomes = Broken("has closed what was opened for writing after the point in time");
+const BACKED: &str = "is backed by it and can be written";
+const CLOSED: &str = "has closed what was opened for writing after the point in time";
+const GONE: Becomes = Broken(CLOSED);
 
 #[test]
 fn who_comes_and_goes_meanwhile() {
     on_both(|s| {
         let _armed = Armed::directory(&s.dir());
-        meanwhile(s, "a mapping that grows", GONE, |_, path| {
+        meanwhile(s, "a mapping that grows", Seen("has it mapped shared", CLOSED), |_, path| {
             let mut program = XfsIo::open(path);
             program.tell(&format!("mmap -rw {FAR} 4096"));
             program.tell("mremap -m 262144");
@@ -284,10 +301,12 @@ fn a_check_beside_a_job() {
             let image = s.run(&["check", "vm.img"]);
             assert!(String::from_utf8_lossy(&image.stdout).contains("yes  guard"), "{image:?}");
         });
+        let all = std::cell::OnceCell::new();
         check("of the directory", &|path| {
             let open = |read, flags| OpenOptions::new().read(read).write(true).custom_flags(flags).open(path);
-            let _all =
-                [(false, 0), (true, libc::O_DIRECT), (false, libc::O_DIRECT)].map(|(r, f)| open(r, f).expect("open"));
+            let ways = [(false, 0), (true, libc::O_DIRECT), (false, libc::O_DIRECT)];
+            // Until all is over, as above.
+            all.set(ways.map(|(r, f)| open(r, f).expect("open"))).expect("once");
             s.exits(0, &["check", "."]);
         });
     });

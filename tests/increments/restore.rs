@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::history::{change, image, on_every};
@@ -116,11 +116,17 @@ fn killed_at_any_instant_there_is_no_mixture_and_resume_ends_it() {
     let random = Random::seeded("killed_at_any_instant_there_is_no_mixture_and_resume_ends_it");
     on_both(|s| {
         let mut ends = [0; 3];
+        // As long as one takes here, and a little longer.
+        long(s);
+        let began = Instant::now();
+        s.exits(0, &["restore", "-q", "a.snap", "a.img"]);
+        let takes = began.elapsed() + began.elapsed() / 5;
+        fs::remove_file(s.path("a.img")).and_then(|()| fs::remove_file(s.path("a.snap"))).expect("removed");
         for round in 0..runs(20, 100) {
             long(s);
             let was = fs::read(s.path("a.img")).expect("the image");
             let mut job = s.command(&["restore", "-q", "a.snap", "a.img"]).spawn().expect("started");
-            thread::sleep(Duration::from_micros(random.below(250_000)));
+            thread::sleep(Duration::from_micros(random.below(takes.as_micros() as u64)));
             job.kill().and_then(|()| job.wait()).expect("killed");
             let becomes = fs::read(s.path("a.snap")).expect("the snapshot");
             let image = fs::read(s.path("a.img")).ok();
@@ -177,7 +183,13 @@ fn who_opens_the_image_meanwhile_has_no_mixture() {
         s.run(&["check", "."]);
         assert_eq!(open("a.img.restoring").err().and_then(|e| e.raw_os_error()), Some(libc::EAGAIN));
         let aside = s.path("a.img.restoring");
+        let image = format!(":{} ", fs::metadata(&aside).expect("the image").ino());
         let waits = thread::spawn(move || fs::read(aside).expect("let in"));
+        let is_waited_for = || {
+            let locks = fs::read_to_string("/proc/locks").expect("locks");
+            locks.lines().any(|lock| lock.contains("BREAKING") && lock.contains(&image))
+        };
+        assert!(support::until(is_waited_for), "{:?}", s.fs);
         fs::remove_file(s.path("held")).expect("let go");
         let ended = job.end();
         assert_eq!(ended.code, Some(0), "{:?}: {}", s.fs, ended.stderr);

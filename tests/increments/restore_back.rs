@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::restore::long;
-use crate::support::{Random, Sandbox, noise, on_both, refused, writer};
+use crate::support::{Random, Sandbox, noise, on_both, refused, writer, written};
 
 const MIB: u64 = 1 << 20;
 
@@ -16,11 +16,11 @@ fn abort_goes_back_where_the_former_state_was_kept() {
     on_both(|s| {
         long(s);
         let was = fs::read(s.path("a.img")).expect("the image");
-        loop {
+        for attempt in 2.. {
             let _ = fs::remove_file(s.path("kept"));
             let mut job =
                 s.command(&["restore", "-q", "a.snap", "a.img", "--keep-current", "kept"]).spawn().expect("started");
-            thread::sleep(Duration::from_micros(random.below(400_000)));
+            thread::sleep(Duration::from_micros(random.below(attempt * 200_000)));
             job.kill().and_then(|()| job.wait()).expect("killed");
             if !s.path("a.img").exists() {
                 break;
@@ -29,7 +29,7 @@ fn abort_goes_back_where_the_former_state_was_kept() {
             s.run(&["abort", "kept"]);
             s.run(&["abort", "a.img"]);
             s.run(&["resume", "a.img"]);
-            fs::write(s.path("a.img"), &was).expect("as it was");
+            written(&s.path("a.img"), &was);
         }
         s.exits(0, &["abort", "-q", "a.img"]);
         assert!(fs::read(s.path("a.img")).expect("there") == was);

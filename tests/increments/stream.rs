@@ -16,7 +16,8 @@ use crate::diff::diff;
 use crate::support;
 use crate::support::history::{change, image, on_every};
 use crate::support::{
-    BLOCK, Random, Sandbox, assert_same, difference, must, noise, on_both, refused, rounds, runs, there, writer,
+    BLOCK, Random, Sandbox, assert_same, difference, must, nobody_has, noise, on_both, refused, rounds, runs, there,
+    writer,
 };
 
 const MIB: u64 = 1 << 20;
@@ -299,7 +300,7 @@ fn checksums_find_what_the_format_does_not() {
 fn what_somebody_else_has_put_in_the_place_of_the_checksums_stays() {
     on_both(|s| {
         two(s);
-        let mut send = s.command(&["send", "-q", "a.1", "--checksum", "-o", "d", "--bwlimit", "8M"]);
+        let mut send = s.command(&["send", "-q", "a.1", "--checksum", "-o", "d", "--bwlimit", "2M"]);
         let mut send = send.stderr(Stdio::piped()).spawn().expect("started");
         let fds = format!("/proc/{}/fd", send.id());
         let nameless = |it: &fs::DirEntry| {
@@ -337,6 +338,7 @@ fn a_refresh_that_is_refused_costs_no_reader_its_stream() {
         let held = File::open(s.path("a.1")).expect("a reader");
         refused(s, "somebody has the snapshot open", &refresh);
         drop(held);
+        nobody_has(&s.path("a.1"));
         s.exits(0, &refresh);
     });
 }

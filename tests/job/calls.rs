@@ -5,7 +5,9 @@ use std::fs;
 use std::process::{Command, Output, Stdio};
 
 use crate::support;
-use crate::support::{Armed, Guest, Other, PROGRAM, Sandbox, fragmented, has, on_both, skipped, slowly};
+use crate::support::{
+    Armed, Guest, Other, PROGRAM, Sandbox, fragmented, has, nobody_has, on_both, skipped, slowly, written,
+};
 use rclone_img::cli::worker::WORKER;
 
 /// The program under strace: how it ended, and its calls of these names, in the order in which they began.
@@ -228,7 +230,7 @@ fn a_refresh_that_was_killed_before_its_t0_changes_nothing_under_a_reader() {
         fragmented(&s.path("vm.img"), 4);
         s.exits(0, &["snapshot", "-q", "vm.img", "vm.snap"]);
         let old = fs::read(s.path("vm.snap")).expect("the snapshot");
-        fs::write(s.path("vm.img"), vec![7; old.len()]).expect("written");
+        written(&s.path("vm.img"), vec![7; old.len()]);
         // Its record is next, when it has its name; the lease goes with the process.
         let marks = "setxattr,fsetxattr";
         let killed = traced(s, marks, &[&format!("{marks}:signal=SIGKILL:when=1")], &refresh);
@@ -244,6 +246,7 @@ fn a_refresh_that_was_killed_before_its_t0_changes_nothing_under_a_reader() {
         s.exits(0, &["abort", "--json", "vm.snap"]);
         assert_eq!(s.exits(0, &["status", "--json", "vm.snap"])[0]["state"], "finished", "{:?}", s.fs);
         drop(reader);
+        nobody_has(&s.path("vm.snap"));
         s.exits(0, &refresh);
         assert!(fs::read(s.path("vm.snap")).expect("read") == vec![7; old.len()], "{:?}", s.fs);
         s.no_sidecars("vm.snap");

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::Signal;
 use rclone_img::disk::Disk;
@@ -13,8 +14,8 @@ use serde_json::Value;
 use crate::support;
 use crate::support::history::change;
 use crate::support::{
-    BLOCK, PROGRAM, Random, Sandbox, addresses, assert_same, difference, fragmented, identity, must, noise, on_both,
-    roomy, rounds, slowly, writer,
+    BLOCK, PROGRAM, Random, Sandbox, addresses, assert_same, difference, fragmented, identity, must, nobody_writes,
+    noise, on_both, roomy, rounds, slowly, writer,
 };
 
 const MIB: u64 = 1 << 20;
@@ -62,6 +63,7 @@ fn what_was_overwritten_and_not_flushed_is_never_taken_for_shared() {
                 image.write_all_at(&random.bytes(1 + random.below(9000) as usize), at).expect("acknowledged");
             }
             drop(image);
+            nobody_writes(&s.path("a.img"));
             refresh(s);
             assert_eq!(difference(&s.path("a.img"), &s.path("a.snap")), None, "{:?} round {round}", s.fs);
         }
@@ -93,6 +95,7 @@ fn growing_and_shrinking_to_any_size_is_followed() {
             image.set_len(len).expect("resized");
             image.write_all_at(b"x", len - 1).expect("written");
             drop(image);
+            nobody_writes(&s.path("a.img"));
             refresh(s);
             assert_eq!(difference(&s.path("a.img"), &s.path("a.snap")), None, "{:?} {len} bytes", s.fs);
         }
@@ -147,22 +150,27 @@ fn who_opens_it_in_the_moment_in_which_it_is_taken_reads_one_snapshot() {
         let mut found = 0;
         for _ in 0..rounds(20) * 5 {
             fs::write(s.path("a.img"), vec![b'A'; 4 << 20]).expect("written");
+            nobody_writes(&s.path("a.img"));
             s.exits(0, &["snapshot", "-q", "--force", "a.img", "a.snap"]);
             fs::write(s.path("a.img"), vec![b'B'; 4 << 20]).expect("written");
+            nobody_writes(&s.path("a.img"));
             let read = |file: &File, at| {
                 let mut bytes = vec![0; 2 << 20];
                 file.read_exact_at(&mut bytes, at).expect("read");
                 bytes
             };
+            let over = AtomicBool::new(false);
             let reader = std::thread::scope(|scope| {
                 let reads = scope.spawn(|| {
                     let journal = s.path("a.snap.journal");
-                    assert!(support::until(|| fs::metadata(&journal).is_ok_and(|it| it.len() > 0)), "{:?}", s.fs);
+                    let is_there = || fs::metadata(&journal).is_ok_and(|it| it.len() > 0);
+                    assert!(support::until(|| is_there() || over.load(Ordering::Acquire)), "{:?}", s.fs);
                     let file = File::open(s.path("a.snap")).ok()?;
                     let first = read(&file, 0);
                     Some((file, first))
                 });
                 let out = s.run(&["snapshot", "--refresh", "-q", "a.img", "a.snap"]);
+                over.store(true, Ordering::Release);
                 assert!(matches!(out.status.code(), Some(0 | 3)), "{:?}: {out:?}", s.fs);
                 reads.join().expect("the reader")
             });
@@ -235,6 +243,8 @@ fn prepared(s: &Sandbox) {
     for i in 0..100 {
         image.write_all_at(&Random::new(i).bytes(BLOCK as usize), i * 5 * MIB / 2).expect("written");
     }
+    drop(image);
+    nobody_writes(&s.path("a.img"));
 }
 
 #[test]
@@ -369,7 +379,7 @@ fn a_snapshot_that_was_half_put_back_is_marked_and_closed_before_it_is_changed()
         xattr::set(&partial, "user.reflink-img", &record).expect("xattr");
         fs::set_permissions(&partial, fs::Permissions::from_mode(0o444)).expect("chmod");
         let other = RealDisk::open_dir(&s.dir()).expect("the directory");
-        assert!(other.take_turn());
+        assert!(support::until(|| other.take_turn()));
         let mut job = s.start(&["resume", "a.snap"]);
         assert!(job.wait_for("progress"), "{:?}", s.fs);
         assert_eq!(fs::metadata(&partial).expect("there").mode() & 0o777, 0o600, "{:?}", s.fs);

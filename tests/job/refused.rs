@@ -300,7 +300,7 @@ fn too_little_space_for_the_metadata_of_a_btrfs_is_refused() {
     let taken = (0..100).take_while(|n| takes(format!("small{n}"), "64K") && takes(format!("large{n}"), "16M")).count();
     (0..taken).for_each(|n| fs::remove_file(s.path(format!("large{n}"))).expect("removed"));
     (0..4000).for_each(|n| fs::write(s.path(format!("inline{n}")), [7; 2000]).expect("written"));
-    nix::unistd::sync();
+    must("sync", &[&"-f", &s.dir()]);
     refused(&s, "for metadata free", &["snapshot", "--min-free", "70%", "a.img", "a.snap"]);
     s.exits(0, &["snapshot", "-q", "--min-free", "40%", "a.img", "a.snap"]);
 }

@@ -3,11 +3,12 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::support;
 use crate::support::rotating::{PATTERN, begin, newest, rotate};
-use crate::support::{PROGRAM, Sandbox, assert_same, has, noise, on_both, refused, skipped};
+use crate::support::{PROGRAM, Sandbox, assert_same, has, must, noise, on_both, refused, skipped};
 use rclone_img::hold::HoldKind;
 use rclone_img::journal::format::{self, Header, State};
 use rclone_img::journal::group::Group;
@@ -187,7 +188,7 @@ fn the_owner_of_an_image_needs_no_root_and_gets_a_record() {
     }
     on_both(|s| {
         noise(&s.path("a.img"), MIB);
-        fs::copy(PROGRAM, s.path("program")).expect("copy");
+        must("cp", &[&Path::new(PROGRAM), &s.path("program")]);
         for name in ["", "a.img"] {
             chown(s.path(name), Some(2000), Some(2000)).expect("chown");
         }

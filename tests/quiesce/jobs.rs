@@ -84,7 +84,7 @@ fn without_a_freeze(s: &Sandbox, does: fn(&str, usize) -> Does, asked: &[&str]) 
     let (_armed, guest) = running(s);
     for required in [false, true] {
         let agent = Agent::new(does);
-        let mut args = with(&agent, &["--consistency", "guard", "--freeze-timeout", "1s"]);
+        let mut args = with(&agent, &["--consistency", "guard", "--freeze-timeout", "3s"]);
         if required {
             args.push("--require-freeze".into());
             let before = s.listing();

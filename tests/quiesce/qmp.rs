@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support;
-use crate::support::{BOUND, Sandbox, has, noise, on_both, refused, skipped, slowly, until};
+use crate::support::{BOUND, Sandbox, has, noise, on_both, patiently, refused, skipped, until};
 use rclone_img::qemu::qmp::Qmp;
 use reflink_img_guest::fill::fill;
 use serde_json::{Value, json};
@@ -117,7 +117,7 @@ fn a_qemu_that_runs_is_armed_and_snapshotted_while_it_writes() {
                 let args =
                     ["snapshot", "--consistency", "guard", "--qmp", theirs, "--refresh", "vm.img", "vm.snap", "--json"];
                 let args: Vec<_> = args.into_iter().filter(|arg| round > 0 || *arg != "--refresh").collect();
-                let events = s.exits(0, &slowly(&args));
+                let events = s.exits(0, &patiently(&args));
                 let finished = events.last().expect("finished");
                 assert_eq!(finished["hold"], "guard");
                 promoted += finished["promoted"].as_u64().expect("a number");

@@ -20,7 +20,7 @@ fn a_guest_is_thawed_whatever_the_agent_of_another_does() {
         let waits = name == "freeze" || name == "thaw" && !is_thawed(&first);
         if waits { Does::Nothing } else { Does::Well }
     };
-    thawed_together(&one, &Agent::new(hangs), "1s", Some(3));
+    thawed_together(&one, &Agent::new(hangs), "3s", Some(3));
 }
 
 fn thawed_together(one: &Agent, other: &Agent, limit: &str, code: Option<i32>) {

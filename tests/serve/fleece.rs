@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support;
-use crate::support::fleeces::{EXPORT, elsewhere, end, end_lost, files, have, listed, mark, start};
+use crate::support::fleeces::{EXPORT, elsewhere, end, end_lost, files, have, listed, looks, mark, start};
 use crate::support::serving::{SERVED, clients, copied, image, map, serve, socket, stop, uri};
 use crate::support::{
     ANY_TIME, Disk, Fs, Job, QemuIo, Random, Sandbox, Writers, assert_one_instant, assert_same, difference, must,
@@ -80,7 +80,7 @@ fn of_what_has_not_changed_nothing_is_kept_and_nothing_is_read() {
         let mut guest = QemuIo::nbd(&socket(s));
         s.exits(0, &["snapshot", "--json", "a.img", "base.snap"]);
         assert!(guest.does("write -P 9 1M 128k") && guest.does("flush"));
-        start(s, &["--base", "base.snap"]);
+        start(s, &["--base", "base.snap", "--guest-deadline", "30s"]);
         assert!(guest.does("write -P 8 0 2M"));
         assert_eq!(listed(s)["waited"], 1, "{:?}", s.fs);
         // Read, and refused with the reason.
@@ -156,7 +156,8 @@ fn a_full_sidecar_costs_the_fleece_or_the_write() {
         let blocks = || fs::metadata(s.path("a.img.f.fleece-data")).expect("its data").blocks();
         assert!(until(|| blocks() == 0), "{:?}: {} blocks", s.fs, blocks());
         end_lost(s);
-        start(s, &["--max-sidecar", "256K", "--on-cbw-error", "break-guest-write"]);
+        let terms = ["--max-sidecar", "256K", "--on-cbw-error", "break-guest-write", "--guest-deadline", "30s"];
+        start(s, &terms);
         let before = copied(s, EXPORT, "before").expect("a copy");
         assert!(guest.does("write -P 7 4M 128k"));
         let error = "try:\n h.pwrite(bytearray(1 << 20), 1 << 20)\nexcept nbd.Error as e:\n print(e.errno)";
@@ -174,7 +175,8 @@ fn meanwhile(s: &Sandbox, seed: u64, flags: &[&str], then: impl Fn(&Writers, Job
     let image = image(s, seed);
     let server = serve(s, "none");
     let writers = Writers::start(s, &image, seed, clients(s, 3));
-    start(s, flags);
+    // A slow disk is not what is tested here.
+    start(s, &[flags, &["--guest-deadline", "30s"]].concat());
     let first = copied(s, EXPORT, "first").expect("a copy");
     writers.goes_on(50);
     let server = then(&writers, server);
@@ -201,9 +203,11 @@ fn a_server_that_is_killed_or_stopped_is_followed_by_one_that_takes_it_up() {
         let side = elsewhere(s);
         for flags in [&[][..], &["--durable", "--sidecar", &side]] {
             meanwhile(s, random.next(), flags, |writers, server| {
+                looks(s);
                 server.kill();
                 let server = serve(s, "writeback");
                 writers.goes_on(20);
+                looks(s);
                 server.kill();
                 serve(s, "none")
             });
@@ -356,9 +360,9 @@ fn a_fleece_and_a_job_keep_the_same_guest_waiting() {
         let image = image(s, random.next());
         let server = serve(s, "none");
         let writers = Writers::start(s, &image, random.next(), clients(s, 3));
-        start(s, &[]);
+        start(s, &["--guest-deadline", "30s"]);
         let first = copied(s, EXPORT, "first").expect("a copy");
-        s.exits(0, &["snapshot", "--json", "--latency", "1ms", "a.img", "a.snap"]);
+        s.exits(0, &["snapshot", "--json", "--latency", "1ms", "--guest-deadline", "30s", "a.img", "a.snap"]);
         writers.goes_on(20);
         assert_same(&first, &copied(s, EXPORT, "second").expect("a copy"));
         writers.stop();

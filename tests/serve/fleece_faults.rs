@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::support;
-use crate::support::fleeces::{EXPORT, end, end_lost, files, have, listed, mark, start};
+use crate::support::fleeces::{EXPORT, end, end_lost, files, have, listed, looks, mark, start};
 use crate::support::serving::{SERVED, copied, image, serve, socket, stop};
 use crate::support::{Disk, Fs, QemuIo, Sandbox, assert_same, must, on_both, refused, runs, slowly, there, until};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -132,6 +132,7 @@ fn a_copied_map_is_not_taken_up_beside_its_original() {
         let mut guest = QemuIo::nbd(&socket(s));
         assert!(guest.does("write -P 8 0 1M"));
         drop(guest);
+        looks(s);
         server.kill();
         fs::copy(s.path("a.img.f.fleece"), s.path("a.img.g.fleece")).expect("copied");
         let server = serve(s, "writeback");
@@ -143,10 +144,8 @@ fn a_copied_map_is_not_taken_up_beside_its_original() {
         assert!(status.status.code() == Some(6) && said.contains("fleece-copy"), "{said}");
         s.exits(0, &["abort", "--json", "a.img.g.fleece"]);
         drop(guest);
-        // The mark is the original's as well. It says until when it was looked who else writes.
-        let wrote = jiff::Timestamp::now().as_nanosecond();
-        let looked = || fs::read_to_string(mark(s)).ok()?.split(' ').next()?.parse::<i128>().ok();
-        assert!(until(|| looked() > Some(wrote)), "{:?}", s.fs);
+        // The mark is the original's as well.
+        looks(s);
         server.signal(Signal::SIGKILL);
         let said = server.end().stderr;
         assert!(said.contains("a copy of the map") && !said.contains("lost"), "{said}");
@@ -400,7 +399,7 @@ fn a_sidecar_that_does_not_answer_keeps_no_image_from_the_next_server() {
     let ended = job.end();
     let wrote = QemuIo::nbd(&s.path("next")).does("write -P 9 0 1M");
     hangs.answers.signal(Signal::SIGCONT);
-    assert!(took < Duration::from_secs(35), "{took:?}");
+    assert!(took < Duration::from_secs(60), "{took:?}");
     assert!(wrote && ended.code == Some(0), "{}", ended.stderr);
     drop(ends.end());
     let said = server.end().stderr;
@@ -437,7 +436,7 @@ fn a_sidecar_that_does_not_answer_keeps_no_server_from_its_guest() {
     let ended = s.run(&["fleece", "stop", "a.img", "--name", "f"]);
     answers.signal(Signal::SIGCONT);
     assert_eq!(ended.status.code(), Some(5), "{}", String::from_utf8_lossy(&ended.stdout));
-    assert!(took < Duration::from_secs(10) && wrote, "{took:?}");
+    assert!(took < Duration::from_secs(30) && wrote, "{took:?}");
     server.signal(Signal::SIGTERM);
     let said = server.end().stderr;
     assert!(said.contains("is lost") && said.contains("has not answered"), "{said}");

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use crate::support::fleeces::mark;
+use crate::support::fleeces::{looks, mark};
 use crate::support::serving::{clients, copied, image, serve, socket, stop, uri};
 use crate::support::{Disk, Fs, Job, PROGRAM, QemuIo, Random, Sandbox, Writers, assert_same, must, there};
 use nix::sys::signal::Signal;
@@ -103,6 +103,7 @@ fn what_a_file_system_has_lost_within_one_boot_is_not_taken_for_whole() {
         let mut guest = QemuIo::nbd(&socket(s));
         assert!(guest.does("write -P 8 0 64k") && guest.does("flush"));
         drop(guest);
+        looks(s);
         // Or it would notice, and take its mark away.
         server.signal(Signal::SIGSTOP);
         must("xfs_io", &[&"-x", &"-c", &"shutdown", &s.dir()]);

@@ -2,12 +2,13 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
 use crate::support::serving::{image, socket};
-use crate::support::{Job, PROGRAM, Sandbox, has, on_both, skipped};
+use crate::support::{Job, PROGRAM, Sandbox, has, must, on_both, skipped};
 
 fn as_user(s: &Sandbox, args: &[&str]) -> Command {
     let mut command = Command::new("setpriv");
@@ -23,7 +24,7 @@ fn who_cannot_look_into_all_processes_is_warned() {
     }
     on_both(|s| {
         image(s, 1);
-        fs::copy(PROGRAM, s.path("program")).expect("copy");
+        must("cp", &[&Path::new(PROGRAM), &s.path("program")]);
         ["", "a.img"].iter().for_each(|name| chown(s.path(name), Some(2000), Some(2000)).expect("chown"));
         fs::set_permissions(s.outside(""), Permissions::from_mode(0o711)).expect("chmod");
         let at = s.path("a.sock").display().to_string();

@@ -15,8 +15,12 @@ pub struct LoopDevice(pub PathBuf);
 
 impl LoopDevice {
     pub fn on(path: &Path, read_only: bool) -> Self {
+        Self::in_turn(&turn(), path, read_only)
+    }
+
+    /// The same by who has taken the [`turn`] before, and so does not wait for it now.
+    pub fn in_turn(_: &Turn, path: &Path, read_only: bool) -> Self {
         let find = if read_only { "-rf" } else { "-f" };
-        let _turn = turn();
         Self(PathBuf::from(must("losetup", &[&find, &"--show", &path]).trim()))
     }
 }
@@ -27,9 +31,11 @@ impl Drop for LoopDevice {
     }
 }
 
-/// Nobody else of these tests, in this process or in another, takes a loop device until this is dropped. None where this
-/// machine has none; whoever asks for one says so.
-pub fn turn() -> Option<Flock<File>> {
-    let control = File::open("/dev/loop-control").ok()?;
-    Some(Flock::lock(control, FlockArg::LockExclusive).expect("a lock"))
+/// Nobody else of these tests, in this process or in another, takes a loop device until this is dropped.
+pub struct Turn(#[expect(dead_code, reason = "held")] Option<Flock<File>>);
+
+/// Waits for one's turn. Where this machine has no loop devices there are none; whoever asks for one says so.
+pub fn turn() -> Turn {
+    let control = File::open("/dev/loop-control").ok();
+    Turn(control.map(|control| Flock::lock(control, FlockArg::LockExclusive).expect("a lock")))
 }

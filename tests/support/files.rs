@@ -3,12 +3,15 @@
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use fiemap::{Fiemap, FiemapExtentFlags, FiemapFlags};
 
-use super::BLOCK;
+use rclone_img::sys::lease::{self, Lease};
+
+use super::{BLOCK, until};
 
 /// A random generator that can be replayed (splitmix64).
 pub struct Random(Cell<u64>);
@@ -65,10 +68,42 @@ pub fn writer(path: &Path) -> File {
     OpenOptions::new().write(true).open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// Waits until nobody has a file open for writing. A process that another test starts has for a moment, until it is another program, what this
+/// one has open in that moment.
+pub fn nobody_writes(path: &Path) {
+    let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let taken = || match lease::take(file.as_fd(), Lease::Read) {
+        Err(e) => e.raw_os_error() != Some(libc::EAGAIN),
+        Ok(()) => lease::release(file.as_fd()).is_ok(),
+    };
+    assert!(until(taken), "{}: somebody has it open for writing", path.display());
+}
+
+/// Waits until nobody but this process has a file open, and this one not in another way, as [`nobody_writes`].
+pub fn nobody_has(path: &Path) {
+    let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let alone = || lease::take(file.as_fd(), Lease::Write).and_then(|()| lease::release(file.as_fd())).is_ok();
+    assert!(until(alone), "{}: somebody has it open", path.display());
+}
+
+/// A file with these bytes on the disk, which nobody has open for writing any more.
+pub fn written(path: &Path, bytes: impl AsRef<[u8]>) {
+    fs::write(path, bytes).and_then(|()| File::open(path)?.sync_all()).expect("a file");
+    nobody_writes(path);
+}
+
 /// A dense file of noise.
 pub fn noise(path: &Path, len: u64) {
-    fs::write(path, Random::new(len ^ 7).bytes(len as usize)).expect("a file");
-    File::open(path).and_then(|f| f.sync_all()).expect("synced");
+    written(path, bytes(len));
+}
+
+/// The same, where somebody has it open and keeps it so.
+pub fn noise_in_use(path: &Path, len: u64) {
+    fs::write(path, bytes(len)).and_then(|()| File::open(path)?.sync_all()).expect("a file");
+}
+
+fn bytes(len: u64) -> Vec<u8> {
+    Random::new(len ^ 7).bytes(len as usize)
 }
 
 /// A file of `blocks` data blocks, each an extent of its own with a hole behind it.
@@ -79,6 +114,8 @@ pub fn fragmented(path: &Path, blocks: u64) {
         file.write_all_at(&random.bytes(BLOCK as usize), i * 2 * BLOCK).expect("written");
     }
     file.set_len(blocks * 2 * BLOCK).and_then(|()| file.sync_all()).expect("synced");
+    drop(file);
+    nobody_writes(path);
 }
 
 /// A file of so many bytes with little in it, whose job is long with [`SLOW`].
@@ -90,6 +127,8 @@ pub fn roomy(path: &Path, len: u64) {
         file.write_all_at(&random.bytes(BLOCK as usize), i * (len / 64) / BLOCK * BLOCK).expect("written");
     }
     file.sync_all().expect("synced");
+    drop(file);
+    nobody_writes(path);
 }
 
 /// Flags that make many small calls, so that a job lasts.
@@ -98,6 +137,15 @@ pub const SLOW: [&str; 6] = ["--latency", "1ms", "--chunk", "4K", "--cluster", "
 /// Arguments with [`SLOW`] behind them.
 pub fn slowly<'a>(args: &[&'a str]) -> Vec<&'a str> {
     args.iter().chain(&SLOW).copied().collect()
+}
+
+/// Flags of a job that must succeed, however long this machine stands still in the middle of it: by default it gives up before a guest has waited
+/// for a second.
+pub const PATIENT: [&str; 2] = ["--guest-deadline", "30s"];
+
+/// As [`slowly`], for a job that must succeed.
+pub fn patiently<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [slowly(args), PATIENT.to_vec()].concat()
 }
 
 /// Panics where two files differ.

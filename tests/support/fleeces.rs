@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Sandbox, there};
+use super::{Sandbox, there, until};
 
 /// The export of the fleece `f`.
 pub const EXPORT: &str = "snapshot/f";
@@ -56,6 +56,14 @@ pub fn listed(s: &Sandbox) -> serde_json::Value {
     let lost = all.iter().any(|it| !it["lost"].is_null());
     assert_eq!(out.status.code(), Some(if lost { 6 } else { 0 }), "{all:?}");
     all.into_iter().find(|it| it["name"] == "f").expect("a fleece")
+}
+
+/// Waits until the server has looked who else writes, from now on: killed then, what was written until now is the guest's for sure. By the mark,
+/// which says until when it was looked; a slow disk may keep that back for longer than a next server allows.
+pub fn looks(s: &Sandbox) {
+    let now = jiff::Timestamp::now().as_nanosecond();
+    let looked = || fs::read_to_string(mark(s)).ok()?.split(' ').next()?.parse::<i128>().ok();
+    assert!(until(|| looked() > Some(now)), "{:?}: {:?}", s.fs, looked());
 }
 
 /// Its mark in the runtime directory, there or not.

@@ -1,10 +1,10 @@
 //! Images that change as images do, and what is then where.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::{BLOCK, Fs, Random, Sandbox, must};
+use super::{BLOCK, Fs, Random, Sandbox, must, nobody_writes, written};
 
 const MIB: u64 = 1 << 20;
 
@@ -27,7 +27,7 @@ pub fn on_every(test: impl Fn(&Sandbox, &str)) {
 pub fn image(path: &Path, len: u64) {
     let mut bytes = Random::new(len ^ 7).bytes(len as usize);
     bytes.chunks_mut(256 << 10).step_by(2).for_each(|plain| plain.fill(b'a'));
-    fs::write(path, bytes).and_then(|()| File::open(path)?.sync_all()).expect("an image");
+    written(path, bytes);
 }
 
 /// Changes a few things in an image, in the ways that images change; what, in words.
@@ -89,6 +89,8 @@ pub fn change(path: &Path, random: &Random) -> String {
         }
         _ => {}
     }
+    drop(image);
+    nobody_writes(path);
     said
 }
 

@@ -23,7 +23,7 @@ mod stamper;
 mod taken;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -37,11 +37,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use armed::armed;
-pub use device::{LoopDevice, turn};
+pub use device::{LoopDevice, Turn, turn};
 pub use family::Family;
 pub use files::{
-    Random, SLOW, addresses, assert_same, difference, fragmented, has_extent, identity, noise, roomy, rounds, runs,
-    slowly, writer,
+    PATIENT, Random, SLOW, addresses, assert_same, difference, fragmented, has_extent, identity, nobody_has,
+    nobody_writes, noise, noise_in_use, patiently, roomy, rounds, runs, slowly, writer, written,
 };
 pub use guest::{Armed, Felt, Guest};
 pub use job::{Ended, Job};
@@ -236,10 +236,14 @@ impl Sandbox {
         command.timeout(BOUND).output().expect("the program starts")
     }
 
-    /// Runs the program, which must end with this code; its standard output's objects, where those are JSON.
+    /// Runs the program, which must end with this code; its standard output's objects, where those are JSON. A snapshot that must succeed may
+    /// keep its guest waiting for as long as a machine may stand still.
     pub fn exits(&self, code: i32, args: &[impl AsRef<OsStr>]) -> Vec<Value> {
-        let shown: Vec<_> = args.iter().map(|a| a.as_ref().to_owned()).collect();
-        let out = self.run(args);
+        let mut shown: Vec<_> = args.iter().map(|a| a.as_ref().to_owned()).collect();
+        if code == 0 && shown[0] == "snapshot" && !shown.iter().any(|arg| arg == PATIENT[0]) {
+            shown.splice(1..1, PATIENT.map(OsString::from));
+        }
+        let out = self.run(&shown);
         let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(!stderr.contains("panicked"), "{:?} {shown:?} panicked: {stderr}", self.fs);
         let why = format!("{:?} {shown:?}: expected exit {code}, got {:?}\n{stderr}{stdout}", self.fs, out.status);
@@ -329,7 +333,8 @@ pub fn until(ready: impl FnMut() -> bool) -> bool {
     until_within(BOUND, ready)
 }
 
-fn until_within(bound: Duration, mut ready: impl FnMut() -> bool) -> bool {
+/// As [`until`], within another bound.
+pub fn until_within(bound: Duration, mut ready: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + bound;
     while !ready() {
         if Instant::now() > end {

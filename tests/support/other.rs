@@ -90,7 +90,7 @@ impl Drop for XfsIo {
 
 /// The writing end of a pipe that takes no byte more, and the reading one, which keeps it open.
 pub fn full_pipe() -> (std::os::fd::OwnedFd, std::os::fd::OwnedFd) {
-    let (read, write) = nix::unistd::pipe().expect("a pipe");
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
     let flags = nix::fcntl::OFlag::O_NONBLOCK;
     nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETFL(flags)).expect("F_SETFL");
     while nix::unistd::write(&write, &[0; 4096]).is_ok() {}

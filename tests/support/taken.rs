@@ -53,12 +53,18 @@ impl Taken {
 
     /// Takes a snapshot `a.snap` of `a.img`, as these flags say, under this hold and while its writers write, and judges it.
     pub fn while_they_write(s: &Sandbox, what: &str, flags: &[&str], hold: &str, writers: &Writers) {
-        let taken = Self::by(s, &[flags, &["a.img", "a.snap"]].concat());
-        writers.goes_on(20);
-        let verdict = assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), taken.t0.clone());
-        println!("{what} {flags:?}: {} and {}", taken.finished[0], verdict.json());
-        assert!(taken.finished[0]["hold"] == hold && taken.number("promoted") > 0, "{what}");
-        assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
+        let met = |again: bool| {
+            let refresh: &[&str] = if again && !flags.contains(&"--refresh") { &["--refresh"] } else { &[] };
+            let taken = Self::by(s, &[flags, refresh, &["a.img", "a.snap"]].concat());
+            writers.goes_on(20);
+            let verdict = assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), taken.t0.clone());
+            println!("{what} {flags:?}: {} and {}", taken.finished[0], verdict.json());
+            assert_eq!(taken.finished[0]["hold"], hold, "{what}");
+            assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
+            taken.number("promoted") > 0
+        };
+        // A job that no access has met proves nothing: a short one may have met none.
+        assert!([false, true, true, true, true].into_iter().any(met), "{what}: five times nobody was met");
     }
 
     /// A number that the first snapshot's report has.

@@ -147,13 +147,18 @@ fn a_journalled_file_system_is_whole_in_the_snapshot() {
         };
         let _service = guard(s);
         let (snapshot, copy) = (s.path("a.snap"), s.path("copy"));
-        for round in 0..runs(1, 10) {
+        // A round that no write has met proves nothing.
+        let (mut round, mut met) = (0, 0);
+        while met < runs(1, 10) {
             let what = format!("{:?}, round {round}", s.fs);
+            round += 1;
+            assert!(round < 10 * runs(1, 10), "{what}: {met} were met");
             image(s, recording);
             let (taken, times) = taken_meanwhile(s, recording, &["--latency", "1ms", "--cluster", "16K"]);
             let prefixes = prefixes(recording, &snapshot);
             println!("{what}: {prefixes:?} of {}; {}", recording.requests.len(), taken.finished[0]);
-            assert!(taken.finished[0]["hold"] == "guard" && taken.number("promoted") > 0, "{what}");
+            assert_eq!(taken.finished[0]["hold"], "guard", "{what}");
+            met += u32::from(taken.number("promoted") > 0);
             let ended = times.iter().take_while(|(_, end)| end < taken.t0.start()).count();
             let begun = times.iter().take_while(|(start, _)| start <= taken.t0.end()).count();
             let at_t0 = prefixes.iter().any(|number| (ended..=begun).contains(number));
@@ -165,10 +170,14 @@ fn a_journalled_file_system_is_whole_in_the_snapshot() {
             assert!(is_clean(&copy), "{what}: the file system is damaged");
             fs::remove_file(&snapshot).expect("the snapshot");
         }
-        // Without a hold.
-        image(s, recording);
-        taken_meanwhile(s, recording, &["--consistency", "none", "--chunk", "1M", "--latency", "1ms"]);
-        assert_eq!(prefixes(recording, &snapshot), [0; 0], "{:?}: a copy without a hold is of one instant", s.fs);
+        // Without a hold. By chance one may be of one instant.
+        let is_mixed = || {
+            let _ = fs::remove_file(&snapshot);
+            image(s, recording);
+            taken_meanwhile(s, recording, &["--consistency", "none", "--chunk", "1M", "--latency", "1ms"]);
+            prefixes(recording, &snapshot).is_empty()
+        };
+        assert!((0..5).any(|_| is_mixed()), "{:?}: copies without a hold are of one instant", s.fs);
         // e2fsck would have seen it if the snapshot were of two instants.
         fs::write(&copy, two_instants(recording)).expect("a copy");
         assert!(!is_clean(&copy), "{:?}: e2fsck finds nothing in a copy of two instants", s.fs);

@@ -71,12 +71,18 @@ fn without_the_hold_a_copy_is_bad() {
         let image = image(s, 1);
         let server = serve(s, "none");
         let writers = Writers::start(s, &image, 1, clients(s, 1));
-        Taken::by(s, &["--consistency", "none", "--chunk", "64K", "--latency", "1ms", "a.img", "a.snap"]);
-        writers.goes_on(20);
+        // By chance one may be of one instant.
+        let is_bad = || {
+            let flags = ["--force", "--consistency", "none", "--chunk", "64K", "--latency", "1ms"];
+            Taken::by(s, &[&flags[..], &["a.img", "a.snap"]].concat());
+            writers.goes_on(20);
+            let verdict = judged(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
+            println!("{:?}: {}", s.fs, verdict.json());
+            !verdict.good && verdict.bad > 0
+        };
+        assert!((0..5).any(|_| is_bad()), "{:?}: copies without the hold are good", s.fs);
         writers.stop();
         stop(server);
-        let verdict = judged(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
-        assert!(!verdict.good && verdict.bad > 0, "{:?}: {}", s.fs, verdict.json());
     });
 }
 

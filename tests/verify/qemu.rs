@@ -104,11 +104,16 @@ fn without_the_guard_a_real_qemus_image_is_refused_and_a_copy_is_bad() {
         let writers = Writers::start(s, &image, 1, vec![Box::new(vm.disk())]);
         let who = format!("pid {} (qemu-system-x86)", vm.pid());
         refused(s, &who, &["snapshot", "--consistency", "guard", "a.img", "a.snap"]);
-        Taken::by(s, &["--consistency", "none", "--chunk", "64K", "--latency", "1ms", "a.img", "a.snap"]);
-        writers.goes_on(20);
+        // By chance one may be of one instant.
+        let is_bad = || {
+            let flags = ["--force", "--consistency", "none", "--chunk", "64K", "--latency", "1ms"];
+            Taken::by(s, &[&flags[..], &["a.img", "a.snap"]].concat());
+            writers.goes_on(20);
+            let verdict = judged(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
+            println!("{:?}: {}", s.fs, verdict.json());
+            !verdict.good && verdict.bad > 0 && verdict.prefix.is_none()
+        };
+        assert!((0..5).any(|_| is_bad()), "{:?}: copies without the hold are good", s.fs);
         writers.stop();
-        let verdict = judged(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
-        println!("{:?}: {} of {} bad", s.fs, verdict.bad, verdict.sectors);
-        assert!(!verdict.good && verdict.bad > 0 && verdict.prefix.is_none(), "{:?}: {}", s.fs, verdict.json());
     });
 }

@@ -27,6 +27,14 @@ fn images(s: &Sandbox, names: &[&str]) -> (Vec<PathBuf>, String) {
 
 /// Takes snapshots of the images in one job and judges them as of one instant.
 fn together(s: &Sandbox, what: &str, flags: &[&str], names: &[&str]) {
+    // A short one may have met no access, and proves nothing then.
+    let again = [flags, if flags.contains(&"--refresh") { &[] } else { &["--refresh"] }].concat();
+    let met = |flags: &&[&str]| met_together(s, what, flags, names);
+    assert!([flags, &again, &again, &again, &again].iter().any(met), "{what}: five times nobody was met");
+}
+
+/// Whether the guest has waited for any of them.
+fn met_together(s: &Sandbox, what: &str, flags: &[&str], names: &[&str]) -> bool {
     let pairs: Vec<String> = names.iter().map(|name| format!("{name}.img={name}.snap")).collect();
     let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
     let taken = Taken::by(s, &[flags, &pairs].concat());
@@ -35,10 +43,9 @@ fn together(s: &Sandbox, what: &str, flags: &[&str], names: &[&str]) {
     let snapshots: Vec<_> = snapshots.iter().map(PathBuf::as_path).collect();
     let verdict = assert_one_instant(&snapshots, &s.outside("log"), taken.t0.clone());
     println!("{what}: {} and {}", taken.finished[0], verdict.json());
-    // Whichever of them the guest has waited for.
-    let promoted = taken.finished.iter().map(|it| it["promoted"].as_u64().expect("a number")).sum::<u64>();
-    assert!(promoted > 0 && taken.finished[0]["hold"] == "guard", "{what}");
+    assert_eq!(taken.finished[0]["hold"], "guard", "{what}");
     assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
+    taken.finished.iter().any(|it| it["promoted"].as_u64().expect("a number") > 0)
 }
 
 #[test]

@@ -57,15 +57,19 @@ fn one_instant(s: &Sandbox, run: &str, (mode, flags): (&str, &[&str]), refresh: 
     let refresh: &[&str] = if refresh { &["--refresh"] } else { &[] };
     let what = format!("{:?}, {run}, {mode} {flags:?} {refresh:?}", s.fs);
     let guest = guest(s, mode, random.next());
-    let taken = Taken::by(s, &[flags, refresh, &["a.img", "a.snap"]].concat());
-    guest.goes_on(100);
+    let met = |refresh: &[&str]| {
+        let taken = Taken::by(s, &[flags, refresh, &["a.img", "a.snap"]].concat());
+        guest.goes_on(100);
+        println!("{what}: {}", taken.finished[0]);
+        let verdict = assert_one_instant(&[&snapshot], &log, taken.t0.clone());
+        assert_eq!(verdict.sectors, SIZE / 512, "{what}");
+        assert_eq!(taken.finished[0]["hold"], "guard", "{what}");
+        taken.number("promoted") > 0
+    };
+    // A job that no access has met proves nothing: a short one may have met none.
+    let again = &["--refresh"][..];
+    assert!([refresh, again, again, again, again].into_iter().any(met), "{what}: five times nobody was met");
     guest.stop();
-    println!("{what}: {}", taken.finished[0]);
-    let verdict = assert_one_instant(&[&snapshot], &log, taken.t0.clone());
-    assert_eq!(verdict.sectors, SIZE / 512, "{what}");
-    assert_eq!(taken.finished[0]["hold"], "guard", "{what}");
-    // A job that no access has met proves nothing.
-    assert!(taken.number("promoted") > 0, "{what}");
     assert_one_instant(&[&image], &log, ANY_TIME);
 }
 
@@ -113,15 +117,20 @@ fn without_the_guard_it_is_refused_and_a_copy_all_the_same_is_bad() {
             let image = image(s, SIZE, 1);
             let guest = guest(s, mode, 1);
             refused(s, "cannot all be watched", &["snapshot", "--consistency", "guard", "a.img", "a.snap"]);
-            let taken = Taken::by(s, &[&SLOW_NONE[..], &["a.img", "a.snap"]].concat());
-            guest.goes_on(100);
+            // By chance one may be of one instant.
+            let is_bad = || {
+                let taken = Taken::by(s, &[&SLOW_NONE[..], &["--force", "a.img", "a.snap"]].concat());
+                guest.goes_on(100);
+                let verdict = judged(&[&snapshot], &log, ANY_TIME);
+                println!("{:?}, {mode}: {} of {} bad", s.fs, verdict.bad, verdict.sectors);
+                assert_eq!(taken.finished[0]["point_in_time"], false, "{:?}, {mode}", s.fs);
+                // Bad for its instants alone: each sector is one that the guest wrote there.
+                let wrong = verdict.unknown + verdict.torn + verdict.misplaced;
+                assert_eq!(wrong, 0, "{:?}, {mode}: {}", s.fs, verdict.json());
+                verdict.bad > 0 && !verdict.good
+            };
+            assert!((0..5).any(|_| is_bad()), "{:?}, {mode}: copies without the guard are good", s.fs);
             guest.stop();
-            let verdict = judged(&[&snapshot], &log, ANY_TIME);
-            println!("{:?}, {mode}: {} of {} bad", s.fs, verdict.bad, verdict.sectors);
-            assert_eq!(taken.finished[0]["point_in_time"], false, "{:?}, {mode}", s.fs);
-            assert!(verdict.bad > 0 && !verdict.good, "{:?}, {mode}: {}", s.fs, verdict.json());
-            // Bad for its instants alone: each sector is one that the guest wrote there.
-            assert_eq!(verdict.unknown + verdict.torn + verdict.misplaced, 0, "{:?}, {mode}: {}", s.fs, verdict.json());
             assert_one_instant(&[&image], &log, ANY_TIME);
             fs::remove_file(&snapshot).expect("the snapshot");
         }

@@ -17,6 +17,9 @@ const SOAK: &str = "REFLINK_IMG_SOAK";
 /// The package whose tests have a scheduler of their own.
 const INTERLEAVINGS: &str = "reflink-img-interleavings";
 
+/// The package whose program writes and judges in the tests.
+const GUEST: &str = "reflink-img-guest";
+
 /// Arguments of `cargo xtask test`.
 #[derive(Args)]
 pub struct Test {
@@ -58,6 +61,11 @@ impl Test {
     fn cargo(&self, seed: u64) -> Result<ExitCode> {
         if !self.extra.is_empty() {
             return exit_code(self.prepare(seed).args(&self.extra));
+        }
+        // Else the first test that needs it would build it beside the others, which are to have the processors.
+        let built = exit_code(program::cargo().args(["build", "--quiet", "--package", GUEST]))?;
+        if built != ExitCode::SUCCESS {
+            return Ok(built);
         }
         // --all-targets leaves the documentation's examples out. The library of the interleavings has the program's own modules in it, whose tests
         // belong to the program, and --all-targets would run them there as well. Both go first, so that the closing lines are those of the tests proper.

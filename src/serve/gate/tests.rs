@@ -377,8 +377,11 @@ fn many_writers_and_a_job_after_the_other() {
         watch.gather(10 * CLUSTER, unit()).expect("they end in time");
         watch.watch().expect("T0");
         for cluster in 0..10 {
+            let began = gate.now();
             watch.calling();
-            assert_eq!(gate.lock().writing, 0, "none beside a call");
+            let writing = gate.lock().writing;
+            // Who is not run for that long is not waited for any longer.
+            assert!(writing == 0 || gate.now() - began >= watch::DRAIN, "{writing} beside a call");
             watch.called();
             if let Ok(News::Wanted(wanted)) = told.try_recv() {
                 watch.done(wanted);

@@ -9,7 +9,7 @@ use crate::range::{ByteRange, PowerOfTwo};
 use crate::threads::MutexGuard;
 
 /// How long a clone call waits for the writes on their way to the disk: those that take longer wait for the image's lock beside it.
-const DRAIN: Duration = Duration::from_millis(20);
+pub(super) const DRAIN: Duration = Duration::from_millis(20);
 
 /// The most writes that are told of at once: as many as many clients have on the way.
 const WANTED: usize = 256;

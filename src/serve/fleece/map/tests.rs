@@ -139,15 +139,19 @@ fn what_may_have_been_written_unseen_is_not_whole() {
         let mut header = header();
         header.terms.durable = durable;
         let map = create(dir.path(), header);
+        let looked = Moment::now().expect("a clock");
         map.begun(here(), Timestamp::now()).expect("begun");
-        let now = Timestamp::now().as_nanosecond();
+        // Whenever the disk has taken it.
+        map.looked(looked);
+        let now = looked.wall;
         let check = |here: Place, changed, whole| {
             assert_eq!(map.is_whole(&here, changed).is_ok(), whole, "{durable} {here:?} {changed}");
         };
         // Its server was killed.
         let elsewhere = [place(3, Some("1 1 3")), place(3, None), place(4, Some("1 1 2"))];
         check(here(), now, true);
-        check(here(), now + 1_000_000_000, false);
+        check(here(), now + nanoseconds(SLACK), true);
+        check(here(), now + nanoseconds(SLACK) + 1, false);
         elsewhere.iter().for_each(|here| check(here.clone(), now, durable));
         // It was told to stop.
         map.left(now).expect("said");
