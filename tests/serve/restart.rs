@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::support::serving::{LASTS_LONG, SERVED, clients, image, serve, socket, stalled, stop, uri};
 use crate::support::{
-    ANY_TIME, Disk, Ended, Fs, Job, QemuIo, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, assert_same,
-    on_both, runs, there, until,
+    ANY_TIME, Disk, Ended, Fs, Job, PATIENT, QemuIo, Random, Sandbox, Taken, Vm, Writers, assert_one_instant,
+    assert_same, on_both, runs, there, until, until_within,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, truncate};
@@ -22,6 +23,7 @@ fn left(s: &Sandbox) -> usize {
 }
 
 fn start(s: &Sandbox, flags: &[&str]) -> Job {
+    let flags = if flags.is_empty() { &PATIENT } else { flags };
     let args = [&["snapshot", "--consistency", "filter"], flags, &LASTS_LONG[..], &["a.img", "a.snap"]];
     let mut job = s.start(&args.concat());
     assert!(job.wait_for("started"), "{:?}", job.events);
@@ -199,6 +201,37 @@ fn a_job_whose_server_does_not_come_back_ends_by_itself_unless_somebody_else_wri
         s.exits(0, &["snapshot", "--json", "a.img", "a.snap"]);
         stop(server);
         assert_eq!(left(s), 0);
+    });
+}
+
+/// It has the image, and does not answer yet.
+#[test]
+fn a_server_that_is_about_to_come_when_the_job_ends_is_no_stranger() {
+    on_both(|s| {
+        let image = image(s, 7);
+        let server = serve(s, "writeback");
+        let job = start(s, &[]);
+        server.kill();
+        let server = s.start(&["serve", "a.img", "--socket", &socket(s).display().to_string()]);
+        let proc = PathBuf::from(format!("/proc/{}", server.pid()));
+        let writes = |fd: fs::DirEntry| {
+            let info = fs::read_to_string(proc.join("fdinfo").join(fd.file_name())).unwrap_or_default();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default();
+            let is_image = fs::read_link(fd.path()).is_ok_and(|to| to == image);
+            is_image
+                && i32::from_str_radix(flags.trim(), 8).is_ok_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY)
+        };
+        let has_it = || fs::read_dir(proc.join("fd")).expect("it runs").flatten().any(writes);
+        // Not a moment later.
+        while !has_it() && !server.has_ended() {}
+        signal(&server, Signal::SIGSTOP);
+        // It would not wait.
+        until_within(Duration::from_secs(3), || job.has_ended());
+        signal(&server, Signal::SIGCONT);
+        let ended = job.end();
+        assert_eq!(ended.code, Some(0), "{:?}: {}", s.fs, ended.stderr);
+        assert_same(&image, &s.path("a.snap"));
+        stop(server);
     });
 }
 

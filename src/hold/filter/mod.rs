@@ -214,11 +214,8 @@ impl Hold for Filter {
     fn end(&mut self) -> Result<()> {
         let again = "run the same command again: it takes a new point in time";
         let broken = |why| Error::new(Kind::Broken, why, again);
-        // A server that was started again meanwhile is no stranger.
-        self.served.iter_mut().try_for_each(|served| served.heard().map(drop)).map_err(broken)?;
         // Who came meanwhile and is still there is seen now, while nothing is renamed yet.
-        let alone = self.served.iter().try_for_each(Served::alone);
-        alone.map_err(|e| Error { kind: Kind::Broken, hint: again.into(), ..e })?;
+        self.served.iter_mut().try_for_each(Served::ends_alone).map_err(broken)?;
         self.images.iter().try_for_each(|(image, path)| super::still_at(image, path))?;
         let mut felt = Tally::default();
         for served in &mut self.served {
