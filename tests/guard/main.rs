@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod closings;
 mod fanotify;
 mod faults;
 mod frozen;
