@@ -3,7 +3,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod closings;
 mod fanotify;
 mod faults;
 mod frozen;

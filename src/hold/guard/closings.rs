@@ -34,14 +34,13 @@ impl Closings {
         Ok(Self { group, known: known.to_vec() })
     }
 
-    /// Why the snapshot is lost, if it is, by what was closed since the last call. `copied` is of whose descriptors this process has had copies:
-    /// of one that was closed meanwhile the copy is the last, and which of them it was is not told.
-    pub fn lost(&self, images: &[Image], copied: &BTreeSet<u32>) -> Option<String> {
+    /// Why the snapshot is lost, if it is, by what was closed since the last call.
+    pub fn lost(&self, images: &[Image]) -> Option<String> {
         loop {
             match self.group.read() {
                 Ok(None) => return None,
                 Ok(Some(event)) => {
-                    if let Some(why) = self.stranger(&event, images, copied) {
+                    if let Some(why) = self.stranger(&event, images) {
                         return Some(why);
                     }
                 }
@@ -52,18 +51,14 @@ impl Closings {
         }
     }
 
-    fn stranger(&self, event: &Event, images: &[Image], copied: &BTreeSet<u32>) -> Option<String> {
+    fn stranger(&self, event: &Event, images: &[Image]) -> Option<String> {
         let name = |file: &dyn AsFd| fstat(file.as_fd()).map(|stat| (stat.st_dev, stat.st_ino)).ok();
         let closed = name(&event.file);
         let image = images.iter().position(|(image, _)| name(&**image) == closed);
         let pid = u32::try_from(event.pid).unwrap_or(0);
-        let known = image.and_then(|image| self.known.get(image));
-        let is_unknown = |pid: &u32| known.is_none_or(|known| !known.contains(pid));
-        let pid = if pid == std::process::id() {
-            copied.iter().copied().find(is_unknown)?
-        } else {
-            Some(pid).filter(is_unknown)?
-        };
+        if image.and_then(|image| self.known.get(image)).is_some_and(|known| known.contains(&pid)) {
+            return None;
+        }
         let path = image.map_or_else(|| "an image".into(), |image| format!("'{}'", images[image].1.display()));
         let who = match holders::comm(pid) {
             comm if comm.is_empty() => format!("pid {pid}"),

@@ -132,9 +132,7 @@ impl Guard {
                 return Some(answer::resized(clusters.size(), now));
             }
         }
-        if let Some(why) =
-            self.closings.as_ref().and_then(|closings| closings.lost(&self.images, &self.watch().copied()))
-        {
+        if let Some(why) = self.closings.as_ref().and_then(|closings| closings.lost(&self.images)) {
             return Some(why);
         }
         let looked = self.second_look.take_if(|look| look.is_finished())?;

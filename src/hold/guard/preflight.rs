@@ -111,11 +111,11 @@ fn cannot_search(error: io::Error) -> Error {
     Error::io(Kind::Refused, "who has the image open for writing cannot be found out", hint, error)
 }
 
-/// Looks for all who may write to the image. `probe` says of a copy of this process's descriptor of the image whether it can be watched.
+/// Looks for all who may write to the image. `probe` says of a descriptor of the image whether it can be watched.
 ///
 /// # Errors
 /// Refused where the processes or the image cannot be looked at.
-pub fn survey(image: &RealFile, probe: impl Fn(u32, &OwnedFd) -> bool) -> Result<Survey> {
+pub fn survey(image: &RealFile, probe: impl Fn(&OwnedFd) -> bool) -> Result<Survey> {
     let found = holders::holders(image.as_fd()).map_err(cannot_search)?;
     // Some kernels let nobody look into the first process; it is not one that has images open.
     let hidden = found.hidden.into_iter().filter(|pid| *pid != FIRST_PROCESS).collect();
@@ -131,7 +131,7 @@ pub fn survey(image: &RealFile, probe: impl Fn(u32, &OwnedFd) -> bool) -> Result
                     .map_err(|e| e.raw_os_error())
                     .and_then(|process| process::descriptor(process.as_fd(), *number).map_err(|e| e.raw_os_error()));
                 match copy {
-                    Ok(copy) if probe(pid, &copy) => survey.armed.push(holder),
+                    Ok(copy) if probe(&copy) => survey.armed.push(holder),
                     Ok(_) => survey.escapes.push(holder),
                     // It has ended, or closed the descriptor, since.
                     Err(Some(libc::ESRCH | libc::EBADF)) => {}
@@ -167,7 +167,7 @@ fn somebody_writes(image: &RealFile) -> bool {
 /// # Errors
 /// As [`survey`].
 pub fn look(image: &RealFile, watch: &Watch) -> Result<Survey> {
-    survey(image, |pid, descriptor| watch.probe(pid, descriptor))
+    survey(image, |descriptor| watch.probe(descriptor))
 }
 
 /// Surveys images that nobody else watches for us: each is marked for a moment, and whoever uses it goes on at once.

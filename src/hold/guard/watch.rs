@@ -4,13 +4,12 @@
 //! cloning thread is at. What has to be cloned first is asked for by [`Watch::wanted`] and answered by the cloning thread
 //! itself, as soon as it is done. The lock is held for moments only, and never around a system call that can block.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -42,8 +41,6 @@ pub struct Watch {
     files: Vec<Arc<RealFile>>,
     thread: Option<JoinHandle<()>>,
     supervisor: Child,
-    /// Whose descriptors were copied to be probed: where such a one closes his meanwhile, the copy's closing is told as this process's.
-    copied: Mutex<BTreeSet<u32>>,
 }
 
 impl Watch {
@@ -71,13 +68,7 @@ impl Watch {
             stop: AtomicBool::new(false),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| own(e.into()))?,
         });
-        let mut watch = Self {
-            shared: Arc::clone(&shared),
-            files: files.to_vec(),
-            thread: None,
-            supervisor,
-            copied: Mutex::default(),
-        };
+        let mut watch = Self { shared: Arc::clone(&shared), files: files.to_vec(), thread: None, supervisor };
         let (raised, result) = std::sync::mpsc::channel();
         let answer = move || {
             let fit = raise::answering_thread();
@@ -95,18 +86,10 @@ impl Watch {
     }
 
     /// Whether accesses by a descriptor of an image, received from another process, can be watched.
-    ///
-    /// `of` is whose descriptor it is a copy of.
-    pub fn probe(&self, of: u32, descriptor: &OwnedFd) -> bool {
-        self.copied.lock().unwrap_or_else(PoisonError::into_inner).insert(of);
+    pub fn probe(&self, descriptor: &OwnedFd) -> bool {
         let before = self.shared.probes.load(Ordering::Acquire);
         touch(descriptor);
         self.shared.probes.load(Ordering::Acquire) != before
-    }
-
-    /// Of whose descriptors this process has had copies.
-    pub fn copied(&self) -> BTreeSet<u32> {
-        self.copied.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sets T0: accesses to all images wait from here on, until what they may change is cloned.
