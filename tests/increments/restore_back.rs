@@ -20,7 +20,7 @@ fn abort_goes_back_where_the_former_state_was_kept() {
             let _ = fs::remove_file(s.path("kept"));
             let mut job =
                 s.command(&["restore", "-q", "a.snap", "a.img", "--keep-current", "kept"]).spawn().expect("started");
-            thread::sleep(Duration::from_micros(random.below(attempt * 200_000)));
+            thread::sleep(Duration::from_micros(random.below(u64::min(attempt, 10) * 200_000)));
             job.kill().and_then(|()| job.wait()).expect("killed");
             if !s.path("a.img").exists() {
                 break;
@@ -76,19 +76,31 @@ fn what_an_interrupted_abort_has_become_is_told() {
     });
 }
 
-/// Either way is open to who has interrupted either.
 #[test]
-fn an_abort_that_was_interrupted_goes_on_or_is_given_up() {
+fn an_abort_that_was_interrupted_goes_on_and_is_given_up_by_force_alone() {
     on_both(|s| {
-        for (verb, becomes, what) in [("abort", "kept", "put-back"), ("resume", "a.snap", "restored")] {
+        let ways: [(&[&str], _, _); 3] = [
+            (&["abort"], "kept", "put-back"),
+            (&["resume"], "kept", "put-back"),
+            (&["resume", "--force"], "a.snap", "restored"),
+        ];
+        for (verb, becomes, what) in ways {
             interrupted(s);
             s.start_with_fault("EIO:0", &["abort", "a.img"]).end();
             assert!(!s.path("a.img").exists());
             assert_eq!(s.exits(4, &["status", "--json", "a.img"])[0]["state"], "restore-abort-interrupted");
-            assert_eq!(s.exits(0, &[verb, "--json", "a.img"])[0]["what"], what);
+            let told = s.exits(0, &[verb, &["--json", "a.img"]].concat());
+            assert_eq!(told[0]["what"], what, "{:?} {verb:?}", s.fs);
             assert!(fs::read(s.path("a.img")).expect("there") == fs::read(s.path(becomes)).expect("there"));
             ["a.img", "a.snap", "kept"].iter().for_each(|name| fs::remove_file(s.path(name)).expect("removed"));
         }
+        // What it goes back to is gone: only one way is left, and it is told.
+        interrupted(s);
+        s.start_with_fault("EIO:0", &["abort", "a.img"]).end();
+        fs::remove_file(s.path("kept")).expect("removed");
+        refused(s, "resume --force a.img' takes the snapshot after all", &["resume", "a.img"]);
+        s.exits(0, &["resume", "--force", "-q", "a.img"]);
+        assert!(fs::read(s.path("a.img")).expect("there") == fs::read(s.path("a.snap")).expect("there"));
     });
 }
 

@@ -141,7 +141,7 @@ pub fn slowly<'a>(args: &[&'a str]) -> Vec<&'a str> {
 
 /// Flags of a job that must succeed, however long this machine stands still in the middle of it: by default it gives up before a guest has waited
 /// for a second.
-pub const PATIENT: [&str; 2] = ["--guest-deadline", "30s"];
+pub const PATIENT: [&str; 2] = ["--guest-deadline", "10s"];
 
 /// As [`slowly`], for a job that must succeed.
 pub fn patiently<'a>(args: &[&'a str]) -> Vec<&'a str> {

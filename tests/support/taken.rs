@@ -54,8 +54,10 @@ impl Taken {
     /// Takes a snapshot `a.snap` of `a.img`, as these flags say, under this hold and while its writers write, and judges it.
     pub fn while_they_write(s: &Sandbox, what: &str, flags: &[&str], hold: &str, writers: &Writers) {
         let met = |again: bool| {
-            let refresh: &[&str] = if again && !flags.contains(&"--refresh") { &["--refresh"] } else { &[] };
-            let taken = Self::by(s, &[flags, refresh, &["a.img", "a.snap"]].concat());
+            if again && !flags.contains(&"--refresh") {
+                std::fs::remove_file(s.path("a.snap")).expect("the snapshot");
+            }
+            let taken = Self::by(s, &[flags, &["a.img", "a.snap"]].concat());
             writers.goes_on(20);
             let verdict = assert_one_instant(&[&s.path("a.snap")], &s.outside("log"), taken.t0.clone());
             println!("{what} {flags:?}: {} and {}", taken.finished[0], verdict.json());

@@ -11,7 +11,7 @@ use super::Place;
 use crate::cli::words;
 use crate::disk::real::directory_of;
 use crate::disk::{Access, Disk, DiskFile, Stat};
-use crate::engine::restore::{Found, Intent, look};
+use crate::engine::restore::{Found, Intent, Toward, look};
 use crate::error::{Error, Kind, Result};
 
 /// Whether what the image is now may be kept by this name.
@@ -93,10 +93,15 @@ pub(super) fn astray(place: &Place, intent: &Intent) -> Error {
         words::name(&place.names.image),
         words::name(place.names.aside())
     );
+    // What it was to become.
+    let from = match (intent.toward(), &intent.kept) {
+        (Toward::Kept, Some(kept)) => words::shell(Path::new(OsStr::from_bytes(kept))),
+        _ => source.clone(),
+    };
     let hint = match place.disk.stat(&place.names.image) {
         Ok(None) => format!(
             "if it was renamed, it is a mixture that no VM may have: rename it back to {aside}, then 'rclone-img resume' ends the restore; if it \
-             is lost: cp --reflink=always {source} {image} && chmod u+w {image}; give that its owner and mode, then rm {source} {file}"
+             is lost: cp --reflink=always {from} {image} && chmod u+w {image}; give that its owner and mode, then rm {source} {file}"
         ),
         // By more than its number, which a file that was put there later may have as well.
         Ok(Some(there)) if there.regular && there.ino == intent.image.ino && is_image(place, intent) => format!(

@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 /// Where to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// To the snapshot.
+    /// To where it was on its way: to the snapshot, or back.
     On,
     /// To whatever is there in its place.
     Whatever,
@@ -28,7 +28,8 @@ enum Way {
     Back,
 }
 
-/// Goes on with a restore of an image, if there is one; none otherwise. With `force` what it is rolled back to is taken as it is.
+/// Goes on with a restore of an image, if there is one, or with the abort of one; none otherwise. With `force` it becomes what the snapshot is, as
+/// that is now.
 ///
 /// # Errors
 /// As [`super::run`].
@@ -76,7 +77,11 @@ fn go_on(image: &Path, output: &Output, way: Way) -> Result<Option<u8>> {
         Found::Begun(intent) => {
             let began = Instant::now();
             let restore = take(&place, &found)?;
-            let toward = if way == Way::Back { Toward::Kept } else { Toward::Snapshot };
+            let toward = match way {
+                Way::On => intent.toward(),
+                Way::Back => Toward::Kept,
+                Way::Whatever => Toward::Snapshot,
+            };
             let (from, mut source) = match toward {
                 Toward::Kept => kept(&name, image, intent)?,
                 Toward::Snapshot => snapshot(&place, image, intent, way == Way::Whatever)?,
@@ -131,7 +136,15 @@ fn snapshot(place: &Place, image: &Path, intent: &Intent, force: bool) -> Result
 
 /// What the image was before.
 fn kept(name: &str, image: &Path, intent: &Intent) -> Result<(PathBuf, Still)> {
-    let hint = format!("'rclone-img resume {}' ends the restore", words::shell(image));
+    let shown = words::shell(image);
+    let hint = match intent.toward() {
+        Toward::Snapshot => format!("'rclone-img resume {shown}' ends the restore"),
+        Toward::Kept => {
+            format!(
+                "put it back, and 'rclone-img resume {shown}' goes on; 'rclone-img resume --force {shown}' takes the snapshot after all"
+            )
+        }
+    };
     let none = || Error::new(Kind::Refused, format!("what {name} was before was not kept (--keep-current)"), &hint);
     let from = PathBuf::from(OsString::from_vec(intent.kept.clone().ok_or_else(none)?));
     let source = open(&from).map_err(|e| Error { hint: hint.clone(), ..e })?;

@@ -9,7 +9,7 @@ use crate::cli::args::Output;
 use crate::cli::meter::Meter;
 use crate::cli::signals::Stop;
 use crate::disk::real::{RealDisk, RealFile};
-use crate::engine::restore::{Restore, Restored};
+use crate::engine::restore::{Restore, Restored, Toward};
 use crate::error::{Error, Kind, Result};
 
 /// What the kernel's patience is where it does not tell, in seconds: its default (Documentation/admin-guide/sysctl/fs.rst).
@@ -29,10 +29,10 @@ pub(super) fn roll(
     let snapshot = std::sync::Arc::clone(source.file());
     let told = |e: Error| Error { what: format!("{}: {}", words::name(image), e.what), ..e };
     let patience = patience();
-    let owned = restore.owned(file, patience);
+    let (owned, toward) = (restore.owned(file, patience), restore.toward());
     let restored = restore.roll(&owned, &snapshot, |done| {
         meter.at(done);
-        is_still(source, patience, image)?;
+        is_still(source, patience, image, toward)?;
         match stop.asked() {
             false => Ok(()),
             true => {
@@ -43,18 +43,23 @@ pub(super) fn roll(
         }
     });
     let restored = restored.map_err(told)?;
-    is_still(source, patience, image).and_then(|()| restore.complete(&owned)).map_err(told)?;
+    is_still(source, patience, image, toward).and_then(|()| restore.complete(&owned)).map_err(told)?;
     Ok(restored)
 }
 
 /// Whether the snapshot is what it was, and stays so until it is asked again: whoever opens it for writing waits for its lease, as who opens the
 /// image does for that one's. To end at once would let him in on the only way forward and, by its second name, on the only way to it.
-fn is_still(source: &mut Still, patience: Duration, image: &Path) -> Result<()> {
+fn is_still(source: &mut Still, patience: Duration, image: &Path, toward: Toward) -> Result<()> {
     source.check_within(patience).map_err(|e| {
         let image = words::shell(image);
+        let changed = match toward {
+            Toward::Snapshot => format!(
+                "'rclone-img resume --force {image}' takes it as it is then, and where --keep-current was given 'rclone-img abort {image}' goes back"
+            ),
+            Toward::Kept => format!("'rclone-img resume --force {image}' takes the snapshot after all"),
+        };
         let hint = format!(
-            "'rclone-img resume {image}' goes on as soon as nobody has it open for writing; where it was changed, 'rclone-img resume --force \
-             {image}' takes it as it is then, and where --keep-current was given 'rclone-img abort {image}' goes back"
+            "'rclone-img resume {image}' goes on as soon as nobody has it open for writing; where it was changed, {changed}"
         );
         Error { hint, ..e }
     })

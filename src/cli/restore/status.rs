@@ -43,11 +43,9 @@ pub fn status(image: &Path, as_json: bool) -> Result<Option<(String, u8)>> {
             ("restore-intended", then("a restore was about to begin, and the image is as it was"))
         }
         Found::Begun(intent) if intent.toward() == Toward::Kept => {
-            let text = format!(
-                "'rclone-img abort' of a restore was interrupted, and there is no image until it is ended: 'rclone-img abort {shown}' goes on with \
-                 that, 'rclone-img resume {shown}' takes the snapshot after all"
-            );
-            ("restore-abort-interrupted", text)
+            let text = "'rclone-img abort' of a restore was interrupted, and there is no image until it is ended (resume --force takes the snapshot after \
+                        all)";
+            ("restore-abort-interrupted", then(text))
         }
         Found::Begun(intent) => {
             let back = if intent.kept.is_some() { ", and 'rclone-img abort' goes back" } else { "" };

@@ -179,6 +179,11 @@ impl<'a, D: Disk> Restore<'a, D> {
         Ok(image)
     }
 
+    /// What the image becomes.
+    pub fn toward(&self) -> Toward {
+        self.toward.get()
+    }
+
     /// The image that [`Restore::begin`] or [`Restore::own`] has made sure of, which openers can be kept waiting for as long as `patience`: well
     /// below the kernel's.
     pub fn owned<'f>(&self, image: &'f D::File, patience: Duration) -> Owned<'f, D::File> {

@@ -13,7 +13,7 @@ pub mod wire;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::sys::stat::fstat;
@@ -92,6 +92,31 @@ impl Filter {
     /// Asks all servers, one after the other.
     fn ask(&mut self, limit: Duration, message: impl Fn(usize) -> ToServer) -> Result<()> {
         self.served.iter_mut().enumerate().try_for_each(|(index, served)| served.ask(limit, &message(index)))
+    }
+
+    /// Waits until nobody but its server has any of the images open for writing. All are heard in turn: guests of one wait for this job while
+    /// another one's next server comes.
+    ///
+    /// # Errors
+    /// Why the snapshots are lost, in words.
+    fn all_are_alone(&mut self) -> std::result::Result<(), String> {
+        let began = Instant::now();
+        let mut waits: Vec<usize> = (0..self.served.len()).collect();
+        loop {
+            let mut still = Vec::new();
+            for (index, served) in self.served.iter_mut().enumerate() {
+                if !waits.contains(&index) {
+                    served.heard()?;
+                } else if !served.ends_alone(began)? {
+                    still.push(index);
+                }
+            }
+            waits = still;
+            if waits.is_empty() {
+                return Ok(());
+            }
+            std::thread::sleep(LOOKS);
+        }
     }
 
     fn tell(&mut self, image: usize, message: &ToServer) {
@@ -215,7 +240,7 @@ impl Hold for Filter {
         let again = "run the same command again: it takes a new point in time";
         let broken = |why| Error::new(Kind::Broken, why, again);
         // Who came meanwhile and is still there is seen now, while nothing is renamed yet.
-        self.served.iter_mut().try_for_each(Served::ends_alone).map_err(broken)?;
+        self.all_are_alone().map_err(broken)?;
         self.images.iter().try_for_each(|(image, path)| super::still_at(image, path))?;
         let mut felt = Tally::default();
         for served in &mut self.served {

@@ -49,9 +49,6 @@ const MOMENT: Duration = Duration::from_millis(2);
 /// How long a next server may have the image before it answers: it takes up its fleeces first, for at most 5 s.
 const COMES: Duration = Duration::from_secs(8);
 
-/// How long after it has opened the image a next server locks it, at the latest.
-const OPENS: Duration = Duration::from_millis(500);
-
 /// An image, and who serves it.
 pub struct Served {
     image: Image,
@@ -188,27 +185,28 @@ impl Served {
         }
     }
 
-    /// At the end: whether nobody but its server has the image open for writing. Where that is gone the next one may be about to come, which
-    /// is no stranger.
+    /// At the end, which `began` to be asked so long ago: whether nobody but its server has the image open for writing. Not yet where that is gone
+    /// and somebody has, who may be the next one: that is no stranger, and answers in a moment.
     ///
     /// # Errors
     /// Why the snapshot is lost, in words.
-    pub fn ends_alone(&mut self) -> std::result::Result<(), String> {
-        let until = Instant::now() + OPENS;
-        loop {
-            self.comes()?;
-            match self.alone() {
-                // It has the image before it has the lock.
-                Err(_) if self.away && Instant::now() < until => std::thread::sleep(MOMENT),
-                other => return other.map_err(|e| e.to_string()),
-            }
-        }
+    pub fn ends_alone(&mut self, began: Instant) -> std::result::Result<bool, String> {
+        self.heard()?;
+        let of = self.pid();
+        let Err(past) = self.alone() else { return Ok(true) };
+        // The server may have ended, or the next one come, while it was looked who has the image.
+        self.heard()?;
+        let is_another = self.away || self.pid() != of;
+        if is_another && began.elapsed() < COMES { Ok(false) } else { Err(past.to_string()) }
     }
 
-    /// Waits for a next server that has the image already. Without one QEMU's lock is that of the next one, which answers in a moment, or of
-    /// somebody who writes past it.
-    fn comes(&mut self) -> std::result::Result<(), String> {
+    /// All is done, and writes go on for good: how they fared.
+    ///
+    /// # Errors
+    /// Why the snapshot is lost, in words.
+    pub fn end(&mut self) -> std::result::Result<Tally, String> {
         self.heard()?;
+        // Without a server QEMU's lock is that of the next one, which answers in a moment, or of somebody who writes past it.
         let until = Instant::now() + COMES;
         while self.away && holders::qemu_lock((*self.image.0).as_fd()).map_or(true, |lock| lock.is_some()) {
             if Instant::now() >= until {
@@ -217,15 +215,6 @@ impl Served {
             std::thread::sleep(MOMENT);
             self.heard()?;
         }
-        Ok(())
-    }
-
-    /// All is done, and writes go on for good: how they fared.
-    ///
-    /// # Errors
-    /// Why the snapshot is lost, in words.
-    pub fn end(&mut self) -> std::result::Result<Tally, String> {
-        self.comes()?;
         if !self.away {
             match self.link.ask(&ToServer::End, AT_ONCE) {
                 Ok(ToJob::Ended { why: Some(why), .. }) => return Err(why),
