@@ -88,8 +88,12 @@ pub fn nobody_has(path: &Path) {
 
 /// A file with these bytes on the disk, which nobody has open for writing any more.
 pub fn written(path: &Path, bytes: impl AsRef<[u8]>) {
-    fs::write(path, bytes).and_then(|()| File::open(path)?.sync_all()).expect("a file");
+    synced(path, bytes);
     nobody_writes(path);
+}
+
+fn synced(path: &Path, bytes: impl AsRef<[u8]>) {
+    fs::write(path, bytes).and_then(|()| File::open(path)?.sync_all()).expect("a file");
 }
 
 /// A dense file of noise.
@@ -99,7 +103,7 @@ pub fn noise(path: &Path, len: u64) {
 
 /// The same, where somebody has it open and keeps it so.
 pub fn noise_in_use(path: &Path, len: u64) {
-    fs::write(path, bytes(len)).and_then(|()| File::open(path)?.sync_all()).expect("a file");
+    synced(path, bytes(len));
 }
 
 fn bytes(len: u64) -> Vec<u8> {

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use armed::armed;
-pub use device::{LoopDevice, Turn, turn};
+pub use device::{LoopDevice, turn};
 pub use family::Family;
 pub use files::{
     PATIENT, Random, SLOW, addresses, assert_same, difference, fragmented, has_extent, identity, nobody_has,
@@ -49,7 +49,7 @@ pub use other::{Other, XfsIo, full_pipe};
 pub use qemu::{Disk, QemuIo, Vm, Writers};
 pub use recording::{Recording, Request};
 pub use stamper::{ANY_TIME, Stamper, assert_one_instant, judged, modes};
-pub use taken::{Taken, guard, with_us};
+pub use taken::{Taken, guard, is_met, with_us};
 
 /// The program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rclone-img");

@@ -5,9 +5,10 @@ use std::process::{Command, Stdio};
 
 use jiff::Timestamp;
 use reflink_img_guest::clock;
+use reflink_img_guest::verify::Verdict;
 use serde_json::Value;
 
-use super::{Job, PROGRAM, Sandbox, Writers, assert_one_instant};
+use super::{ANY_TIME, Job, PROGRAM, Sandbox, Writers, assert_one_instant, judged};
 
 /// The clocks are read one after the other, and their distance may change by what a time server says.
 const SLACK: i128 = 1_000_000;
@@ -65,14 +66,29 @@ impl Taken {
             assert_eq!(verdict.prefix.is_some(), verdict.dependent, "{what}");
             taken.number("promoted") > 0
         };
-        // A job that no access has met proves nothing: a short one may have met none.
-        assert!([false, true, true, true, true].into_iter().any(met), "{what}: five times nobody was met");
+        is_met(what, met);
+    }
+
+    /// Takes one without a hold of `a.img` while its writers write: whether it is of one instant, which it may be by chance.
+    pub fn without_a_hold(s: &Sandbox, writers: &Writers) -> Verdict {
+        let flags = ["--force", "--consistency", "none", "--chunk", "64K", "--latency", "1ms"];
+        Self::by(s, &[&flags[..], &["a.img", "a.snap"]].concat());
+        writers.goes_on(20);
+        let verdict = judged(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
+        println!("{:?}: {}", s.fs, verdict.json());
+        verdict
     }
 
     /// A number that the first snapshot's report has.
     pub fn number(&self, name: &str) -> u64 {
         self.finished[0][name].as_u64().unwrap_or_else(|| panic!("no {name} in {}", self.finished[0]))
     }
+}
+
+/// Has a job made until it has met an access, which `met` says: a short one may have met none, and proves nothing then. It is told whether it is
+/// made again.
+pub fn is_met(what: &str, met: impl FnMut(bool) -> bool) {
+    assert!([false, true, true, true, true].into_iter().any(met), "{what}: five times nobody was met");
 }
 
 /// How far the time of day is ahead of the log's clock, in nanoseconds.

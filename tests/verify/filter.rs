@@ -6,9 +6,7 @@ use std::path::Path;
 
 use crate::support;
 use crate::support::serving::{LASTS, LASTS_LONG, clients, image, serve, stop, uri};
-use crate::support::{
-    ANY_TIME, Job, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, judged, on_both, runs, there,
-};
+use crate::support::{ANY_TIME, Job, Random, Sandbox, Taken, Vm, Writers, assert_one_instant, on_both, runs, there};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -73,11 +71,7 @@ fn without_the_hold_a_copy_is_bad() {
         let writers = Writers::start(s, &image, 1, clients(s, 1));
         // By chance one may be of one instant.
         let is_bad = || {
-            let flags = ["--force", "--consistency", "none", "--chunk", "64K", "--latency", "1ms"];
-            Taken::by(s, &[&flags[..], &["a.img", "a.snap"]].concat());
-            writers.goes_on(20);
-            let verdict = judged(&[&s.path("a.snap")], &s.outside("log"), ANY_TIME);
-            println!("{:?}: {}", s.fs, verdict.json());
+            let verdict = Taken::without_a_hold(s, &writers);
             !verdict.good && verdict.bad > 0
         };
         assert!((0..5).any(|_| is_bad()), "{:?}: copies without the hold are good", s.fs);
